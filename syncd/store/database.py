@@ -1,0 +1,721 @@
+"""One database, one writer: engines for SQLite and PostgreSQL, the writer thread with group commit, the daemon's lock.
+
+Every change in syncd is a small *unit of work*, handed to `Writer`, which runs whatever is queued in one transaction
+and acknowledges after the commit. Units of one kind are handed to that kind's ``run`` together, so that a batch of
+claims is a few set-based statements, not a few statements each. Deliveries go ahead of control work, and control work
+ahead of ingest; ingest commits alone, in chunks of a few milliseconds, so that a delivery never waits long.
+
+Hot statements run on the driver's own cursor (SQLAlchemy's execution layer costs more than the statement itself);
+everything else is SQLAlchemy Core on the same connection. docs/adr/0002 and 0003 say why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import psycopg
+import structlog
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.pool import NullPool, QueuePool
+
+from syncd.errors import LockedError, SchemaError, StartError, SyncdError, UnavailableError
+from syncd.model import MAX_NODES, Clock, SecretText
+from syncd.store import tables
+
+if TYPE_CHECKING:
+    from syncd.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+P = TypeVar("P")
+R = TypeVar("R")
+Row = tuple[Any, ...]
+
+MIN_SQLITE: Final = (3, 35)  # RETURNING
+PRAGMAS: Final = {
+    "journal_mode": "wal",
+    "synchronous": "2",  # FULL: WAL with NORMAL loses acknowledged commits at a power cut
+    "foreign_keys": "1",
+    "busy_timeout": "5000",
+    "wal_autocheckpoint": "0",  # the writer checkpoints, off the commit path, on its own connection
+    "temp_store": "2",
+    "cache_size": "-65536",
+}
+_ADVISORY_CLASS: Final = 0x73796E63  # "sync": the namespace of our advisory locks on PostgreSQL
+_ROWS_A_STATEMENT: Final = 64  # SQLite: more rows in one VALUES list gain nothing, and each length is prepared once
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+# PostgreSQL types of the columns that bulk statements bind.
+COLUMN_TYPES: Final = {"int": "bigint", "text": "text", "bytes": "bytea"}
+
+
+class RetryBatch(Exception):  # noqa: N818 - a signal to the writer, not an error
+    """Raised by a unit that lost a race to another daemon: roll the batch back and run it again."""
+
+
+class Lane(IntEnum):
+    """Order of service in the writer's queue."""
+
+    DELIVERY = 0
+    CONTROL = 1
+    INGEST = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work(Generic[P, R]):
+    """A kind of unit. ``run`` gets all queued payloads of its kind and returns one outcome each, in order.
+
+    An expected refusal is an outcome, an exception *returned* fails that unit alone, an exception *raised* rolls the
+    batch back (K1). ``run`` may be called again with the same payloads, so it keeps no state outside the transaction.
+    """
+
+    name: str
+    lane: Lane
+    run: Callable[[Tx, Sequence[P]], Sequence[R | BaseException]]
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    work: Work[Any, Any]
+    payload: Any
+    future: Future[Any] | asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop | None
+    outcome: Any = None
+
+
+class Tx:
+    """One transaction of the writer. ``bulk``, ``query`` and ``scalar`` are the hot path, ``core`` is everything else."""
+
+    __slots__ = ("_cursor", "_database", "at", "core", "notes", "xid")
+
+    def __init__(self, database: Database, core: Connection, cursor: Any) -> None:
+        self._database = database
+        self._cursor = cursor
+        self.core = core
+        self.at = int(database.clock.now())
+        self.notes: list[tuple[str, dict[str, Any]]] = []
+        self.xid: str | None = None
+
+    @property
+    def postgresql(self) -> bool:
+        """Whether this runs on PostgreSQL (row locks are needed) or on SQLite (the writer is alone)."""
+        return self._database.postgresql
+
+    def audit(self, kind: str, **body: Any) -> None:
+        """Note an audit entry; it is chained and written by the batch's last statements (K8)."""
+        self.notes.append((kind, body))
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """Run one statement with ``?`` markers, return its rows."""
+        self._cursor.execute(self._database.marked(sql), params)
+        return self._cursor.fetchall() if self._cursor.description else []
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one statement with ``?`` markers, return the number of rows it changed."""
+        self._cursor.execute(self._database.marked(sql), params)
+        return int(self._cursor.rowcount)
+
+    def bulk(self, sql: str, columns: str, rows: Sequence[Sequence[Any]], params: Sequence[Any] = ()) -> list[Row]:
+        """Run one set-based statement over ``rows``, return what it returns (its RETURNING, in no given order).
+
+        ``columns`` declares the rows as ``"id int, order_ref text, mac bytes"``; in ``sql`` they are the table ``rows``.
+        ``params`` fill the ``?`` markers of ``sql``. Long row lists are cut where the engine gains by it.
+        """
+        found: list[Row] = []
+        for start in range(0, len(rows), self._database.bulk_rows):
+            part = rows[start : start + self._database.bulk_rows]
+            statement, bound = self._database.bulk_statement(sql, columns, part)
+            self._cursor.execute(statement, [*bound, *params])
+            if self._cursor.description:
+                found.extend(self._cursor.fetchall())
+        return found
+
+    def now(self) -> float:
+        """The database's time in Unix seconds: what leases are measured with (D3)."""
+        if not self.postgresql:
+            return self._database.clock.now()
+        return float(self.query("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0])
+
+
+class Database:
+    """The engines of one database, its schema, and the lock that keeps a second daemon off a SQLite file.
+
+    ``url`` is ``sqlite:///PATH`` or ``postgresql+psycopg://…``. Raises StartError for a database that cannot be
+    trusted with money (a PRAGMA that does not stick, fsync switched off, a library that is too old).
+    """
+
+    def __init__(self, url: str, *, password: SecretText | None = None, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.url: URL = make_url(url)
+        if password is not None:
+            self.url = self.url.set(password=password.reveal())
+        self.postgresql = self.url.get_backend_name() == "postgresql"
+        self.bulk_rows = 10_000 if self.postgresql else _ROWS_A_STATEMENT
+        self._marked: dict[str, str] = {}
+        self._bulk: dict[tuple[str, int], str] = {}
+        self._lock_file: IO[str] | None = None
+        if not self.postgresql and sqlite3.sqlite_version_info < MIN_SQLITE:
+            msg = f"SQLite {sqlite3.sqlite_version} is too old"
+            raise StartError(msg, hint="Python must be linked with SQLite 3.35 or newer")
+        self.engine: Engine = self._engine(read_only=False)
+        self._readers: Engine = self._engine(read_only=True)
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file."""
+        return Path(self.url.database or "")
+
+    def _engine(self, *, read_only: bool) -> Engine:
+        if self.postgresql:
+            engine = create_engine(
+                self.url,
+                isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
+                poolclass=QueuePool if read_only else NullPool,
+                pool_pre_ping=read_only,
+                connect_args={"connect_timeout": 5, "application_name": "syncd"},
+            )
+        else:
+            engine = create_engine(
+                self.url,
+                isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
+                poolclass=QueuePool if read_only else NullPool,
+                connect_args={"check_same_thread": False, "cached_statements": 1024},
+            )
+
+        @event.listens_for(engine, "connect")
+        def prepare(connection: Any, _record: object) -> None:
+            if self.postgresql:
+                self._prepare_postgresql(connection)
+            else:
+                self._prepare_sqlite(connection, read_only=read_only)
+
+        return engine
+
+    def _prepare_sqlite(self, connection: sqlite3.Connection, *, read_only: bool) -> None:
+        for name, value in PRAGMAS.items():
+            connection.execute(f"PRAGMA {name}={value}")
+            (got,) = connection.execute(f"PRAGMA {name}").fetchone()
+            if str(got) != value:
+                msg = f"SQLite does not accept PRAGMA {name}={value} on {self.path}: it answers {got}"
+                raise StartError(msg, hint="the file must lie on a local disk that supports shared memory")
+        if read_only:
+            connection.execute("PRAGMA query_only=1")
+
+    def _prepare_postgresql(self, connection: Any) -> None:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        (fsync,) = cursor.execute("SHOW fsync").fetchone()
+        if fsync != "on":
+            msg = "PostgreSQL runs with fsync=off: it forgets acknowledged deliveries at a power cut"
+            raise StartError(msg, hint="set fsync = on in postgresql.conf and reload the server")
+        cursor.execute("SET synchronous_commit = on")
+        cursor.execute("SET default_transaction_isolation = 'read committed'")
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read-only connection for one consistent read; call it from a thread, never from the event loop."""
+        with self._readers.connect() as connection:
+            connection.exec_driver_sql(
+                "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY" if self.postgresql else "BEGIN"
+            )
+            try:
+                yield connection
+            finally:
+                connection.exec_driver_sql("ROLLBACK")
+
+    def lock(self) -> None:
+        """Keep every other daemon, and every command that writes, off this SQLite file (D1). Raises LockedError.
+
+        On PostgreSQL several daemons share a database; there this does nothing.
+        """
+        if self.postgresql or self._lock_file:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = Path(f"{self.path}.lock").open("a+", encoding="ascii")  # noqa: SIM115 - held for the daemon's life
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            msg = f"{self.path} is in use by another syncd (process {holder})"
+            raise LockedError(msg, hint="stop it first, or give this one a database of its own") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._lock_file = file
+
+    def close(self) -> None:
+        """Close every connection and give the lock back."""
+        self._readers.dispose()
+        self.engine.dispose()
+        if self._lock_file:
+            self._lock_file.close()
+            self._lock_file = None
+
+    # --- schema -----------------------------------------------------------------------------------------------------
+
+    def revision(self) -> tuple[str | None, str]:
+        """(revision of this database or None when it is empty, revision that this program wants)."""
+        with self.engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        head = _migrations().get_current_head()
+        assert head is not None  # noqa: S101 - the package always ships at least one migration
+        return current, head
+
+    def check_schema(self) -> None:
+        """Refuse a database of another schema with a clear word. An empty one migrates itself. Raises SchemaError."""
+        current, head = self.revision()
+        if current is None:
+            self.upgrade()
+        elif current != head:
+            known = {script.revision for script in _migrations().walk_revisions()}
+            if current in known:
+                msg = f"the database's schema is {current}, older than this syncd's {head}"
+                raise SchemaError(msg, hint="make a backup, then run: syncd db upgrade")
+            msg = f"the database's schema is {current}, which this syncd ({head}) does not know"
+            raise SchemaError(msg, hint="it was written by a newer syncd: run that one")
+
+    def upgrade(self) -> tuple[str | None, str]:
+        """Bring the schema up to date in one transaction; returns (revision before, revision now)."""
+        before, head = self.revision()
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN" if self.postgresql else "BEGIN IMMEDIATE")
+            try:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+            except BaseException:
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
+        return before, head
+
+    # --- hot statements ---------------------------------------------------------------------------------------------
+
+    def marked(self, sql: str) -> str:
+        """``sql`` with the driver's own parameter markers in place of ``?``."""
+        if not self.postgresql:
+            return sql
+        found = self._marked.get(sql)
+        if found is None:
+            found = self._marked[sql] = sql.replace("%", "%%").replace("?", "%s")
+        return found
+
+    def bulk_statement(self, sql: str, columns: str, rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+        """The statement and its bound values for `Tx.bulk`: VALUES on SQLite, unnest on PostgreSQL."""
+        if self.postgresql:
+            statement = self._bulk.get((sql, 0))
+            if statement is None:
+                names, types = zip(*(column.split() for column in columns.split(",")), strict=True)
+                arrays = ", ".join(f"%s::{COLUMN_TYPES[kind]}[]" for kind in types)
+                head = f"WITH rows({', '.join(names)}) AS (SELECT * FROM unnest({arrays})) "
+                statement = self._bulk[sql, 0] = head + self.marked(sql)
+            return statement, [list(column) for column in zip(*rows, strict=True)]
+        statement = self._bulk.get((sql, len(rows)))
+        if statement is None:
+            names = [column.split()[0] for column in columns.split(",")]
+            row = f"({', '.join('?' * len(names))})"
+            values = ", ".join([row] * len(rows))
+            statement = self._bulk[sql, len(rows)] = f"WITH rows({', '.join(names)}) AS (VALUES {values}) {sql}"
+        return statement, [value for row in rows for value in row]
+
+
+def _migrations() -> ScriptDirectory:
+    return ScriptDirectory(str(_MIGRATIONS))
+
+
+@dataclass(slots=True)
+class _Backoff:
+    """How often a batch is repeated after a race or a lost connection, and how long in all."""
+
+    races: int = 20
+    reconnect_s: float = 10.0
+    pause_s: float = field(default=0.05)
+
+
+class Writer:
+    """The only thread that writes. Start it once the schema is current; every change goes through `submit` or `call`.
+
+    ``chain`` is called as the last step of every batch that noted audit entries; ``on_fatal`` is called, on the
+    writer's thread, when the store can no longer be trusted (an I/O error at fsync): nothing more is acknowledged,
+    and the daemon must exit and recover at its next start (D1).
+    """
+
+    BATCH: Final = 128
+    STARVE: Final = 8  # batches of deliveries that may pass before a waiting chunk of ingest gets its turn
+    WAL_SOFT: Final = 16 << 20
+    WAL_HARD: Final = 192 << 20
+
+    def __init__(
+        self,
+        database: Database,
+        chain: Callable[[Tx], None],
+        *,
+        metrics: Metrics | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.database = database
+        self.node = 0
+        self._chain = chain
+        self._metrics = metrics
+        self._on_fatal = on_fatal
+        self._backoff = _Backoff()
+        self._lanes: tuple[deque[_Unit], ...] = tuple(deque() for _ in Lane)
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._asleep = False
+        self._stopping = False
+        self._dead: BaseException | None = None
+        self._passed = 0
+        self._connection: Connection | None = None
+        self._cursor: Any = None
+        self._thread = threading.Thread(target=self._serve, name="writer", daemon=True)
+
+    # --- callers' side ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect (raises what connecting raises) and start the thread."""
+        self._connect()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what is queued, then end the thread."""
+        self._stopping = True
+        self._wake.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._disconnect()
+
+    def submit(self, work: Work[P, R], payload: P) -> asyncio.Future[R]:
+        """Queue one unit from the event loop. The future resolves after the commit that carries it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._enqueue(_Unit(work, payload, future, loop))
+        return future
+
+    def call(self, work: Work[P, R], payload: P) -> R:
+        """Queue one unit from any other thread and wait for its commit."""
+        future: Future[R] = Future()
+        self._enqueue(_Unit(work, payload, future, None))
+        return future.result()
+
+    def queued(self, lane: Lane) -> int:
+        """How many units wait in a lane: ingest looks here before it takes the processor from deliveries."""
+        return len(self._lanes[lane])
+
+    def _enqueue(self, unit: _Unit) -> None:
+        if self._dead or self._stopping:
+            msg = "the store has stopped"
+            raise UnavailableError(msg, hint="try again; an order_ref that was recorded answers the same again")
+        self._lanes[unit.work.lane].append(unit)
+        if self._asleep:
+            self._wake.put(None)
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            batch = self._take()
+            if batch:
+                try:
+                    self._carry(batch)
+                except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may be acknowledged
+                    self._die(error, batch)
+                    return
+                continue
+            if not self.database.postgresql and self._wal_bytes() > self.WAL_SOFT:
+                self._checkpoint("PASSIVE")
+                if any(self._lanes):
+                    continue
+            if self._stopping:
+                return
+            self._asleep = True
+            if not any(self._lanes) and not self._stopping:
+                self._wake.get()
+            self._asleep = False
+
+    def _take(self) -> list[_Unit]:
+        """What is queued: everything urgent, or one chunk of ingest. Never waits to fill a batch."""
+        batch: list[_Unit] = []
+        ingest = self._lanes[Lane.INGEST]
+        if not ingest or self._passed < self.STARVE:
+            for lane in (Lane.DELIVERY, Lane.CONTROL):
+                queue = self._lanes[lane]
+                while queue and len(batch) < self.BATCH:
+                    batch.append(queue.popleft())
+        if batch:
+            self._passed += bool(ingest)
+            return batch
+        self._passed = 0
+        if ingest:
+            batch.append(ingest.popleft())
+        return batch
+
+    def _carry(self, batch: list[_Unit]) -> None:
+        """Run a batch to its commit and acknowledge it; on an unexpected error, each unit by itself (K1)."""
+        try:
+            self._transact(batch)
+        except _FatalStoreError:
+            raise
+        except UnavailableError as error:  # the database is away: alone, each unit would only wait for it again
+            for unit in batch:
+                unit.outcome = error
+        except Exception as error:  # noqa: BLE001 - sorted by unit below
+            if len(batch) == 1:
+                batch[0].outcome = error
+                if not isinstance(error, SyncdError):
+                    log.error("unit_failed", unit=batch[0].work.name, exc_info=error)
+                if self._metrics:
+                    self._metrics.writer_failures.inc()
+            else:
+                for unit in batch:
+                    self._carry([unit])
+                return
+        _acknowledge(batch)
+        if not self.database.postgresql and self._wal_bytes() > self.WAL_HARD:
+            self._checkpoint("TRUNCATE")
+
+    def _transact(self, batch: list[_Unit]) -> None:
+        groups: dict[int, list[_Unit]] = {}
+        for unit in batch:
+            groups.setdefault(id(unit.work), []).append(unit)
+        races = 0
+        deadline = time.monotonic() + self._backoff.reconnect_s
+        while True:
+            tx: Tx | None = None
+            committing = False
+            try:
+                if self._connection is None:
+                    self._connect()
+                tx = self._begin()
+                for units in groups.values():
+                    outcomes = units[0].work.run(tx, [unit.payload for unit in units])
+                    for unit, outcome in zip(units, outcomes, strict=True):
+                        unit.outcome = outcome
+                if tx.notes:
+                    self._chain(tx)
+                if self.database.postgresql and tx.xid is None:
+                    tx.xid = str(tx.query("SELECT pg_current_xact_id()::text")[0][0])
+                started = time.perf_counter()
+                committing = True
+                self._cursor.execute("COMMIT")
+            except RetryBatch:
+                self._rollback()
+                races += 1
+                if races > self._backoff.races:
+                    msg = "other daemons keep taking the same rows"
+                    raise UnavailableError(msg, hint="try again") from None
+                time.sleep(self._backoff.pause_s * races / self._backoff.races)
+                continue
+            except Exception as error:
+                if _fatal(error):
+                    raise _FatalStoreError(error) from error
+                if _race(error):
+                    self._rollback()
+                    races += 1
+                    if races > self._backoff.races:
+                        raise
+                    continue
+                if not self._lost(error):
+                    self._rollback()
+                    raise
+                self._disconnect()
+                if committing and tx and tx.xid and self._committed(tx.xid, deadline):
+                    break
+                if time.monotonic() > deadline:
+                    msg = "the database cannot be reached"
+                    raise UnavailableError(msg, hint="try again; what was recorded answers the same again") from error
+                time.sleep(self._backoff.pause_s)
+                continue
+            except BaseException:
+                self._rollback()
+                raise
+            break
+        if self._metrics:
+            self._metrics.writer_batches.inc()
+            self._metrics.writer_batch_units.observe(len(batch))
+            self._metrics.writer_commit_seconds.observe(time.perf_counter() - started)
+
+    def _begin(self) -> Tx:
+        self._cursor.execute("BEGIN" if self.database.postgresql else "BEGIN IMMEDIATE")
+        assert self._connection is not None  # noqa: S101 - _transact connects first
+        return Tx(self.database, self._connection, self._cursor)
+
+    def _rollback(self) -> None:
+        with contextlib.suppress(Exception):  # a lost connection has rolled back by itself
+            self._cursor.execute("ROLLBACK")
+
+    def _lost(self, error: Exception) -> bool:
+        if not self.database.postgresql:
+            return False
+        if self._connection is None:
+            return isinstance(getattr(error, "orig", error), psycopg.OperationalError)
+        driver = self._connection.connection.driver_connection
+        return driver is None or bool(driver.closed) or bool(getattr(driver, "broken", False))
+
+    def _committed(self, xid: str, deadline: float) -> bool:
+        """Whether a COMMIT whose answer was lost took effect: the server itself knows (K1).
+
+        Raises UnavailableError when it cannot be found out in time: nobody is then told anything but "try again".
+        """
+        while time.monotonic() < deadline:
+            try:
+                self._connect()
+                self._cursor.execute("SELECT pg_xact_status(%s::xid8)", [xid])
+                (status,) = self._cursor.fetchone()
+            except Exception:  # noqa: BLE001 - still unreachable
+                self._disconnect()
+                time.sleep(self._backoff.pause_s)
+                continue
+            if status == "committed":
+                return True
+            if status == "aborted":
+                return False
+            time.sleep(self._backoff.pause_s)  # the old backend has not noticed yet
+        msg = "the database was lost while committing"
+        raise UnavailableError(msg, hint="try again; what was recorded answers the same again")
+
+    def _connect(self) -> None:
+        connection = self.database.engine.connect()
+        driver: Any = connection.connection.driver_connection
+        self._cursor = driver.cursor()
+        self._connection = connection
+        if self.database.postgresql:
+            driver.prepare_threshold = 2
+            self.node = self._claim_node()
+
+    def _claim_node(self) -> int:
+        """A node number for ids, held as long as this session lives, so that two daemons never share one."""
+        for node in range(MAX_NODES):
+            self._cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_ADVISORY_CLASS, node])
+            if self._cursor.fetchone()[0]:
+                return node
+        msg = f"{MAX_NODES} daemons share this database already"
+        raise StartError(msg)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.invalidate()
+            with contextlib.suppress(Exception):
+                self._connection.close()
+        self._connection = self._cursor = None
+
+    def _wal_bytes(self) -> int:
+        try:
+            return os.stat(f"{self.database.path}-wal").st_size  # noqa: PTH116 - on the hot path
+        except OSError:
+            return 0
+
+    def _checkpoint(self, mode: str) -> None:
+        """Move the log into the database, on this connection only (a second one meets SQLite's WAL-reset bug).
+
+        A log that was moved whole is begun anew by the next commit, but keeps its size: it is cut only here, and only
+        when nothing is waiting.
+        """
+        try:
+            self._cursor.execute(f"PRAGMA wal_checkpoint({mode})")
+            self._cursor.fetchall()
+        except sqlite3.Error as error:
+            if _fatal(error):
+                raise _FatalStoreError(error) from error
+            log.warning("checkpoint_failed", mode=mode, error=type(error).__name__)
+
+    def _die(self, error: BaseException, batch: list[_Unit]) -> None:
+        self._dead = error
+        log.critical("store_failed", exc_info=error)
+        left = [*batch]
+        for lane in self._lanes:
+            while lane:
+                left.append(lane.popleft())
+        for unit in left:
+            unit.outcome = UnavailableError("the store has failed", hint="the daemon restarts; try again")
+        _acknowledge(left)
+        if self._on_fatal:
+            self._on_fatal(error)
+
+
+class _FatalStoreError(Exception):
+    """The store itself is broken; see Writer.on_fatal."""
+
+
+def _fatal(error: BaseException) -> bool:
+    """SQLite reported an I/O error or a damaged file: what was committed is only known after a restart."""
+    code = getattr(error, "sqlite_errorcode", None) or getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in {
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+
+
+def _race(error: BaseException) -> bool:
+    """A deadlock or a serialization failure: the server rolled us back so that we try again."""
+    return isinstance(
+        getattr(error, "orig", None) or error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure
+    )
+
+
+def _acknowledge(units: list[_Unit]) -> None:
+    """Give each caller its outcome: one wake-up for each event loop, however many units."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Unit]] = {}
+    for unit in units:
+        if unit.loop is not None:
+            by_loop.setdefault(unit.loop, []).append(unit)
+        elif isinstance(unit.outcome, BaseException):
+            unit.future.set_exception(unit.outcome)
+        else:
+            unit.future.set_result(unit.outcome)
+    for loop, waiting in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is waiting any more
+            loop.call_soon_threadsafe(_resolve, waiting)
+
+
+def _resolve(units: list[_Unit]) -> None:
+    for unit in units:
+        if unit.future.done():  # the caller went away
+            continue
+        if isinstance(unit.outcome, BaseException):
+            unit.future.set_exception(unit.outcome)
+        else:
+            unit.future.set_result(unit.outcome)
+
+
+def highest_id(database: Database) -> int:
+    """The highest id stored in any table of growing ids: where model.IdSource goes on from after a restart."""
+    with database.read() as connection:
+        found = [
+            connection.execute(text(f"SELECT max({column}) FROM {table}")).scalar()  # noqa: S608 - names of our own
+            for table, column in (
+                (tables.vault_key.name, "id"),
+                (tables.delivery.name, "id"),
+                (tables.quarantine.name, "id"),
+                (tables.source.name, "id"),
+                (tables.run.name, "id"),
+                (tables.token.name, "id"),
+            )
+        ]
+    return max((value for value in found if value), default=0)

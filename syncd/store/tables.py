@@ -1,0 +1,320 @@
+"""The schema on one page. Every table, index and rule that the database itself enforces stands here.
+
+Ids are 63-bit and grow with time (model.IdSource), so that keys, deliveries and audit entries of one moment share
+pages. Times are whole Unix seconds in UTC unless a name says otherwise. No column ever holds a key's plaintext: card
+keys are in ``sealed`` blobs, and what is compared is a keyed fingerprint.
+
+``migrations/`` builds the same schema step by step; a test compares the two on both engines.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# On SQLite a primary key is the rowid itself only when its type is INTEGER.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    allowed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({allowed})", name=column)
+
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    comment="Facts about this database: the restore fence and when it was made.",
+)
+
+keyring = Table(
+    "keyring",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("purpose", Text, nullable=False),
+    Column("kek_id", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("active", Boolean, nullable=False),
+    _one_of("purpose", "data", "index", "audit", "token"),
+    comment="Keys of the vault, each wrapped by the key-encryption key, which never lies here.",
+)
+Index("uq_keyring_active", keyring.c.purpose, unique=True, sqlite_where=text("active"), postgresql_where=text("active"))
+
+token = Table(
+    "token",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("principal", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("rights", Text, nullable=False),
+    Column("hash", LargeBinary, nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    comment="Access tokens, hashed under a key of the ring.",
+)
+
+supplier = Table(
+    "supplier",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("due_at", Float, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", Text),
+    Column("leased_until", Float),
+    Column("last_success_at", BigInteger),
+    Column("failures", Integer, nullable=False),
+    Column("last_error", Text),
+    comment="When each supplier is due, and who runs it: the lease and the epoch that fences it (K13).",
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("supplier", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("seen", BigInteger, nullable=False),
+    Column("new", BigInteger, nullable=False),
+    Column("repeats", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("error", Text),
+    Index("ix_run_supplier_id", "supplier", "id"),
+    comment="One row a sync run: what it saw, what was new, what went wrong.",
+)
+
+source = Table(
+    "source",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("product", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("supplier", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("supersedes", BigInteger),
+    Column("state", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("reading", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("consumed", BigInteger, nullable=False),
+    Column("cards", BigInteger, nullable=False),
+    Column("sealed", BigInteger, nullable=False),
+    Column("repeats", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    _one_of("state", "taking", "taken", "changed"),
+    UniqueConstraint("product", "name"),
+    comment="Where keys came from (feed:SHA256), and how far each payload has been taken: consumed bytes, last line.",
+)
+
+vault_key = Table(
+    "vault_key",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("product", Text, nullable=False),
+    Column("sealed_sku", Text, nullable=False),
+    Column("source_id", BigInteger, ForeignKey("source.id"), nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    _one_of("state", "available", "reserved", "delivered", "expired", "defective", "corrupt", "returned"),
+    comment="The vault. sealed_sku and the source's name are bound into the seal (K3).",
+)
+# The one index a claim needs: it holds available keys only, so it costs the same at 1,000,000 delivered keys (K7).
+Index(
+    "ix_vault_key_available",
+    vault_key.c.product,
+    vault_key.c.expires_at,
+    vault_key.c.id,
+    sqlite_where=text("state = 'available'"),
+    postgresql_where=text("state = 'available'"),
+)
+
+fingerprint = Table(
+    "fingerprint",
+    metadata,
+    Column("fp", LargeBinary, primary_key=True),
+    Column("key_id", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="The blind index: 16-byte HMACs of a key's de-duplication form and of its raw text (K5).",
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("product", Text, nullable=False),
+    Column("source_id", BigInteger, ForeignKey("source.id"), nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("raw_fp", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("first_source_id", BigInteger),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("resolved_at", BigInteger),
+    _one_of("state", "held", "released", "dropped"),
+    UniqueConstraint("source_id", "position", "raw_fp"),
+    comment="Slices that could not be read or were seen before, sealed; an operator decides (K6).",
+)
+Index(
+    "ix_quarantine_held",
+    quarantine.c.product,
+    quarantine.c.reason,
+    quarantine.c.id,
+    sqlite_where=text("state = 'held'"),
+    postgresql_where=text("state = 'held'"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("shop", Text, nullable=False),
+    Column("order_ref", Text, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("quantity", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("completed_at", BigInteger),
+    _one_of("state", "delivered", "pending", "cancelled"),
+    CheckConstraint("quantity >= 1", name="quantity"),
+    UniqueConstraint("shop", "order_ref"),
+    comment="One paid order line and what became of it, for ever (M2).",
+)
+Index(
+    "ix_delivery_pending",
+    delivery.c.product,
+    delivery.c.id,
+    sqlite_where=text("state = 'pending'"),
+    postgresql_where=text("state = 'pending'"),
+)
+
+allotment = Table(
+    "allotment",
+    metadata,
+    Column("key_id", Id, ForeignKey("vault_key.id"), primary_key=True, autoincrement=False),
+    Column("delivery_id", BigInteger, ForeignKey("delivery.id"), nullable=False),
+    Column("unit", Integer, nullable=False),
+    Column("withdrawn_at", BigInteger),
+    comment="Which key went to which unit of which delivery. A key is in here once, for ever: UNIQUE(key).",
+)
+Index(
+    "uq_allotment_unit",
+    allotment.c.delivery_id,
+    allotment.c.unit,
+    unique=True,
+    sqlite_where=text("withdrawn_at IS NULL"),
+    postgresql_where=text("withdrawn_at IS NULL"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Id, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    comment="Append-only record of every change of state; mac chains over the entry before (T1).",
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+    comment="The last entry of the chain, moved by the last statement of each batch (K8).",
+)
+
+# Transitions that the database lets through: whatever the program believes, a delivered key never becomes available.
+TRANSITIONS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "vault_key": (
+        ("available", "reserved"),
+        ("available", "delivered"),
+        ("available", "expired"),
+        ("available", "corrupt"),
+        ("available", "returned"),
+        ("reserved", "available"),
+        ("reserved", "delivered"),
+        ("reserved", "expired"),
+        ("reserved", "corrupt"),
+        ("delivered", "defective"),
+        ("delivered", "corrupt"),
+        ("defective", "returned"),
+        ("expired", "returned"),
+    ),
+    "delivery": (("pending", "delivered"), ("pending", "cancelled"), ("delivered", "pending")),
+    "quarantine": (("held", "released"), ("held", "dropped")),
+}
+# Tables in which no row is ever changed or deleted, or (delete only) never deleted.
+APPEND_ONLY: Final = {"audit": ("UPDATE", "DELETE"), "delivery": ("DELETE",), "allotment": ("DELETE",)}
+
+
+def rules(dialect: str) -> list[str]:
+    """The triggers that enforce TRANSITIONS and APPEND_ONLY, as SQL for ``sqlite`` or ``postgresql``."""
+    statements: list[str] = []
+    if dialect == "postgresql":
+        statements.append(
+            "CREATE FUNCTION syncd_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE EXCEPTION 'syncd: % on % is not allowed', TG_OP, TG_TABLE_NAME "
+            "USING ERRCODE = 'integrity_constraint_violation'; END$$"
+        )
+    for table, allowed in TRANSITIONS.items():
+        pairs = ", ".join(f"'{old}>{new}'" for old, new in allowed)
+        illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
+        statements.append(_trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal))
+    for table, operations in APPEND_ONLY.items():
+        for operation in operations:
+            statements.append(_trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, ""))
+    return statements
+
+
+def _trigger(dialect: str, name: str, table: str, operation: str, condition: str) -> str:
+    if dialect == "postgresql":
+        when = f"WHEN ({condition}) " if condition else ""
+        return f"CREATE TRIGGER {name} BEFORE {operation} ON {table} FOR EACH ROW {when}EXECUTE FUNCTION syncd_refuse()"
+    when = f"WHEN {condition} " if condition else ""
+    return (
+        f"CREATE TRIGGER {name} BEFORE {operation} ON {table} FOR EACH ROW {when}"
+        f"BEGIN SELECT RAISE(ABORT, 'syncd: {operation} on {table} is not allowed'); END"
+    )
