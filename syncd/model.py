@@ -72,6 +72,8 @@ class KeyState(StrEnum):
     AVAILABLE = "available"
     RESERVED = "reserved"
     DELIVERED = "delivered"
+    HELD = "held"
+    """Set aside after a restore: nobody can prove that it was not delivered since the backup."""
     EXPIRED = "expired"
     DEFECTIVE = "defective"
     CORRUPT = "corrupt"

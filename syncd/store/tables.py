@@ -152,7 +152,7 @@ vault_key = Table(
     Column("state", Text, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
-    _one_of("state", "available", "reserved", "delivered", "expired", "defective", "corrupt", "returned"),
+    _one_of("state", "available", "reserved", "delivered", "held", "expired", "defective", "corrupt", "returned"),
     comment="The vault. sealed_sku and the source's name are bound into the seal (K3).",
 )
 # The one index a claim needs: it holds available keys only, so it costs the same at 1,000,000 delivered keys (K7).
@@ -274,6 +274,10 @@ TRANSITIONS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("available", "expired"),
         ("available", "corrupt"),
         ("available", "returned"),
+        ("available", "held"),
+        ("held", "available"),
+        ("held", "defective"),
+        ("reserved", "held"),
         ("reserved", "available"),
         ("reserved", "delivered"),
         ("reserved", "expired"),

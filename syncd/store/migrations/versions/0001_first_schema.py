@@ -206,7 +206,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('available', 'reserved', 'delivered', 'expired', 'defective', 'corrupt', 'returned')",
+            "state IN ('available', 'reserved', 'delivered', 'held', 'expired', 'defective', 'corrupt', 'returned')",
             name=op.f("ck_vault_key_state"),
         ),
         sa.ForeignKeyConstraint(["source_id"], ["source.id"], name=op.f("fk_vault_key_source_id")),

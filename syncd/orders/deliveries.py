@@ -1,0 +1,479 @@
+"""Deliveries: one paid order line gets its keys, once, for ever (M2).
+
+Called by the storefronts. A delivery is allotted, audited and answered for in one transaction; its keys are opened
+after the commit, and a key that does not open is replaced before anybody is answered (K4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
+from syncd.model import DeliveryState, IdSource
+from syncd.store.database import Lane, RetryBatch, Tx, Work, Writer
+from syncd.vault.vault import KeyRow, OpenedKey, Vault
+
+if TYPE_CHECKING:
+    from syncd.config import Product
+    from syncd.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+MAX_QUANTITY: Final = 1000
+_FILL_AT_ONCE: Final = 100
+
+
+class InsufficientStockError(ConflictError):
+    """Not enough keys: nothing was recorded, so trying again works."""
+
+    code = "insufficient_stock"
+
+
+class OrderRefReusedError(SyncdError):
+    """The order_ref was used before for other content; it names one order line for ever."""
+
+    code = "order_ref_reused"
+    status = 422
+
+
+class DeliveryCancelledError(ConflictError):
+    """The delivery under this order_ref was cancelled; it never delivers again."""
+
+    code = "delivery_cancelled"
+
+
+class UnknownProductError(NotFoundError):
+    """The configuration has no such product."""
+
+    code = "unknown_product"
+
+
+class FencedError(UnavailableError):
+    """The database was restored from a backup: no key leaves until `syncd recover` has run (T3)."""
+
+    code = "restored_not_recovered"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for.
+
+    A product that is no longer ``known`` to the configuration is not delivered anew, but what was delivered of it is
+    answered for ever.
+    """
+
+    shop: str
+    order_ref: str
+    product: str
+    quantity: int
+    min_life: int = 0
+    known: bool = True
+
+
+@dataclass(slots=True, repr=False)
+class Allotted:
+    """A delivery as recorded, with its keys still sealed."""
+
+    id: int
+    product: str
+    quantity: int
+    state: str
+    reason: str | None
+    created_at: int
+    repeat: bool
+    keys: list[KeyRow]
+
+
+@dataclass(slots=True, repr=False)
+class Delivery:
+    """A delivery as answered. ``keys`` is empty unless its state is ``delivered`` and the caller may see them."""
+
+    id: int
+    order_ref: str
+    product: str
+    quantity: int
+    state: str
+    reason: str | None
+    created_at: int
+    repeat: bool
+    keys: list[OpenedKey]
+
+
+class Deliveries:
+    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``fence`` is T3's."""
+
+    def __init__(  # noqa: PLR0913 - the parts it is composed of
+        self,
+        vault: Vault,
+        writer: Writer,
+        ids: IdSource,
+        products: Callable[[], Mapping[str, Product]],
+        metrics: Metrics,
+        *,
+        fenced: bool = False,
+    ) -> None:
+        self._vault = vault
+        self._writer = writer
+        self._ids = ids
+        self._products = products
+        self._metrics = metrics
+        self.fenced = fenced
+        self._allot: Work[Request, Allotted] = Work("deliver", Lane.DELIVERY, self._run_allot)
+        self._replace: Work[tuple[int, list[int], int], Allotted] = Work("replace", Lane.DELIVERY, self._run_replace)
+        self._fill: Work[tuple[str, int], int] = Work("fill_pending", Lane.CONTROL, self._run_fill)
+        self._cancel: Work[tuple[str, str], Allotted] = Work("cancel", Lane.DELIVERY, self._run_cancel)
+
+    # --- what storefronts call --------------------------------------------------------------------------------------
+
+    async def deliver(self, shop: str, order_ref: str, product: str, quantity: int) -> Delivery:
+        """Deliver one order line, or say again what was delivered for it.
+
+        Raises UnknownProductError, InsufficientStockError (nothing recorded), OrderRefReusedError,
+        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet.
+        """
+        if self.fenced:
+            msg = "this database was restored from a backup"
+            raise FencedError(msg, hint="the operator must run: syncd recover")
+        known = self._products().get(product)
+        min_life = int(known.min_life) if known else 0
+        request = Request(shop, order_ref, product, quantity, min_life, known is not None)
+        allotted = await self._writer.submit(self._allot, request)
+        return await self._opened(order_ref, allotted, request.min_life)
+
+    async def reveal(self, shop: str, order_ref: str) -> Delivery | None:
+        """The delivery of an order line with its keys, recorded like a repeated request; None if there is none."""
+        found = await asyncio.to_thread(self.find, shop, order_ref)
+        if found is None:
+            return None
+        if found.state == DeliveryState.CANCELLED:
+            return found
+        return await self.deliver(shop, order_ref, found.product, found.quantity)
+
+    async def cancel(self, shop: str, order_ref: str) -> Delivery:
+        """Cancel a pending delivery for ever. Raises NotFoundError, or ConflictError when it cannot be any more."""
+        allotted = await self._writer.submit(self._cancel, (shop, order_ref))
+        return _answer(order_ref, allotted, [])
+
+    async def fill(self, product: str) -> int:
+        """Give keys that arrived to deliveries that wait for them, oldest first; returns how many were completed."""
+        known = self._products().get(product)
+        filled = await self._writer.submit(self._fill, (product, int(known.min_life) if known else 0))
+        if filled:
+            log.info("pending_deliveries_filled", product=product, deliveries=filled)
+        return filled
+
+    def find(self, shop: str, order_ref: str) -> Delivery | None:
+        """The recorded delivery without its keys. Blocks on the database: call it from a thread."""
+        with self._vault.database.read() as connection:
+            row = connection.exec_driver_sql(
+                self._vault.database.marked(
+                    "SELECT id, product, quantity, state, reason, created_at FROM delivery"
+                    " WHERE shop = ? AND order_ref = ?"
+                ),
+                (shop, order_ref),
+            ).one_or_none()
+        return None if row is None else Delivery(row[0], order_ref, *row[1:], repeat=True, keys=[])
+
+    async def _opened(self, order_ref: str, allotted: Allotted, min_life: int) -> Delivery:
+        """Open a delivery's keys; what does not open is marked corrupt and replaced until all do (K4)."""
+        while allotted.state == DeliveryState.DELIVERED:
+            keys: list[OpenedKey] = []
+            unreadable: list[int] = []
+            for row in allotted.keys:
+                try:
+                    keys.append(self._vault.open(row, allotted.product))
+                except UnreadableKeyError as error:
+                    self._metrics.key_unreadable.inc()
+                    log.error("key_unreadable", key_id=row.id, product=allotted.product, why=error.message)  # noqa: TRY400
+                    unreadable.append(row.id)
+            if not unreadable:
+                return _answer(order_ref, allotted, keys)
+            repeat = allotted.repeat
+            allotted = await self._writer.submit(self._replace, (allotted.id, unreadable, min_life))
+            allotted.repeat = repeat
+        return _answer(order_ref, allotted, [])
+
+    # --- units of work ----------------------------------------------------------------------------------------------
+
+    def _run_allot(self, tx: Tx, requests: Sequence[Request]) -> list[Allotted | BaseException]:
+        """Allot a batch: one look for repeats, one claim for all products, one insert a table."""
+        recorded = self._recorded(tx, {(r.shop, r.order_ref) for r in requests})
+        first: dict[tuple[str, str], int] = {}
+        for index, request in enumerate(requests):
+            if (request.shop, request.order_ref) not in recorded:
+                first.setdefault((request.shop, request.order_ref), index)
+        wanted = [requests[index] for index in first.values()]
+        granted = dict(zip(first.values(), self._grant(tx, wanted), strict=True))
+        outcomes: list[Allotted | BaseException] = []
+        for index, request in enumerate(requests):
+            own = granted.get(index)
+            if own is not None:
+                outcomes.append(own)
+                continue
+            order = (request.shop, request.order_ref)
+            known = recorded.get(order)
+            if known is None:  # the same order twice in one batch
+                twin = granted[first[order]]
+                if isinstance(twin, BaseException):
+                    outcomes.append(twin)
+                    continue
+                known = Allotted(
+                    twin.id, twin.product, twin.quantity, twin.state, twin.reason, twin.created_at, True, twin.keys
+                )
+            outcomes.append(self._again(tx, request, known))
+        return outcomes
+
+    def _again(self, tx: Tx, request: Request, known: Allotted) -> Allotted | BaseException:
+        """What a request gets whose order_ref is recorded."""
+        if (known.product, known.quantity) != (request.product, request.quantity):
+            return OrderRefReusedError(
+                "this order_ref was used for another product or quantity", hint="an order_ref names one order line"
+            )
+        if known.state == DeliveryState.CANCELLED:
+            return DeliveryCancelledError("this delivery was cancelled", hint="use a new order_ref")
+        tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
+        return known
+
+    def _grant(self, tx: Tx, requests: Sequence[Request]) -> list[Allotted | BaseException]:
+        """Claim keys for new orders, in the order they came; an order gets all its keys or none."""
+        if not requests:
+            return []
+        need: dict[tuple[str, int], int] = {}
+        for request in requests:
+            if not request.known:
+                continue
+            product = (request.product, request.min_life)
+            need[product] = need.get(product, 0) + request.quantity
+        stock = self._claim(tx, need) if need else {}
+        ids = self._ids.take(len(requests))
+        outcomes: list[Allotted | BaseException] = []
+        deliveries: list[tuple[int, str, str, str, int]] = []
+        allotments: list[tuple[int, int, int]] = []
+        for row_id, request in zip(ids, requests, strict=True):
+            if not request.known:
+                outcomes.append(
+                    UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
+                )
+                continue
+            held = stock[request.product, request.min_life]
+            if len(held) < request.quantity:
+                outcomes.append(
+                    InsufficientStockError(
+                        "there are not enough keys of this product", hint="nothing was recorded: try again later"
+                    )
+                )
+                continue
+            keys = [held.pop() for _ in range(request.quantity)]
+            deliveries.append((row_id, request.shop, request.order_ref, request.product, request.quantity))
+            allotments.extend((key.id, row_id, unit) for unit, key in enumerate(keys))
+            tx.audit(
+                "delivery.delivered",
+                delivery=row_id,
+                shop=request.shop,
+                order_ref=request.order_ref,
+                product=request.product,
+                keys=[key.id for key in keys],
+            )
+            outcomes.append(
+                Allotted(row_id, request.product, request.quantity, "delivered", None, tx.at, False, keys)  # noqa: FBT003
+            )
+        if deliveries:
+            written = tx.bulk(
+                "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, created_at, completed_at)"
+                " SELECT id, shop, order_ref, product, quantity, 'delivered', ?, ? FROM rows WHERE true"
+                " ON CONFLICT (shop, order_ref) DO NOTHING RETURNING id",
+                "id int, shop text, order_ref text, product text, quantity int",
+                deliveries,
+                (tx.at, tx.at),
+            )
+            if len(written) != len(deliveries):
+                raise RetryBatch  # another daemon recorded one of them just now
+            self._hand_over(tx, allotments)
+        return outcomes
+
+    def _hand_over(self, tx: Tx, allotments: Sequence[tuple[int, int, int]]) -> None:
+        """Write allotments (key, delivery, unit) and mark their keys delivered."""
+        tx.bulk(
+            "INSERT INTO allotment (key_id, delivery_id, unit) SELECT key_id, delivery_id, unit FROM rows",
+            "key_id int, delivery_id int, unit int",
+            allotments,
+        )
+        marked = tx.bulk(
+            "UPDATE vault_key SET state = 'delivered' WHERE state = 'available' AND id IN (SELECT id FROM rows)"
+            " RETURNING id",
+            "id int",
+            [(key_id,) for key_id, _, _ in allotments],
+        )
+        if len(marked) != len(allotments):
+            raise RetryBatch
+
+    def _claim(self, tx: Tx, need: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[KeyRow]]:
+        """The next keys of each (product, min_life), as stacks whose top goes first: soonest to expire, then oldest."""
+        stock = self._look(tx, need, " FOR UPDATE SKIP LOCKED" if tx.postgresql else "")
+        if tx.postgresql and any(len(stock[product]) < number for product, number in need.items()):
+            # Another daemon may hold rows that it will not take after all (K2): wait for it, then look once more.
+            self._look(tx, need, " FOR UPDATE")
+            stock = self._look(tx, need, " FOR UPDATE SKIP LOCKED")
+        return stock
+
+    def _look(
+        self, tx: Tx, need: Mapping[tuple[str, int], int], lock: str
+    ) -> dict[tuple[str, int], list[KeyRow]]:
+        # One statement for all products of the batch: each branch reads its few rows off the partial index.
+        branch = (
+            "SELECT * FROM (SELECT {which} AS which, id, sealed_sku, source_id, expires_at, sealed FROM vault_key"
+            " WHERE state = 'available' AND product = ? AND expires_at > ? ORDER BY expires_at, id LIMIT ?{lock}) k{which}"
+        )
+        sql = " UNION ALL ".join(branch.format(which=which, lock=lock) for which in range(len(need)))
+        params: list[Any] = []
+        for (product, min_life), number in need.items():
+            params += [product, tx.at + min_life, number]
+        rows = tx.query(sql, params)
+        names = self._vault.source_names(tx, {row[3] for row in rows})
+        order = list(need)
+        stock: dict[tuple[str, int], list[KeyRow]] = {product: [] for product in order}
+        for which, row_id, sku, source_id, expires_at, sealed in rows:
+            stock[order[which]].append(KeyRow(row_id, sku, names[source_id], expires_at, sealed))
+        for keys in stock.values():
+            keys.sort(key=lambda key: (key.expires_at, key.id), reverse=True)
+        return stock
+
+    def _recorded(self, tx: Tx, orders: set[tuple[str, str]]) -> dict[tuple[str, str], Allotted]:
+        """The deliveries that exist already, with their keys in the order of their units."""
+        rows = tx.bulk(
+            "SELECT d.id, d.shop, d.order_ref, d.product, d.quantity, d.state, d.reason, d.created_at FROM rows"
+            " JOIN delivery d ON d.shop = rows.shop AND d.order_ref = rows.order_ref",
+            "shop text, order_ref text",
+            sorted(orders),
+        )
+        found = {
+            row[0]: Allotted(row[0], row[3], row[4], row[5], row[6], row[7], True, [])  # noqa: FBT003
+            for row in rows
+        }
+        self._fetch_keys(tx, [d for d in found.values() if d.state == DeliveryState.DELIVERED])
+        return {(row[1], row[2]): found[row[0]] for row in rows}
+
+    def _fetch_keys(self, tx: Tx, deliveries: Sequence[Allotted]) -> None:
+        if not deliveries:
+            return
+        rows = tx.bulk(
+            "SELECT a.delivery_id, a.unit, k.id, k.sealed_sku, k.source_id, k.expires_at, k.sealed FROM rows"
+            " JOIN allotment a ON a.delivery_id = rows.id AND a.withdrawn_at IS NULL"
+            " JOIN vault_key k ON k.id = a.key_id",
+            "id int",
+            [(d.id,) for d in deliveries],
+        )
+        names = self._vault.source_names(tx, {row[4] for row in rows})
+        by_delivery: dict[int, list[tuple[int, KeyRow]]] = {}
+        for delivery_id, unit, key_id, sku, source_id, expires_at, sealed in rows:
+            key = KeyRow(key_id, sku, names[source_id], expires_at, sealed)
+            by_delivery.setdefault(delivery_id, []).append((unit, key))
+        for d in deliveries:
+            d.keys = [key for _, key in sorted(by_delivery.get(d.id, []), key=lambda item: item[0])]
+
+    def _by_id(self, tx: Tx, delivery_id: int) -> Allotted:
+        lock = " FOR UPDATE" if tx.postgresql else ""
+        ((product, quantity, state, reason, created_at),) = tx.query(
+            f"SELECT product, quantity, state, reason, created_at FROM delivery WHERE id = ?{lock}",  # noqa: S608
+            (delivery_id,),
+        )
+        found = Allotted(delivery_id, product, quantity, state, reason, created_at, True, [])  # noqa: FBT003
+        self._fetch_keys(tx, [found])
+        return found
+
+    def _run_replace(
+        self, tx: Tx, payloads: Sequence[tuple[int, list[int], int]]
+    ) -> list[Allotted | BaseException]:
+        return [self._replace_one(tx, *payload) for payload in payloads]
+
+    def _replace_one(self, tx: Tx, delivery_id: int, unreadable: list[int], min_life: int) -> Allotted:
+        """Withdraw keys that do not open and allot others; with none left the delivery waits (K4)."""
+        current = self._by_id(tx, delivery_id)
+        bad = [key.id for key in current.keys if key.id in unreadable]  # whoever came first may have replaced them
+        if current.state != DeliveryState.DELIVERED or not bad:
+            return current
+        for key_id in bad:
+            tx.execute("UPDATE allotment SET withdrawn_at = ? WHERE key_id = ?", (tx.at, key_id))
+            tx.execute("UPDATE vault_key SET state = 'corrupt' WHERE id = ?", (key_id,))
+            tx.audit("key.corrupt", key=key_id, delivery=delivery_id, product=current.product)
+        if not self._complete(tx, current, min_life):
+            tx.execute(
+                "UPDATE delivery SET state = 'pending', reason = 'key_unreadable', completed_at = NULL WHERE id = ?",
+                (delivery_id,),
+            )
+            tx.audit("delivery.pending", delivery=delivery_id, reason="key_unreadable")
+        return self._by_id(tx, delivery_id)
+
+    def _complete(self, tx: Tx, delivery: Allotted, min_life: int) -> bool:
+        """Allot the units that a delivery lacks, all or none."""
+        taken = {unit for (unit,) in tx.query(
+            "SELECT unit FROM allotment WHERE delivery_id = ? AND withdrawn_at IS NULL", (delivery.id,)
+        )}
+        missing = [unit for unit in range(delivery.quantity) if unit not in taken]
+        keys = self._claim(tx, {(delivery.product, min_life): len(missing)})[delivery.product, min_life]
+        if len(keys) < len(missing):
+            return False
+        pairs = [(keys.pop(), unit) for unit in missing]
+        self._hand_over(tx, [(key.id, delivery.id, unit) for key, unit in pairs])
+        tx.audit("delivery.completed", delivery=delivery.id, keys=[key.id for key, _ in pairs])
+        return True
+
+    def _run_fill(self, tx: Tx, payloads: Sequence[tuple[str, int]]) -> list[int | BaseException]:
+        return [self._fill_one(tx, product, min_life) for product, min_life in payloads]
+
+    def _fill_one(self, tx: Tx, product: str, min_life: int) -> int:
+        lock = " FOR UPDATE SKIP LOCKED" if tx.postgresql else ""
+        waiting = tx.query(
+            f"SELECT id FROM delivery WHERE state = 'pending' AND product = ? ORDER BY id LIMIT {_FILL_AT_ONCE}{lock}",  # noqa: S608
+            (product,),
+        )
+        filled = 0
+        for (delivery_id,) in waiting:
+            if not self._complete(tx, self._by_id(tx, delivery_id), min_life):
+                break  # first come, first served: nobody overtakes
+            tx.execute(
+                "UPDATE delivery SET state = 'delivered', reason = NULL, completed_at = ? WHERE id = ?",
+                (tx.at, delivery_id),
+            )
+            filled += 1
+        return filled
+
+    def _run_cancel(self, tx: Tx, payloads: Sequence[tuple[str, str]]) -> list[Allotted | BaseException]:
+        return [self._cancel_one(tx, *payload) for payload in payloads]
+
+    def _cancel_one(self, tx: Tx, shop: str, order_ref: str) -> Allotted | BaseException:
+        found = self._recorded(tx, {(shop, order_ref)}).get((shop, order_ref))
+        if found is None:
+            return NotFoundError("there is no such delivery")
+        if found.state == DeliveryState.CANCELLED:
+            return found
+        current = self._by_id(tx, found.id)
+        if current.state != DeliveryState.PENDING:
+            return ConflictError("this delivery has its keys already", hint="only a pending one can be cancelled")
+        if current.keys:
+            return ConflictError(
+                "this delivery holds keys that may be known to the customer", hint="it completes when stock arrives"
+            )
+        tx.execute("UPDATE delivery SET state = 'cancelled', completed_at = ? WHERE id = ?", (tx.at, found.id))
+        tx.audit("delivery.cancelled", delivery=found.id, shop=shop)
+        current.state, current.reason = DeliveryState.CANCELLED, None
+        return current
+
+
+def _answer(order_ref: str, allotted: Allotted, keys: list[OpenedKey]) -> Delivery:
+    return Delivery(
+        allotted.id,
+        order_ref,
+        allotted.product,
+        allotted.quantity,
+        allotted.state,
+        allotted.reason,
+        allotted.created_at,
+        allotted.repeat,
+        keys,
+    )

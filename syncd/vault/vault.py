@@ -1,0 +1,531 @@
+"""The vault: seals card keys, refuses those it has seen, opens those that are delivered.
+
+Called by inventory (what comes in), orders (what goes out) and the operator's commands. Everything that is sealed is
+sealed before its transaction and opened after it: no statement ever carries a key's text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import structlog
+from sqlalchemy import func, insert, select
+
+from syncd.errors import ConflictError, KekError, LeaseLostError, NotFoundError, UnreadableKeyError
+from syncd.model import CardKey, IdSource, KeyState, QuarantineState
+from syncd.store.database import Database, Lane, RetryBatch, Tx, Work, Writer
+from syncd.store.tables import keyring as keyring_table
+from syncd.store.tables import meta, quarantine, source, vault_key
+from syncd.vault.crypto import associated
+from syncd.vault.keyring import Keyring, RingRow
+
+if TYPE_CHECKING:
+    from syncd.vault.crypto import Kek
+
+log = structlog.get_logger(__name__)
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(tuple[dict[str, str], str, int]).decode
+RESTORE_FENCE: Final = "restored_at"
+
+
+@dataclass(slots=True, repr=False)
+class Slice:
+    """One card of a payload on its way in: its place, its exact bytes, and the key read from it or why there is none.
+
+    ``dedupe`` is the fixed de-duplication form of the key (K5), empty when there is no key.
+    """
+
+    position: int
+    raw: bytes
+    key: CardKey | None
+    dedupe: str
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True, repr=False)
+class SealedKey:
+    """A key ready to be written. ``raw`` stays in memory only, in case the key turns out to be a duplicate."""
+
+    id: int
+    fp: bytes
+    raw_fp: bytes
+    expires_at: int
+    position: int
+    sealed: bytes
+    raw: bytes
+
+
+@dataclass(slots=True, repr=False)
+class SealedSlice:
+    """A slice ready for quarantine."""
+
+    id: int
+    position: int
+    raw_fp: bytes
+    reason: str
+    detail: str
+    sealed: bytes
+    first_source_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The payload that a chunk of cards comes from; ``name`` (``feed:SHA256``) is bound into every seal (K3)."""
+
+    source_id: int
+    name: str
+    product: str
+    issuer: str = ""
+    supersedes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run one supplier: every write of the run is refused once ``epoch`` is no longer the current one."""
+
+    supplier: str
+    holder: str
+    epoch: int
+
+    def check(self, tx: Tx) -> None:
+        """Raise LeaseLostError when somebody else has taken over; holds the row until the commit (K13, D3)."""
+        share = " FOR SHARE" if tx.postgresql else ""
+        if not tx.query(
+            f"SELECT 1 FROM supplier WHERE name = ? AND epoch = ? AND holder = ?{share}",  # noqa: S608 - constant
+            (self.supplier, self.epoch, self.holder),
+        ):
+            msg = f"the run of supplier {self.supplier} was taken over"
+            raise LeaseLostError(msg)
+
+
+@dataclass(slots=True, repr=False)
+class Chunk:
+    """Some cards of one payload, written in one transaction together with how far the payload has been consumed."""
+
+    origin: Origin
+    keys: list[SealedKey]
+    slices: list[SealedSlice]
+    was: int
+    consumed: int
+    position: int
+    lease: Lease | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of cards."""
+
+    cards: int = 0
+    sealed: int = 0
+    repeats: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Add another count to this one."""
+        self.cards += other.cards
+        self.sealed += other.sealed
+        self.repeats += other.repeats
+        self.duplicates += other.duplicates
+        self.quarantined += other.quarantined
+        for reason, number in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + number
+
+
+@dataclass(slots=True, repr=False)
+class KeyRow:
+    """A key's row as a claim reads it; ``source`` is the source's name."""
+
+    id: int
+    sealed_sku: str
+    source: str
+    expires_at: int
+    sealed: bytes
+
+
+@dataclass(slots=True, repr=False)
+class OpenedKey:
+    """A key in the clear, on its way to the shop that paid for it."""
+
+    id: int
+    fields: dict[str, str]
+    text: str
+    expires_at: int
+
+
+class Vault:
+    """The encrypted store of card keys. Its units of work are the only ones that write ``vault_key``'s secrets."""
+
+    def __init__(self, database: Database, writer: Writer, ring: Keyring, ids: IdSource) -> None:
+        self.database = database
+        self.writer = writer
+        self.ring = ring
+        self.ids = ids
+        self._names: dict[int, str] = {}
+        self.intake: Work[Chunk, Counts] = Work("intake", Lane.INGEST, self._intake)
+        self.release: Work[tuple[int, Origin, SealedKey], bool] = Work("quarantine_release", Lane.CONTROL, self._release)
+        self.drop: Work[tuple[int, str], bool] = Work("quarantine_drop", Lane.CONTROL, self._drop)
+        self.expire: Work[int, int] = Work("expire", Lane.INGEST, self._expire)
+        self.hold: Work[int, int] = Work("hold", Lane.INGEST, self._hold)
+        self.unhold: Work[tuple[str, int], int] = Work("unhold", Lane.INGEST, self._unhold)
+
+    # --- coming in --------------------------------------------------------------------------------------------------
+
+    def seal(self, origin: Origin, slices: Iterable[Slice]) -> tuple[list[SealedKey], list[SealedSlice]]:
+        """Seal cards for a `Chunk`: readable ones for the vault, the others for quarantine. Runs off the event loop."""
+        cards = list(slices)
+        ids = self.ids.take(len(cards))
+        keys: list[SealedKey] = []
+        held: list[SealedSlice] = []
+        fingerprint, encrypt, scope = self.ring.fingerprint, self.ring.seal, origin.issuer
+        for row_id, card in zip(ids, cards, strict=True):
+            if card.key is None:
+                held.append(self._quarantined(origin, row_id, card.position, card.raw, card.reason, card.detail))
+                continue
+            key = card.key
+            keys.append(
+                SealedKey(
+                    row_id,
+                    fingerprint(scope, card.dedupe),
+                    fingerprint(scope, _raw_text(card.raw)),
+                    key.expires_at,
+                    card.position,
+                    encrypt(
+                        _pack((key.fields, key.display, key.expires_at)),
+                        associated("vault_key", row_id, origin.product, origin.name),
+                    ),
+                    card.raw,
+                )
+            )
+        return keys, held
+
+    def _quarantined(  # noqa: PLR0913 - one row, its columns
+        self, origin: Origin, row_id: int, position: int, raw: bytes, reason: str, detail: str
+    ) -> SealedSlice:
+        sealed = self.ring.seal(raw, associated("quarantine", row_id, origin.product, origin.name))
+        return SealedSlice(
+            row_id, position, self.ring.fingerprint(origin.issuer, _raw_text(raw)), reason, detail, sealed
+        )
+
+    def _intake(self, tx: Tx, chunks: Sequence[Chunk]) -> list[Counts | BaseException]:
+        return [self._take_in(tx, chunk) for chunk in chunks]
+
+    def _take_in(self, tx: Tx, chunk: Chunk) -> Counts:
+        """Write one chunk: keys, fingerprints, quarantine, progress, audit; all or nothing."""
+        origin = chunk.origin
+        if chunk.lease:
+            chunk.lease.check(tx)
+        counts = Counts(cards=len(chunk.keys) + len(chunk.slices))
+        fresh, aside = self._sort(tx, chunk, counts)
+        held = [*chunk.slices, *aside]
+        self._insert_keys(tx, origin, fresh)
+        if held:
+            tx.bulk(
+                "INSERT INTO quarantine (id, product, source_id, position, raw_fp, reason, detail, first_source_id,"
+                " sealed, state, created_at) SELECT id, ?, ?, position, raw_fp, reason, detail, first_source_id,"
+                " sealed, 'held', ? FROM rows WHERE true ON CONFLICT (source_id, position, raw_fp) DO NOTHING",
+                "id int, position int, raw_fp bytes, reason text, detail text, first_source_id int, sealed bytes",
+                [(s.id, s.position, s.raw_fp, s.reason, s.detail, s.first_source_id, s.sealed) for s in held],
+                (origin.product, origin.source_id, tx.at),
+            )
+        for item in held:
+            counts.reasons[item.reason] = counts.reasons.get(item.reason, 0) + 1
+        counts.sealed, counts.quarantined = len(fresh), len(held)
+        moved = tx.execute(
+            "UPDATE source SET consumed = ?, position = ?, cards = cards + ?, sealed = sealed + ?,"
+            " repeats = repeats + ?, duplicates = duplicates + ?, quarantined = quarantined + ?"
+            " WHERE id = ? AND consumed = ? AND state = 'taking'",
+            (
+                chunk.consumed,
+                chunk.position,
+                counts.cards,
+                counts.sealed,
+                counts.repeats,
+                counts.duplicates,
+                counts.quarantined,
+                origin.source_id,
+                chunk.was,
+            ),
+        )
+        if moved != 1:
+            msg = f"{origin.name} is being taken by somebody else"
+            raise LeaseLostError(msg)
+        tx.audit(
+            "keys.taken",
+            source=origin.name,
+            product=origin.product,
+            upto=chunk.consumed,
+            sealed=counts.sealed,
+            first=fresh[0].id if fresh else None,
+            last=fresh[-1].id if fresh else None,
+            repeats=counts.repeats,
+            quarantined=counts.quarantined,
+        )
+        return counts
+
+    def _sort(self, tx: Tx, chunk: Chunk, counts: Counts) -> tuple[list[SealedKey], list[SealedSlice]]:
+        """Which keys are new, and which were seen before, by their own source (a repeat) or another (quarantine)."""
+        mine = {chunk.origin.source_id, chunk.origin.supersedes}
+        seen = self._seen(tx, {fp for key in chunk.keys for fp in (key.fp, key.raw_fp)})
+        fresh: list[SealedKey] = []
+        aside: list[SealedSlice] = []
+        for key in chunk.keys:
+            first = seen.get(key.raw_fp) or seen.get(key.fp)
+            if first is None:
+                fresh.append(key)
+                seen[key.fp] = seen[key.raw_fp] = chunk.origin.source_id
+            elif first in mine and key.raw_fp in seen:
+                counts.repeats += 1
+            else:
+                counts.duplicates += 1
+                # The same key spelled otherwise in one source is kept too: were case to matter, it would be money.
+                reason = "respelled" if first in mine else "duplicate"
+                item = self._quarantined(chunk.origin, key.id, key.position, key.raw, reason, "")
+                item.first_source_id = first
+                aside.append(item)
+        return fresh, aside
+
+    def _seen(self, tx: Tx, fps: set[bytes]) -> dict[bytes, int]:
+        """Fingerprint → id of the source that sold that key first."""
+        rows = tx.bulk(
+            "SELECT f.fp, k.source_id FROM rows JOIN fingerprint f ON f.fp = rows.fp JOIN vault_key k ON k.id = f.key_id",
+            "fp bytes",
+            [(fp,) for fp in sorted(fps)],
+        )
+        return {bytes(fp): source_id for fp, source_id in rows}
+
+    def _insert_keys(self, tx: Tx, origin: Origin, keys: Sequence[SealedKey]) -> None:
+        if not keys:
+            return
+        tx.bulk(
+            "INSERT INTO vault_key (id, product, sealed_sku, source_id, position, state, expires_at, sealed)"
+            " SELECT id, ?, ?, ?, position, 'available', expires_at, sealed FROM rows",
+            "id int, position int, expires_at int, sealed bytes",
+            [(key.id, key.position, key.expires_at, key.sealed) for key in keys],
+            (origin.product, origin.product, origin.source_id),
+        )
+        # In order: neighbouring entries share pages, and daemons that meet lock in the same order.
+        prints = sorted({(fp, key.id) for key in keys for fp in (key.fp, key.raw_fp)})
+        statement = "INSERT INTO fingerprint (fp, key_id) SELECT fp, key_id FROM rows"
+        if tx.postgresql:
+            statement += " ON CONFLICT (fp) DO NOTHING RETURNING fp"
+        written = tx.bulk(statement, "fp bytes, key_id int", prints)
+        if tx.postgresql and len(written) != len(prints):
+            raise RetryBatch  # another daemon wrote one of them just now: sort again
+
+    # --- going out --------------------------------------------------------------------------------------------------
+
+    def source_names(self, tx: Tx, source_ids: set[int]) -> dict[int, str]:
+        """The names of sources, remembered: they never change."""
+        unknown = source_ids - self._names.keys()
+        if unknown:
+            rows = tx.bulk(
+                "SELECT s.id, s.name FROM rows JOIN source s ON s.id = rows.id",
+                "id int",
+                [(source_id,) for source_id in sorted(unknown)],
+            )
+            self._names.update(rows)
+        return self._names
+
+    def open(self, row: KeyRow, product: str) -> OpenedKey:
+        """Open one key. Raises UnreadableKeyError for a record that was altered, or moved from row or product."""
+        if row.sealed_sku != product:
+            msg = f"key {row.id} was sealed for another product"
+            raise UnreadableKeyError(msg)
+        plain = self.ring.open(row.sealed, associated("vault_key", row.id, row.sealed_sku, row.source))
+        fields, text, expires_at = _unpack(plain)
+        if expires_at != row.expires_at:
+            msg = f"the expiry date of key {row.id} was altered"
+            raise UnreadableKeyError(msg)
+        return OpenedKey(row.id, fields, text, expires_at)
+
+    # --- quarantine -------------------------------------------------------------------------------------------------
+
+    def open_slice(self, quarantine_id: int) -> tuple[Origin, int, bytes, str]:
+        """A quarantined slice in the clear: (origin, position, raw bytes, reason). Raises NotFoundError, Unreadable…"""
+        with self.database.read() as connection:
+            row = connection.execute(
+                select(
+                    quarantine.c.product,
+                    quarantine.c.position,
+                    quarantine.c.sealed,
+                    quarantine.c.reason,
+                    source.c.id,
+                    source.c.name,
+                    source.c.supersedes,
+                )
+                .join(source, source.c.id == quarantine.c.source_id)
+                .where(quarantine.c.id == quarantine_id)
+            ).one_or_none()
+        if row is None:
+            msg = f"there is no quarantine entry {quarantine_id}"
+            raise NotFoundError(msg, hint="list them: syncd keys quarantine list")
+        raw = self.ring.open(row.sealed, associated("quarantine", quarantine_id, row.product, row.name))
+        origin = Origin(row.id, row.name, row.product, supersedes=row.supersedes)
+        return origin, row.position, raw, row.reason
+
+    def prepare_release(self, quarantine_id: int, origin: Origin, card: Slice) -> tuple[int, Origin, SealedKey]:
+        """Seal a re-read slice for the vault; hand the result to the ``release`` unit."""
+        keys, _ = self.seal(origin, [card])
+        return quarantine_id, origin, keys[0]
+
+    def _release(self, tx: Tx, payloads: Sequence[tuple[int, Origin, SealedKey]]) -> list[bool | BaseException]:
+        return [self._release_one(tx, *payload) for payload in payloads]
+
+    def _release_one(self, tx: Tx, quarantine_id: int, origin: Origin, key: SealedKey) -> bool | BaseException:
+        refused = _held(tx, quarantine_id)
+        if refused:
+            return refused
+        seen = self._seen(tx, {key.fp, key.raw_fp})
+        if seen:
+            first = next(iter(seen.values()))
+            name = self.source_names(tx, {first})[first]
+            return ConflictError(f"this key is in the vault already, from {name}", hint="drop it instead")
+        self._insert_keys(tx, origin, [key])
+        _resolve(tx, quarantine_id, QuarantineState.RELEASED)
+        tx.audit("quarantine.released", quarantine=quarantine_id, key=key.id, product=origin.product)
+        return True
+
+    def _drop(self, tx: Tx, payloads: Sequence[tuple[int, str]]) -> list[bool | BaseException]:
+        outcomes: list[bool | BaseException] = []
+        for quarantine_id, why in payloads:
+            refused = _held(tx, quarantine_id)
+            if not refused:
+                _resolve(tx, quarantine_id, QuarantineState.DROPPED)
+                tx.audit("quarantine.dropped", quarantine=quarantine_id, why=why)
+            outcomes.append(refused or True)
+        return outcomes
+
+    # --- expiry, restore --------------------------------------------------------------------------------------------
+
+    def _expire(self, tx: Tx, limits: Sequence[int]) -> list[int | BaseException]:
+        return [self._move(tx, KeyState.EXPIRED, limit, "AND expires_at <= ?", (tx.at,)) for limit in limits]
+
+    def _hold(self, tx: Tx, limits: Sequence[int]) -> list[int | BaseException]:
+        return [self._move(tx, KeyState.HELD, limit, "", ()) for limit in limits]
+
+    def _move(self, tx: Tx, state: KeyState, limit: int, where: str, params: tuple[Any, ...]) -> int:  # noqa: PLR0913
+        """Move up to ``limit`` available keys to ``state``; returns how many were moved."""
+        lock = " FOR UPDATE SKIP LOCKED" if tx.postgresql else ""
+        moved = tx.query(
+            f"UPDATE vault_key SET state = '{state}' WHERE id IN (SELECT id FROM vault_key"  # noqa: S608 - constants
+            f" WHERE state = 'available' {where} ORDER BY id LIMIT {limit:d}{lock}) RETURNING product",
+            params,
+        )
+        for product in sorted({product for (product,) in moved}):
+            tx.audit(f"keys.{state}", product=product, keys=sum(row[0] == product for row in moved))
+        return len(moved)
+
+    def _unhold(self, tx: Tx, payloads: Sequence[tuple[str, int]]) -> list[int | BaseException]:
+        outcomes: list[int | BaseException] = []
+        for product, limit in payloads:
+            moved = tx.execute(
+                "UPDATE vault_key SET state = 'available' WHERE id IN (SELECT id FROM vault_key"
+                " WHERE state = 'held' AND product = ? ORDER BY id LIMIT ?)",
+                (product, limit),
+            )
+            if moved:
+                tx.audit("keys.unheld", product=product, keys=moved)
+            outcomes.append(moved)
+        return outcomes
+
+
+def _raw_text(raw: bytes) -> str:
+    return raw.strip().decode("utf-8", "surrogateescape") if raw.isascii() else _folded(raw)
+
+
+def _folded(raw: bytes) -> str:
+    text = raw.strip().decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", text)
+
+
+def _held(tx: Tx, quarantine_id: int) -> BaseException | None:
+    lock = " FOR UPDATE" if tx.postgresql else ""
+    rows = tx.query(f"SELECT state FROM quarantine WHERE id = ?{lock}", (quarantine_id,))  # noqa: S608 - constant
+    if not rows:
+        return NotFoundError(f"there is no quarantine entry {quarantine_id}")
+    if rows[0][0] != QuarantineState.HELD:
+        return ConflictError(f"quarantine entry {quarantine_id} is {rows[0][0]} already")
+    return None
+
+
+def _resolve(tx: Tx, quarantine_id: int, state: QuarantineState) -> None:
+    tx.execute(
+        "UPDATE quarantine SET state = ?, resolved_at = ? WHERE id = ?", (str(state), tx.at, quarantine_id)
+    )
+
+
+# --- the key ring's rows ----------------------------------------------------------------------------------------------
+
+
+def load_ring(database: Database, kek: Kek | None, *, create: Kek | None = None) -> Keyring:
+    """The key ring of this database. ``create`` is the key to make one under when there is none yet (K11).
+
+    Raises KekError (exit 78) when there is a ring and no key for it, or the wrong one, or the ring was altered.
+    """
+    with database.read() as connection:
+        rows = [
+            RingRow(row.id, row.purpose, row.kek_id, bytes(row.wrapped), row.created_at, row.active)
+            for row in connection.execute(select(keyring_table).order_by(keyring_table.c.id))
+        ]
+    if rows:
+        if kek is None:
+            msg = "this database has a key ring, but its key-encryption key is not there"
+            raise KekError(msg, hint="put back the KEK that [vault] kek names, or its recovery copy")
+        return Keyring.unwrap(kek, rows)
+    if create is None:
+        msg = "this database has no key ring yet"
+        raise KekError(msg, hint="start the daemon once: syncd run")
+    ring = Keyring.create(create, int(database.clock.now()))
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN" if database.postgresql else "BEGIN IMMEDIATE")
+        if database.postgresql:
+            connection.exec_driver_sql("LOCK TABLE keyring IN EXCLUSIVE MODE")
+        if connection.execute(select(func.count()).select_from(keyring_table)).scalar():
+            connection.exec_driver_sql("ROLLBACK")
+            return load_ring(database, create)  # another daemon was first: its ring counts
+        connection.execute(
+            insert(keyring_table),
+            [
+                {
+                    "id": row.id,
+                    "purpose": row.purpose,
+                    "kek_id": row.kek_id,
+                    "wrapped": row.wrapped,
+                    "created_at": row.created_at,
+                    "active": row.active,
+                }
+                for row in ring.rows()
+            ],
+        )
+        connection.exec_driver_sql("COMMIT")
+    return ring
+
+
+def has_ring(database: Database) -> bool:
+    """Whether this database has a key ring: if so, its KEK is never made anew."""
+    with database.read() as connection:
+        return bool(connection.execute(select(func.count()).select_from(keyring_table)).scalar())
+
+
+def restored_at(database: Database) -> str | None:
+    """When this database was restored from a backup, as long as nobody has run `syncd recover` since."""
+    with database.read() as connection:
+        value = connection.execute(select(meta.c.value).where(meta.c.name == RESTORE_FENCE)).scalar()
+    return None if value is None else str(value)
+
+
+def key_counts(database: Database) -> dict[tuple[str, str], int]:
+    """(product, state) → number of keys: for metrics and `syncd status`."""
+    with database.read() as connection:
+        rows = connection.execute(
+            select(vault_key.c.product, vault_key.c.state, func.count()).group_by(vault_key.c.product, vault_key.c.state)
+        )
+        return {(row[0], row[1]): row[2] for row in rows}
