@@ -78,19 +78,21 @@ def verify(connection: Connection, mac: Mac, *, progress: Callable[[int], Any] =
     What it cannot see alone is a chain cut at its end together with its head: checkpoints kept elsewhere are for that.
     """
     before, expected = FIRST, 1
-    rows = connection.execution_options(stream_results=True, yield_per=1000).execute(
-        select(audit.c.seq, audit.c.at, audit.c.kind, audit.c.body, audit.c.mac).order_by(audit.c.seq)
+    entries = connection.execute(
+        select(audit.c.seq, audit.c.at, audit.c.kind, audit.c.body, audit.c.mac).order_by(audit.c.seq),
+        execution_options={"stream_results": True, "yield_per": 1000},
     )
-    for seq, at, kind, body, entry_mac in rows:
-        if seq != expected:
-            msg = f"audit entry {expected} is missing (the next one is {seq})"
-            raise AuditError(msg, seq=expected)
-        if not hmac.compare_digest(mac(_entry(seq, at, kind, body, before)), bytes(entry_mac)):
-            msg = f"audit entry {seq} is not what was written"
-            raise AuditError(msg, seq=seq)
-        before, expected = bytes(entry_mac), seq + 1
-        if seq % 1000 == 0:
-            progress(seq)
+    with entries:
+        for seq, at, kind, body, entry_mac in entries:
+            if seq != expected:
+                msg = f"audit entry {expected} is missing (the next one is {seq})"
+                raise AuditError(msg, seq=expected)
+            if not hmac.compare_digest(mac(_entry(seq, at, kind, body, before)), bytes(entry_mac)):
+                msg = f"audit entry {seq} is not what was written"
+                raise AuditError(msg, seq=seq)
+            before, expected = bytes(entry_mac), seq + 1
+            if seq % 1000 == 0:
+                progress(seq)
     head = connection.execute(select(audit_head.c.seq, audit_head.c.mac)).one_or_none()
     if head is None or head.seq != expected - 1 or not hmac.compare_digest(bytes(head.mac), before):
         said = "gone" if head is None else f"at {head.seq}"
