@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import struct
 import threading
 import time
 from collections import deque
@@ -63,6 +64,9 @@ _ADVISORY_CLASS: Final = 0x73796E63  # "sync": the namespace of our advisory loc
 _ROWS_A_STATEMENT: Final = 64  # SQLite: more rows in one VALUES list gain nothing, and each length is prepared once
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+_PAGE: Final = 4096
+_U32: Final = struct.Struct("=I")
 
 # PostgreSQL types of the columns that bulk statements bind.
 COLUMN_TYPES: Final = {"int": "bigint", "text": "text", "bytes": "bytea"}
@@ -173,6 +177,7 @@ class Database:
         self._marked: dict[str, str] = {}
         self._bulk: dict[tuple[str, int], str] = {}
         self._lock_file: IO[str] | None = None
+        self._wal_index: int | None = None
         if not self.postgresql and sqlite3.sqlite_version_info < MIN_SQLITE:
             msg = f"SQLite {sqlite3.sqlite_version} is too old"
             raise StartError(msg, hint="Python must be linked with SQLite 3.35 or newer")
@@ -270,9 +275,30 @@ class Database:
         """Close every connection and give the lock back."""
         self._readers.dispose()
         self.engine.dispose()
+        if self._wal_index is not None:
+            os.close(self._wal_index)
+            self._wal_index = None
         if self._lock_file:
             self._lock_file.close()
             self._lock_file = None
+
+    def wal_backlog(self) -> int:
+        """Bytes in SQLite's log that a checkpoint has yet to move; the file's size says nothing, it is never cut.
+
+        Read off the WAL index as SQLite's file format documents it: mxFrame at byte 16, nBackfill at byte 96. The
+        file is kept open until no connection is left: closing it would drop SQLite's own locks on it.
+        """
+        if self.postgresql:
+            return 0
+        if self._wal_index is None:
+            try:
+                self._wal_index = os.open(f"{self.path}-shm", os.O_RDONLY)
+            except FileNotFoundError:
+                return 0
+        head = os.pread(self._wal_index, 100, 0)
+        if len(head) < 100:  # noqa: PLR2004 - not mapped yet
+            return 0
+        return int(max(0, _U32.unpack_from(head, 16)[0] - _U32.unpack_from(head, 96)[0])) * _PAGE
 
     # --- schema -----------------------------------------------------------------------------------------------------
 
@@ -445,7 +471,7 @@ class Writer:
                     self._die(error, batch)
                     return
                 continue
-            if not self.database.postgresql and self._wal_bytes() > self.WAL_SOFT:
+            if self.database.wal_backlog() > self.WAL_SOFT:
                 self._checkpoint("PASSIVE")
                 if any(self._lanes):
                     continue
@@ -494,8 +520,8 @@ class Writer:
                     self._carry([unit])
                 return
         _acknowledge(batch)
-        if not self.database.postgresql and self._wal_bytes() > self.WAL_HARD:
-            self._checkpoint("TRUNCATE")
+        if self.database.wal_backlog() > self.WAL_HARD:
+            self._checkpoint("RESTART")
 
     def _transact(self, batch: list[_Unit]) -> None:
         groups: dict[int, list[_Unit]] = {}
@@ -623,17 +649,10 @@ class Writer:
                 self._connection.close()
         self._connection = self._cursor = None
 
-    def _wal_bytes(self) -> int:
-        try:
-            return os.stat(f"{self.database.path}-wal").st_size  # noqa: PTH116 - on the hot path
-        except OSError:
-            return 0
-
     def _checkpoint(self, mode: str) -> None:
         """Move the log into the database, on this connection only (a second one meets SQLite's WAL-reset bug).
 
-        A log that was moved whole is begun anew by the next commit, but keeps its size: it is cut only here, and only
-        when nothing is waiting.
+        A log that was moved whole is begun anew by the next commit, so its file stays as large as it once was.
         """
         try:
             self._cursor.execute(f"PRAGMA wal_checkpoint({mode})")
