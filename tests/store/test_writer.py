@@ -161,7 +161,7 @@ def test_D2_fsync_off_is_refused(monkeypatch: pytest.MonkeyPatch, database: Data
             return Cursor()
 
     with pytest.raises(StartError, match="fsync=off"):
-        database._prepare_postgresql(Driver())
+        database._prepare_postgresql(Driver(), read_only=True)
 
 
 def test_K1_one_bad_unit_does_not_take_the_batch_down(database: Database, writer: Writer) -> None:
