@@ -303,9 +303,10 @@ class Deliveries:
             "key_id int, delivery_id int, unit int",
             allotments,
         )
+        # || '' keeps the partial index out of it: these rows are found by their id.
         marked = tx.bulk(
-            "UPDATE vault_key SET state = 'delivered' WHERE state = 'available' AND id IN (SELECT id FROM rows)"
-            " RETURNING id",
+            "UPDATE vault_key SET state = 'delivered' FROM rows WHERE vault_key.id = rows.id"
+            " AND vault_key.state || '' = 'available' RETURNING vault_key.id",
             "id int",
             [(key_id,) for key_id, _, _ in allotments],
         )
