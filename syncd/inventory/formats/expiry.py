@@ -1,0 +1,82 @@
+"""Expiry dates as suppliers write them. Used by the reader for columns and labels that hold one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Final
+
+from syncd.model import NEVER
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+_NEVER_WORDS: Final = frozenset(
+    {
+        "",
+        "-",
+        "永久",
+        "永久有效",
+        "长期",
+        "长期有效",
+        "无",
+        "无期限",
+        "不限",
+        "never",
+        "none",
+        "permanent",
+        "lifetime",
+        "unlimited",
+    }
+)
+_DATE: Final = re.compile(
+    r"(?P<y>\d{4})(?:(?P<sep>[-/.])(?P<m>\d{1,2})(?P=sep)(?P<d>\d{1,2})|年 ?(?P<cm>\d{1,2}) ?月 ?(?P<cd>\d{1,2}) ?日?)"
+    r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)? ?(?P<zone>Z|[+-]\d\d:?\d\d)?)?"
+)
+_DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
+_AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
+_YEARS: Final = range(1970, 10000)
+
+
+def parse_expiry(text: str, zone: tzinfo) -> int | None:
+    """Unix seconds of an expiry, NEVER for "no expiry", None if it cannot be read with certainty.
+
+    A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``. Day-first,
+    month-first and two-digit years are not certain, and so not read.
+    """
+    folded = unicodedata.normalize("NFKC", text).strip()
+    if folded.casefold() in _NEVER_WORDS:
+        return NEVER
+    folded = _AROUND.sub("", folded)
+    match = _DATE.fullmatch(folded) or _DIGITS.fullmatch(folded)
+    if match is None:
+        return None
+    part = match.groupdict()
+    year, month, day = int(part["y"]), int(part["m"] or part["cm"]), int(part["d"] or part["cd"])
+    if year not in _YEARS:
+        return None
+    if part["H"] is None:
+        clock = (23, 59, 59)
+    else:
+        clock = (int(part["H"]), int(part["M"]), int(part["S"] or 0))
+    try:
+        moment = datetime(year, month, day, *clock, tzinfo=_offset(part.get("zone")) or zone)
+        return min(int(moment.timestamp()), NEVER)
+    except (ValueError, OverflowError):
+        return None
+
+
+def looks_like_date(text: str) -> bool:
+    """Whether the text is written as a date (with separators): a sign that a part is not a key."""
+    return _DATE.fullmatch(text) is not None
+
+
+def _offset(text: str | None) -> tzinfo | None:
+    if not text:
+        return None
+    if text == "Z":
+        return timezone.utc  # noqa: UP017 -- `timezone` is imported for offsets anyway
+    sign = -1 if text[0] == "-" else 1
+    digits = text[1:].replace(":", "")
+    return timezone(sign * timedelta(hours=int(digits[:2]), minutes=int(digits[2:])))

@@ -1,0 +1,490 @@
+"""Reading a payload into cards, as a ``Reading`` and a ``Format`` say. Called by sync (whole payloads), by purchases and by
+the release of what lies in quarantine (single slices).
+
+Reading is total: whatever the bytes, it raises nothing, loses nothing and takes linear time. A card either is a key or has a
+reason, with the exact bytes of its slice.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from syncd.inventory.formats.expiry import parse_expiry
+from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
+from syncd.inventory.formats.split import (
+    NAMES,
+    PIECE,
+    Line,
+    Liner,
+    cells,
+    count_parts,
+    cuts,
+    lines,
+    records,
+    split_parts,
+    without_end,
+)
+from syncd.inventory.formats.survey import Reading, Survey, header_like, is_decoration
+from syncd.inventory.formats.text import fold, is_link, is_prose, strip
+from syncd.inventory.formats.words import EXPIRES, NOTE, Item, find_labels, header_columns, role_of
+from syncd.model import NEVER, CardKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import tzinfo
+
+    from syncd.inventory.formats.split import Cut
+
+_MARKS: Final = frozenset(",;|/")
+_BOM: Final = b"\xef\xbb\xbf"
+_EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.IGNORECASE)
+
+
+@dataclass(slots=True, repr=False)
+class Card:
+    """One card of a payload, read or refused.
+
+    ``position`` is the number of its first line (or row). ``end`` and ``line_end`` are the byte offset and line number to take
+    reading up again behind it. ``raw`` is the exact bytes of its slice without the last line end (rows: tab-joined UTF-8).
+    ``key`` is None exactly if ``reason`` is not empty; ``detail`` says what is wrong and never holds text of the card.
+    """
+
+    position: int
+    end: int
+    line_end: int
+    raw: bytes
+    key: CardKey | None = None
+    reason: str = ""
+    detail: str = ""
+
+    def __repr__(self) -> str:
+        return f"Card(line {self.position}, {self.reason or 'read'})"
+
+
+def read(
+    chunks: Iterable[bytes], reading: Reading, fmt: Format, *, offset: int = 0, position: int = 0, timezone: tzinfo
+) -> Iterator[Card]:
+    """The cards of a payload, in order. Never raises (but for what the chunks raise).
+
+    The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end`` of a card
+    that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64 KiB comes as several
+    cards, each too_long; until its last piece, their ``end`` stays before it. Blank lines, and between labelled cards lines of
+    punctuation, give no card; nor does the header.
+    """
+    slices = _Slices(reading, fmt, timezone)
+    if reading.encoding == "unreadable" or reading.candidates or reading.problem:
+        return _refuse_all(chunks, slices, offset, position)
+    if reading.splitter == "csv":
+        return _by_record(chunks, slices, offset, position)
+    if reading.splitter == "labelled" and fmt.kind != "opaque":
+        return _labelled(lines(chunks, offset, position), slices)
+    return _by_line(chunks, slices, offset, position)
+
+
+def read_rows(
+    rows: Iterable[Sequence[str]], reading: Reading, fmt: Format, *, position: int = 0, timezone: tzinfo
+) -> Iterator[Card]:
+    """The cards of a spreadsheet's rows (cells as text) behind row ``position``, of which ``end`` and ``line_end`` are the row."""
+    slices = _Slices(reading, fmt, timezone)
+    for row in rows:
+        position += 1
+        stripped = [strip(cell) for cell in row]
+        if not any(stripped) or (reading.header and position == 1 and header_like(stripped)):
+            continue
+        raw = "\t".join(row).encode("utf-8", "surrogatepass")
+        yield slices.card(position, position, position, raw, slices.row(stripped, len(raw)))
+
+
+def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo) -> Card:
+    """One slice read again, with another format or another Reading; without a Reading, by what the slice itself shows.
+
+    Several cards in the slice are refused as ambiguous: a slice is one card or none.
+    """
+    if reading is None:
+        survey = Survey()
+        survey.feed(raw)
+        reading = survey.decide()
+    slices = _Slices(reading, fmt, timezone)
+    if reading.media == "rows":
+        text = raw.decode("utf-8", "replace")
+        return slices.card(1, len(raw), 1, raw, slices.row([strip(cell) for cell in text.split("\t")], len(raw)))
+    found = list(_first_two(read((raw,), reading, fmt, timezone=timezone)))
+    if len(found) == 1 and found[0].raw.strip() == raw.strip():
+        found[0].raw = raw
+        return found[0]
+    refusal = (
+        Refusal("ambiguous", "more than one card in the slice") if found else Refusal("missing_field", "nothing here")
+    )
+    return slices.card(1, len(raw), 1, raw, refusal)
+
+
+def _first_two(cards: Iterator[Card]) -> Iterator[Card]:
+    for count, card in enumerate(cards, 1):
+        yield card
+        if count == 2:  # noqa: PLR2004 -- enough to know that it is not one
+            return
+
+
+class _Slices:
+    """Turns slices of text into cards under one Reading and one Format."""
+
+    def __init__(self, reading: Reading, fmt: Format, timezone: tzinfo) -> None:
+        self.reading = reading
+        self.fmt = fmt
+        self.zone = timezone
+        self.encoding = "utf-8" if reading.encoding in {"utf-8-sig", "unreadable"} else reading.encoding
+        self.roles = [role_of(name, fmt.fields) for name in reading.columns]
+
+    def card(self, position: int, end: int, line_end: int, raw: bytes, result: CardKey | Refusal) -> Card:
+        """The card for a result."""
+        if isinstance(result, Refusal):
+            return Card(position, end, line_end, raw, None, result.reason, result.detail)
+        return Card(position, end, line_end, raw, result)
+
+    def text(self, raw: bytes) -> str | Refusal:
+        """The slice decoded."""
+        try:
+            text = raw.decode(self.encoding)
+        except UnicodeDecodeError as error:
+            return Refusal("undecodable", f"byte {error.start + 1} of the slice is not {self.encoding}")
+        if "\0" in text:
+            return Refusal("undecodable", "a zero byte in the slice")
+        return text
+
+    def refusal(self) -> Refusal | None:
+        """Why no card of this payload is read, if so."""
+        reading = self.reading
+        if reading.encoding == "unreadable":
+            return Refusal("undecodable", "the payload is neither UTF-8 nor GB18030 text")
+        if reading.problem:
+            return Refusal("no_key_column", reading.problem)
+        if reading.candidates:
+            return Refusal("ambiguous", f"could be read as: {'; '.join(reading.candidates)}")
+        return None
+
+    def is_header(self, text: str) -> bool:
+        """Whether this, the first line, is the header that the survey found."""
+        if self.reading.splitter == "csv":
+            row = cells(text, self.reading.separator)
+        elif self.reading.splitter == "pair":
+            row = split_parts(text, self.reading.separator)
+        else:
+            row = [text]
+        return row is not None and header_columns(row) is not None
+
+    def line(self, text: str) -> CardKey | Refusal:
+        """One line (line, pair, or a whole card of labels)."""
+        bare = strip(text)
+        if len(bare) > MAX_KEY:
+            return Refusal("too_long", f"{len(bare)} characters on one line, {MAX_KEY} at most")
+        fmt, reading = self.fmt, self.reading
+        if fmt.kind == "opaque":
+            return fmt.key({"code": bare})
+        if reading.splitter == "pair":
+            return self._pair(bare)
+        if len(fmt.fields) > 1:
+            parts = fold(bare).split(" ")
+            return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
+        if fmt.kind == "auto" and not is_link(bare) and count_parts(bare):
+            return self._odd(bare, "a separator where the other lines have none")
+        return fmt.key({fmt.quick_field: bare})
+
+    def _pair(self, bare: str) -> CardKey | Refusal:
+        reading, fmt = self.reading, self.fmt
+        parts = [bare] if is_link(bare) else split_parts(bare, reading.separator)
+        if reading.columns:
+            return self.columns(parts)
+        if len(fmt.fields) == 1:  # its own spaces may look like a separator
+            whole = fmt.key({fmt.quick_field: bare})
+            return whole if isinstance(whole, CardKey) else self._parts(parts)
+        if fmt.kind == "auto" and len(parts) == 1:
+            return self._odd(bare, f"no {_name(reading.separator)} as on the other lines")
+        return self._parts(parts)
+
+    def _parts(self, parts: list[str]) -> CardKey | Refusal:
+        roles = self.fmt.read_parts(parts, constant=self.reading.constant)
+        if isinstance(roles, Refusal):
+            return self._odd(" ".join(parts), roles.detail, roles.reason)
+        return self.fmt.key(roles)
+
+    def _odd(self, text: str, detail: str, reason: str = "unreadable_shape") -> Refusal:
+        if is_prose(text, self.fmt.placeholders):
+            return Refusal("prose", "this is a text, not a key")
+        return Refusal(reason, detail)
+
+    def columns(self, row: Sequence[str]) -> CardKey | Refusal:
+        """Cells under the names of the Reading's columns."""
+        wanted = len(self.roles)
+        if len(row) < wanted or any(row[wanted:]):
+            return Refusal("not_this_format", f"{len(row)} column{'s' if len(row) != 1 else ''}, {wanted} expected")
+        roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        return self.named(roles)
+
+    def named(self, roles: dict[str, str]) -> CardKey | Refusal:
+        """Texts under their roles, the expiry among them."""
+        for role in self.reading.required:
+            if not roles.get(role):
+                return Refusal("missing_field", f"{role} is missing")
+        if any(len(text) > MAX_KEY for text in roles.values()):
+            return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
+        if any("\n" in text or "\r" in text for text in roles.values()):
+            return Refusal("unreadable_shape", "a line end inside a field")
+        expires_at: int | None = NEVER
+        if EXPIRES in roles:
+            expires_at = parse_expiry(roles[EXPIRES], self.zone)
+            if expires_at is None:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        return self.fmt.key(roles, expires_at)
+
+    def record(self, text: str) -> CardKey | Refusal:
+        """One CSV record."""
+        row = cells(text, self.reading.separator)
+        if row is None:
+            return Refusal("unreadable_shape", "the quotes of the CSV record are broken")
+        for cell in row:
+            if "\n" in cell and any(
+                len(cells(line, self.reading.separator) or ()) == len(row) > 1 for line in cell.split("\n")
+            ):
+                return Refusal("unreadable_shape", "a quoted text holds what may be records of its own")
+        return self.columns(row)
+
+    def row(self, row: Sequence[str], size: int) -> CardKey | Refusal:
+        """One row of a spreadsheet."""
+        refusal = self.refusal()
+        if refusal:
+            return refusal
+        if size > PIECE:
+            return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
+        if self.reading.splitter == "csv":
+            return self.columns(row)
+        used = [cell for cell in row if cell]
+        if len(used) != 1:
+            return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
+        if self.reading.splitter == "labelled":
+            return self.items(find_labels(used[0]) or [])
+        return self.line(used[0])
+
+    def items(self, items: Sequence[Item]) -> CardKey | Refusal:
+        """The labelled values of one card."""
+        roles: dict[str, str] = {}
+        for item in items:
+            if item.role in roles:
+                return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
+            roles[item.role] = item.text
+        anchor = self.reading.anchor
+        if anchor and items and items[0].role != anchor:
+            return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
+        for item in items[:-1]:
+            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
+                if item.role != EXPIRES and not self._is_code(item.role):
+                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
+                roles[item.role] = strip(item.text[:-1])
+        return self.named({role: text for role, text in roles.items() if not role.startswith(NOTE)})
+
+    def _is_code(self, role: str) -> bool:
+        """Whether this role's value cannot end in punctuation, which then is a separator."""
+        if self.fmt.kind == "auto":
+            return role in {"number", "serial", "pin", "code"}
+        return all(rule.ascii and rule.alphabet not in {"visible", "email"} for rule in self.fmt.rules)
+
+
+def _name(separator: str) -> str:
+    return NAMES.get(separator, separator)
+
+
+def _long(line: Line, slices: _Slices) -> Card:
+    detail = f"more than {PIECE // 1024} KiB in one line or record"
+    return slices.card(line.number, line.end, line.resume, without_end(line.data), Refusal("too_long", detail))
+
+
+def _refuse_all(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+    """Every line (CSV: record) refused for the one reason that the payload has."""
+    source: Iterable[Line] = lines(chunks, offset, position)
+    if slices.reading.splitter == "csv":
+        source = records(source, slices.encoding, slices.reading.separator)
+    refusal = slices.refusal()
+    assert refusal is not None
+    header = slices.reading.header and offset == 0
+    for line in source:
+        raw = _bare(line)
+        if not raw.strip():
+            continue
+        if header and not line.long:
+            header = False
+            text = slices.text(raw)
+            if isinstance(text, str) and slices.is_header(strip(text)):
+                continue
+        yield _long(line, slices) if line.long else slices.card(line.number, line.end, line.resume, raw, refusal)
+
+
+def _bare(line: Line) -> bytes:
+    """The line's bytes without its end and without the byte order mark of the payload."""
+    raw = without_end(line.data)
+    return raw[len(_BOM) :] if line.start == 0 and raw.startswith(_BOM) else raw
+
+
+def _by_record(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+    header = slices.reading.header and offset == 0
+    for line in records(lines(chunks, offset, position), slices.encoding, slices.reading.separator):
+        raw = _bare(line)
+        if line.long:
+            if raw:
+                yield _long(line, slices)
+            continue
+        text = slices.text(raw)
+        if isinstance(text, Refusal):
+            yield slices.card(line.number, line.end, line.resume, raw, text)
+            continue
+        if not strip(text.replace(slices.reading.separator, "").replace('"', "")):
+            continue  # separators alone: an empty row, as spreadsheets export it
+        if header:
+            header = False
+            if slices.is_header(strip(text)):
+                continue
+        yield slices.card(line.number, line.end, line.resume, raw, slices.record(text))
+
+
+def _by_line(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+    """Lines one by one; blocks of plain ASCII go the short way."""
+    liner = Liner(offset, position)
+    short = slices.reading.splitter == "line" and slices.fmt.quick is not None
+    header = slices.reading.header and offset == 0
+    for cut in cuts(chunks):
+        if short and not header and (end := _line_end(cut)):
+            yield from _short_way(cut.data, end, slices, liner.offset, liner.position)
+            liner.skip(len(cut.data), cut.data.count(end))
+            continue
+        for line in liner.of(cut):
+            raw = _bare(line)
+            text = slices.text(raw)
+            if line.long:
+                yield _long(line, slices)
+            elif isinstance(text, Refusal):
+                yield slices.card(line.number, line.end, line.resume, raw, text)
+            elif not strip(text):
+                continue
+            elif header and slices.is_header(strip(text)):
+                header = False
+            else:
+                header = False
+                yield slices.card(line.number, line.end, line.resume, raw, slices.line(text))
+
+
+def _line_end(cut: Cut) -> bytes:
+    """The one line end of a block of ASCII lines without zero bytes; empty if it is not such a block."""
+    data = cut.data
+    if cut.piece or not data.isascii() or b"\0" in data:
+        return b""
+    if b"\r" not in data:
+        return b"\n" if data.endswith(b"\n") else b""
+    count = data.count(b"\r\n")
+    return b"\r\n" if count == data.count(b"\r") == data.count(b"\n") and data.endswith(b"\r\n") else b""
+
+
+def _short_way(data: bytes, end: bytes, slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+    """The cards of a block of ASCII lines: one match for a line that is a key in canonical form, nothing else."""
+    quick, name, size = slices.fmt.quick, slices.fmt.quick_field, len(end)
+    assert quick is not None
+    fullmatch = quick.fullmatch
+    raws = data.split(end)
+    texts = data.decode("ascii").split(end.decode("ascii"))
+    raws.pop()  # what is behind the last line end: nothing
+    texts.pop()
+    for raw, text in zip(raws, texts, strict=True):
+        position += 1
+        offset += len(raw) + size
+        if fullmatch(text) and len(text) <= MAX_KEY:
+            fields = {name: text}
+            yield Card(position, offset, position, raw, CardKey(fields, fields, text))
+        elif strip(text):
+            yield slices.card(position, offset, position, raw, slices.line(text))
+
+
+class _Labelled:
+    """The labelled card that is being put together, line by line."""
+
+    def __init__(self, slices: _Slices) -> None:
+        self.slices = slices
+        self.lines: list[Line] = []
+        self.items: list[Item] = []
+        self.gap: list[Line] = []
+        self.size = 0
+
+    def waits(self) -> bool:
+        """Whether the last label has no value yet: a line without a label may be it."""
+        return bool(self.items) and not self.items[-1].text and not self.gap
+
+    def join(self, line: Line) -> None:
+        """The line belongs to the card, and so does the gap before it."""
+        self.lines += [*self.gap, line]
+        self.size += len(line.data)
+        self.gap = []
+
+    def blank(self, line: Line) -> bool:
+        """A blank line behind the card; False if there are too many of them to go on."""
+        self.gap.append(line)
+        self.size += len(line.data)
+        return self.size <= PIECE
+
+    def close(self, refusal: Refusal | None = None) -> Iterator[Card]:
+        """The card, if there is one; then there is none."""
+        if self.lines:
+            first, last = self.lines[0], self.lines[-1]
+            raw = _bare(Line(first.number, first.start, last.end, b"".join(line.data for line in self.lines), False, 0))
+            result = refusal or self.slices.items(self.items)
+            yield self.slices.card(first.number, last.end, last.resume, raw, result)
+        self.lines, self.items, self.gap, self.size = [], [], [], 0
+
+    def spoil(self, line: Line, refusal: Refusal) -> Iterator[Card]:
+        """A line that cannot be placed: what stands right before it is not certain either."""
+        if self.gap:
+            yield from self.close()
+        self.join(line)
+        yield from self.close(refusal)
+
+
+def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
+    """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout says."""
+    card, anchor, layout = _Labelled(slices), slices.reading.anchor, slices.reading.layout
+    for line in source:
+        if line.long:
+            yield from card.close(Refusal("unreadable_shape", "an over-long line inside the card"))
+            yield _long(line, slices)
+            continue
+        text = slices.text(_bare(line))
+        if isinstance(text, Refusal):
+            yield from card.spoil(line, text)
+            continue
+        bare = strip(text)
+        if not bare or is_decoration(bare):
+            if layout == "block" or (card.lines and not card.blank(line)):
+                yield from card.close()
+            continue
+        if len(bare) > MAX_KEY:
+            yield from card.spoil(line, Refusal("too_long", f"{len(bare)} characters on one line, {MAX_KEY} at most"))
+            continue
+        items = find_labels(bare)
+        if items:
+            known = {item.role for item in card.items}
+            if layout == "line" and card.lines and not card.gap and items[0].role != anchor:
+                yield from card.spoil(
+                    line, Refusal("unreadable_shape", "a line with labels that is not a card of its own")
+                )
+                continue
+            if layout == "line" or items[0].role == anchor or any(item.role in known for item in items):
+                yield from card.close()
+            card.join(line)
+            card.items += items
+        elif items is not None and card.waits():
+            card.items[-1] = Item(card.items[-1].role, bare)
+            card.join(line)
+        elif is_prose(bare, slices.fmt.placeholders) and not _EXPIRY_WORDS.search(bare):
+            yield from card.close()
+            yield slices.card(
+                line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")
+            )
+        else:
+            yield from card.spoil(line, Refusal("unreadable_shape", "a line without a known label beside the card"))
+    yield from card.close()

@@ -1,0 +1,396 @@
+"""What a key of one product looks like: fields, alphabets, groups, canonical and display form. Used by the reader.
+
+A ``Format`` is data (config/formats.toml, see loading.py). There is no free regular expression in it on purpose: alphabet,
+lengths, groups and prefix say what known shapes need, and whatever is compiled from them runs in linear time.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal
+
+from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.text import fold, has_control, is_link, is_placeholder, is_prose, strip
+from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE
+from syncd.model import NEVER, CardKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_KEY: Final = 4096
+"""Characters of the longest line, and so of the longest key, that is read."""
+
+ALPHABETS: Final[dict[str, str]] = {
+    "digits": "0-9",
+    "letters": "A-Za-z",
+    "alnum": "A-Za-z0-9",
+    "hex": "0-9A-Fa-f",
+    "visible": "!-~",
+    "email": "!-~",
+    "link": "",
+    "text": "",
+}
+"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim. Any other word is taken as the
+characters themselves."""
+
+_SOLID: Final = frozenset({"visible", "email", "link", "text"})  # hyphens and spaces belong to the value
+_EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+_GAP: Final = "[- ]{0,3}"
+_DROP_GAP: Final = {ord(" "): None, ord("-"): None}
+
+# Which other roles a field takes when the supplier's name for it is not the field's own.
+_TAKES: Final[dict[str, tuple[str, ...]]] = {
+    "code": ("code", "serial", "pin", "password"),
+    "pin": ("pin", "password", "code"),
+    "password": ("password", "pin"),
+    "number": ("number", "serial", "account"),
+    "account": ("account", "number", "email"),
+    "link": ("link", "code"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something is not a key: a stable reason, and a sentence without any text of it."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """How one field reads. ``lengths`` are inclusive spans of the length without separators; ``groups`` are the groupings
+    that the canonical form may have (one for each total length); ``upper`` means that case does not count."""
+
+    name: str
+    alphabet: str = "text"
+    lengths: tuple[tuple[int, int], ...] = ((1, MAX_KEY),)
+    groups: tuple[tuple[int, ...], ...] = ()
+    prefix: tuple[str, ...] = ()
+    upper: bool = False
+
+    @property
+    def ascii(self) -> bool:
+        """Whether the value is folded to ASCII before it is read."""
+        return self.alphabet not in {"text", "link"}
+
+    @cached_property
+    def _class(self) -> str:
+        chars = ALPHABETS.get(self.alphabet) or re.escape(self.alphabet)
+        return f"[{chars.replace('a-z', '') if self.upper else chars}]"
+
+    @cached_property
+    def canonical_pattern(self) -> str:
+        """A pattern without captures for values that are in canonical form already; "" if there is no such short way."""
+        if self.alphabet in _SOLID:
+            return ""
+        start = f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else ""
+        if self.groups:
+            shapes = ["-".join(f"{self._class}{{{size}}}" for size in group) for group in self.groups]
+        else:
+            shapes = [f"{self._class}{{{low},{high}}}" for low, high in self.lengths]
+        return f"{start}(?:{'|'.join(shapes)})"
+
+    @cached_property
+    def _loose(self) -> tuple[tuple[tuple[int, ...], re.Pattern[str]], ...]:
+        return tuple(
+            (group, re.compile(_GAP.join(f"{self._class}{{{size}}}" for size in group))) for group in self.groups
+        )
+
+    @cached_property
+    def _spread(self) -> re.Pattern[str]:
+        return re.compile(f"{self._class}++(?:[- ]{self._class}++)*+")
+
+    def read(self, text: str) -> tuple[str, str] | str:
+        """(value as read, canonical value), or what is wrong with it in words that hold none of it."""
+        value = fold(text) if self.ascii else strip(text)
+        if not value:
+            return f"{self.name} is empty"
+        if has_control(value):
+            return f"{self.name} has control characters"
+        if self.alphabet in _SOLID:
+            problem = self._solid_problem(value)
+            return problem or (value, value)
+        plain = value.upper() if self.upper else value
+        compact = plain.translate(_DROP_GAP)
+        problem = self._length_problem(len(compact))
+        if problem:
+            return problem
+        if not compact.isascii() or not re.fullmatch(f"{self._class}++", compact):
+            return f"{self.name} has a character outside its alphabet"
+        if self.prefix and not compact.startswith(self.prefix):
+            return f"{self.name} does not begin as it should"
+        if not self.groups:
+            return (value, compact) if self._spread.fullmatch(plain) else f"{self.name} has stray separators"
+        for group, pattern in self._loose:
+            if pattern.fullmatch(plain):
+                parts, at = [], 0
+                for size in group:
+                    parts.append(compact[at : at + size])
+                    at += size
+                return value, "-".join(parts)
+        return f"{self.name} is not grouped as {' or '.join('-'.join(map(str, group)) for group in self.groups)}"
+
+    def _solid_problem(self, value: str) -> str:
+        problem = self._length_problem(len(value))
+        if problem:
+            return problem
+        if self.alphabet == "link":
+            return "" if is_link(value) else f"{self.name} is not a link"
+        if self.alphabet == "text":
+            return ""
+        if " " in value or "\t" in value or not value.isascii():
+            return f"{self.name} has a character outside its alphabet"
+        if self.alphabet == "email" and not _EMAIL.fullmatch(value):
+            return f"{self.name} is not an e-mail address"
+        if self.prefix and not value.startswith(self.prefix):
+            return f"{self.name} does not begin as it should"
+        return ""
+
+    def _length_problem(self, size: int) -> str:
+        if any(low <= size <= high for low, high in self.lengths):
+            return ""
+        wanted = " or ".join(str(low) if low == high else f"{low} to {high}" for low, high in self.lengths)
+        return f"{self.name} has {size} character{'s' if size != 1 else ''}, {wanted} expected"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the keys of a product read. Built by ``load_formats``; ``AUTO`` and ``OPAQUE`` are always there.
+
+    ``display`` is a template over the canonical fields; ``mask`` is how many characters a masked key shows at its start and
+    end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded.
+    """
+
+    name: str
+    title: str
+    rules: tuple[FieldRule, ...]
+    display: str = ""
+    mask: tuple[int, int] = (0, 4)
+    accept: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+    placeholders: frozenset[str] = field(default=frozenset(), repr=False)
+    kind: Literal["fields", "auto", "opaque"] = "fields"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, in order. Empty for ``auto``, which decides by what it finds."""
+        return tuple(rule.name for rule in self.rules)
+
+    @cached_property
+    def template(self) -> str:
+        """The display template, or the default one for these fields."""
+        return self.display or default_display(self.fields)
+
+    @cached_property
+    def quick(self) -> re.Pattern[str] | None:
+        """Matches a whole line that is a key in canonical form, and needs no further look: the short way of the reader."""
+        if self.kind == "auto":
+            return _QUICK_AUTO
+        if self.kind == "opaque" or len(self.rules) != 1 or self.template != f"{{{self.rules[0].name}}}":
+            return None
+        pattern = self.rules[0].canonical_pattern
+        return re.compile(pattern) if pattern else None
+
+    @property
+    def quick_field(self) -> str:
+        """The name of the field that ``quick`` matches."""
+        return self.rules[0].name if self.rules else "code"
+
+    def read_parts(self, parts: list[str], *, constant: bool = False) -> dict[str, str] | Refusal:
+        """Parts without names (a separated line) as roles by position. ``constant``: one part is the same on all lines."""
+        if self.kind == "opaque":
+            return {"code": parts[0]}
+        if self.kind == "auto":
+            if len(parts) == 1:
+                return {"code": parts[0]}
+            if len(parts) != 2:  # noqa: PLR2004 -- number and pin
+                return Refusal("not_this_format", f"{len(parts)} parts; a number and a pin expected")
+            if constant:
+                return Refusal("ambiguous", "one part is the same on every line, and so is not a part of a key")
+            return {"number": parts[0], "pin": parts[1]}
+        if len(parts) != len(self.rules):
+            return Refusal(
+                "not_this_format",
+                f"{len(parts)} part{'s' if len(parts) != 1 else ''}, {len(self.rules)} expected ({', '.join(self.fields)})",
+            )
+        return dict(zip(self.fields, parts, strict=True))
+
+    def key(self, roles: Mapping[str, str], expires_at: int = NEVER) -> CardKey | Refusal:
+        """The key that these named texts make, or why they make none. Notes are passed over; any other name must fit."""
+        given = {
+            role: text for role, text in roles.items() if strip(text) and role != EXPIRES and not role.startswith(NOTE)
+        }
+        if not given:
+            return Refusal("missing_field", "no part of a key is here")
+        if self.kind == "auto":
+            return self._auto_key(given, expires_at)
+        if self.kind == "opaque":
+            return self._opaque_key(given, expires_at)
+        assigned = self._assign(given)
+        if isinstance(assigned, Refusal):
+            return assigned
+        values, canonical = {}, {}
+        for rule in self.rules:
+            read = rule.read(assigned[rule.name])
+            if isinstance(read, str):
+                prose = is_prose(strip(assigned[rule.name]), self.placeholders)
+                return Refusal("prose" if prose else "not_this_format", "this is a text, not a key" if prose else read)
+            if is_placeholder(read[0], self.placeholders):
+                return Refusal("prose", f"{rule.name} is a text that stands for a missing key")
+            values[rule.name], canonical[rule.name] = read
+        return CardKey(values, canonical, self.template.format_map(canonical), expires_at)
+
+    def _assign(self, given: dict[str, str]) -> dict[str, str] | Refusal:
+        left = dict(given)
+        assigned = {name: left.pop(name) for name in self.fields if name in left}
+        for name in self.fields:
+            if name in assigned:
+                continue
+            role = next((role for role in _TAKES.get(name, ()) if role in left), None)
+            if role is None:
+                return Refusal("missing_field", f"{name} is missing")
+            assigned[name] = left.pop(role)
+        if left:
+            return Refusal("not_this_format", f"{', '.join(sorted(left))} given, which is no field of the format")
+        return assigned
+
+    def _opaque_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
+        if len(given) != 1:
+            return Refusal("not_this_format", f"{len(given)} parts of a key; an opaque key is one text")
+        value = strip(*given.values())
+        if has_control(value):
+            return Refusal("unreadable_shape", "control characters")
+        if is_placeholder(value, self.placeholders):
+            return Refusal("prose", "a text that stands for a missing key")
+        fields = {"code": value}
+        return CardKey(fields, fields, value, expires_at)
+
+    def _auto_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
+        names = _AUTO_SHAPES.get(frozenset(given))
+        if names is None:
+            if frozenset(given) == {"number"}:
+                return Refusal("missing_field", "a card number without its pin")
+            return Refusal("not_this_format", f"no known shape has these parts: {', '.join(sorted(given))}")
+        if names == {"code": "code"} and is_link(strip(given["code"])):
+            names = {"code": "link"}
+        values: dict[str, str] = {}
+        for role in KEY_ROLES:
+            if role in names:
+                name = names[role]
+                text = strip(given[role])
+                problem = _link_problem(text) if name == "link" else self._implausible(name, text)
+                if problem:
+                    return problem
+                values[name] = text if name == "link" else fold(text)
+        return CardKey(values, values, default_display(tuple(values)).format_map(values), expires_at)
+
+    def _implausible(self, name: str, text: str) -> Refusal | None:
+        """Why a text is not plausible as a part of a key of unknown shape."""
+        if is_prose(text, self.placeholders):
+            return Refusal("prose", "this is a text, not a key")
+        value = fold(text)
+        shape = len(value)
+        if shape > MAX_KEY:
+            return Refusal("too_long", f"{name} has {shape} characters")
+        if name in _FREE_TEXT:  # named by a label, and chosen by a person: any visible characters do
+            seen = all("!" <= char <= "~" for char in value)
+            return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
+        if _QUICK_AUTO.fullmatch(value):
+            return None
+        problem = ""
+        if shape < _SHORTEST:
+            problem = f"{name} has {shape} character{'s' if shape != 1 else ''}, at least {_SHORTEST} expected"
+        elif " " in value:
+            problem = f"{name} has a space in it"
+        elif not _PLAUSIBLE.fullmatch(value):
+            problem = f"{name} has a character that keys of unknown shape do not have"
+        elif "--" in value or value[0] == "-" or value[-1] == "-":
+            problem = f"{name} has a separator at its edge or twice in a row"
+        elif sum(map(str.isalnum, value)) < _SHORTEST:
+            problem = f"{name} is mostly punctuation"
+        elif value.replace("-", "").isalpha() and (not value.isupper() or ("-" not in value and shape < _WORD)):
+            problem = f"{name} reads as a word"
+        elif looks_like_date(value) or _FIGURE.fullmatch(value):
+            problem = f"{name} reads as a date, a time or an amount"
+        elif shape > _IMAGE and value.startswith(_IMAGE_STARTS):
+            problem = f"{name} reads as a picture"
+        return Refusal("unreadable_shape", problem) if problem else None
+
+    def masked(self, canonical: Mapping[str, str]) -> str:
+        """The key as lists may show it: a few characters at the ends of each field, never more than a third of it."""
+        return " ".join(self._masked(text) for text in canonical.values())
+
+    def _masked(self, text: str) -> str:
+        first, last = self.mask
+        while first + last > len(text) // 3:
+            first, last = first // 2, last // 2
+        end = len(text) - last
+        return "".join(char if index < first or index >= end or char == "-" else "•" for index, char in enumerate(text))
+
+
+_SHORTEST: Final = 4
+_WORD: Final = 10
+_FREE_TEXT: Final = frozenset({"account", "password", "access"})
+_IMAGE: Final = 100
+_IMAGE_STARTS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "data:image")
+_PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
+_FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
+# Letters and digits in groups, with a digit; dates and numbers spoilt by a spreadsheet (1E+17 is shut out by its plus, 1E17
+# by the look-ahead) are left to the long way.
+_QUICK_AUTO: Final = re.compile(
+    r"(?!\d{4}-\d\d?-\d\d?$|\d+[Ee]\d+$)(?=[A-Za-z-]{0,64}\d)(?=.{4})[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
+)
+_AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
+    frozenset({"code"}): {"code": "code"},
+    frozenset({"serial"}): {"serial": "code"},
+    frozenset({"pin"}): {"pin": "code"},
+    frozenset({"password"}): {"password": "code"},
+    frozenset({"link"}): {"link": "link"},
+    frozenset({"link", "access"}): {"link": "link", "access": "access"},
+    **{
+        frozenset({number, pin}): {number: "number", pin: "pin"}
+        for number in ("number", "serial")
+        for pin in ("pin", "password", "code")
+    },
+    **{frozenset({"account", pin}): {"account": "account", pin: "password"} for pin in ("password", "pin")},
+}
+_LABELS: Final = {
+    "number": "Number", "pin": "PIN", "account": "Account", "password": "Password", "serial": "Serial", "code": "Code",
+    "link": "Link", "access": "Access code", "email": "Email",
+}  # fmt: skip
+
+
+def default_display(fields: tuple[str, ...]) -> str:
+    """The template for fields that a format gives none for: a single field alone, several with a label each."""
+    if len(fields) == 1:
+        return f"{{{fields[0]}}}"
+    return " ".join(f"{_LABELS.get(name, name.capitalize())}: {{{name}}}" for name in fields)
+
+
+def template_fields(template: str) -> list[str]:
+    """The names in a display template. Raises ValueError if it has anything but plain ``{name}``."""
+    names = []
+    for _, name, spec, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if spec or conversion or not name.isidentifier():
+            msg = "only plain {field} is allowed in a template"
+            raise ValueError(msg)
+        names.append(name)
+    return names
+
+
+def _link_problem(text: str) -> Refusal | None:
+    return None if is_link(text) else Refusal("unreadable_shape", "the link is not a link")
+
+
+AUTO: Final = Format(
+    name="auto", title="Any plausible key: a code, a link, or a number with its pin", rules=(), kind="auto"
+)
+OPAQUE: Final = Format(
+    name="opaque", title="The whole line, verbatim", rules=(FieldRule("code"),), kind="opaque", mask=(0, 4)
+)

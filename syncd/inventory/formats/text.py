@@ -1,0 +1,138 @@
+"""What text is: folding, the de-duplication form, prose that is not a key. Used by every module of this package.
+
+Pure functions. ``dedupe_form`` is the one function here whose result is stored (as a fingerprint) and so must never change.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ZERO_WIDTH: Final = (
+    "\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+    "\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068\u2069\u206a\u206b\u206c\u206d\u206e\u206f\ufeff"
+)
+ZERO_WIDTH_CLASS: Final = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+"""Inside a regular expression's brackets: characters that take no room, direction marks included."""
+
+_HYPHENS: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+_SPACES: Final = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    chr(code) for code in range(0x2000, 0x200B)
+)
+_STRIP: Final = _SPACES + _ZERO_WIDTH
+_NO_ZERO_WIDTH: Final = dict.fromkeys(map(ord, _ZERO_WIDTH))
+_PLAIN_HYPHEN: Final = dict.fromkeys(map(ord, _HYPHENS), "-")
+_DEDUPE_DROP: Final = dict.fromkeys(map(ord, _STRIP + _HYPHENS))
+
+LINK: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.]{1,15}+://\S++")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def strip(text: str) -> str:
+    """The text without the spaces and zero-width characters around it."""
+    return text.strip(_STRIP)
+
+
+def fold(text: str) -> str:
+    """The ASCII spelling of a value whose alphabet is ASCII: NFKC, no zero-width characters, one kind of hyphen, spaces plain."""
+    if text.isascii():
+        return text.strip(_STRIP)
+    folded = unicodedata.normalize("NFKC", text).translate(_NO_ZERO_WIDTH).translate(_PLAIN_HYPHEN)
+    return "".join(" " if char in _SPACES else char for char in folded).strip(" ")
+
+
+def has_control(text: str) -> bool:
+    """Whether the text has control characters (tabs and line ends aside), which no key has."""
+    return not text.isprintable() and _CONTROL.search(text) is not None
+
+
+def is_link(text: str) -> bool:
+    """Whether the whole text is one link."""
+    return "://" in text and LINK.fullmatch(text) is not None
+
+
+def mask_links(text: str) -> str:
+    """The text with every link overwritten by as many letters, so that a search for separators and labels passes it over."""
+    return LINK.sub(lambda match: "L" * len(match[0]), text) if "://" in text else text
+
+
+def dedupe_form(key_fields: Mapping[str, str]) -> str:
+    """One text for all spellings of one key (version 1). This function NEVER changes: its fingerprints are stored.
+
+    Each field: NFKC, then without spaces, hyphens and zero-width characters, upper case, and both once more (upper case
+    may bring back what was folded). A link stays as it is but for the space around it; a field of which nothing would be
+    left stays as it is. The fields are then sorted by their folded text and joined by U+001F: neither the names nor the
+    order of the fields count, because formats, which an operator may edit, choose both. Passwords that differ in case
+    only fold together, which holds a key back at worst. Give it ``CardKey.fields``, never ``canonical``.
+    """
+    if len(key_fields) == 1:
+        (value,) = key_fields.values()
+        return _dedupe_value(value)
+    return "\x1f".join(sorted(map(_dedupe_value, key_fields.values())))
+
+
+def _dedupe_value(value: str) -> str:
+    if value.isascii():
+        if "://" in value and is_link(strip(value)):
+            return strip(value)
+        return value.translate(_DEDUPE_DROP).upper() or value
+    if is_link(strip(value)):
+        return strip(value)
+    folded = value
+    for _ in range(2):
+        folded = unicodedata.normalize("NFKC", folded).translate(_DEDUPE_DROP).upper()
+    return unicodedata.normalize("NFKC", folded).translate(_DEDUPE_DROP) or value
+
+
+_CJK: Final = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_CJK_RUN: Final = re.compile(f"[{_CJK}]{{2}}")
+_SENTENCE_MARKS: Final = re.compile("[。！？，；、…]")
+_WORDS: Final = re.compile(r"(?:^|\s)[A-Za-z][a-z']*[,.!?;:]? (?:[A-Za-z][a-z']*[,.!?;:]? )+[A-Za-z][a-z']*[.!?]*\s*$")
+_NOT_WORD: Final = re.compile(r"[\W_]+")
+
+_PLACEHOLDERS: Final = (
+    "很抱歉，有人在你付款之前抢走了商品，请联系客服。",
+    "正在发货中，请耐心等待，如有疑问，请联系客服。",
+    "此商品没有发货信息或正在发货中",
+    "暂无库存", "库存不足", "已售罄", "售罄", "缺货", "无货", "补货中", "发货中", "已使用", "已失效", "暂无", "无", "空",
+    "sold out", "out of stock", "no stock", "not available", "unavailable", "unknown", "pre-order", "pending", "processing",
+    "coming soon", "null", "none", "nil", "nan", "n/a", "undefined", "empty", "error", "failed", "success", "expired",
+    "refunded", "used", "unused", "invalid", "redeemed", "cancelled", "test", "please contact support", "contact us",
+    "delivered", "available", "[object Object]", "true", "false", "tbd", "to be announced", "internal server error",
+    "not found", "service unavailable", "bad request", "unauthorized", "forbidden", "xxxxx-xxxxx-xxxxx", "xxxx-xxxx-xxxx-xxxx",
+    "xxxxx-xxxxx-xxxxx-xxxxx-xxxxx", "redacted", "placeholder", "replacement", "maintenance",
+)  # fmt: skip
+_TELLTALE: Final = re.compile(
+    "抱歉|联系客服|请联系|发货中|没有发货|暂无库存|库存不足|售罄|缺货|耐心等待|抢走|请稍后|sold out|out of stock|contact (?:support|us)|"
+    "customer service",
+    re.IGNORECASE,
+)
+
+
+def _bare(text: str) -> str:
+    return _NOT_WORD.sub("", unicodedata.normalize("NFKC", text)).casefold()
+
+
+_KNOWN: Final = frozenset(map(_bare, _PLACEHOLDERS))
+
+
+def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
+    """Texts that stand where a key should be, in the form in which ``is_placeholder`` compares them."""
+    return frozenset(filter(None, map(_bare, texts)))
+
+
+def is_placeholder(text: str, more: frozenset[str] = frozenset()) -> bool:
+    """Whether the text is known to stand where a key should be: "sold out", an apology, a word like "null"."""
+    bare = _bare(text)
+    return not bare or bare in _KNOWN or bare in more or _TELLTALE.search(text) is not None
+
+
+def is_prose(text: str, more: frozenset[str] = frozenset()) -> bool:
+    """Whether the text reads as a sentence, a title or a placeholder, and not as a key."""
+    if text.isascii():
+        return (" " in text and _WORDS.search(text) is not None) or is_placeholder(text, more)
+    return _CJK_RUN.search(text) is not None or _SENTENCE_MARKS.search(text) is not None or is_placeholder(text, more)
