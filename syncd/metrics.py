@@ -1,0 +1,256 @@
+"""What syncd counts, as Prometheus reads it. The daemon makes one `Metrics`; whoever does the work counts in it.
+
+Counters come in pairs, a total and its failures; ages and times of last success stand beside them. A label takes its
+values from the configuration or from words in the code, never from a request: what the configuration does not know is
+counted as ``unknown``. Amounts that the database knows better (keys, backlog) are read at the scrape, through `levels`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+# A second time series beside every counter, which nobody reads. (prometheus_client leaves this function untyped.)
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+UNKNOWN: Final = "unknown"
+
+_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_RUN_SECONDS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+_UNITS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """How much there is, at the moment of a scrape."""
+
+    vault_keys: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(product, state) → keys."""
+    quarantine_held: Mapping[str, int] = field(default_factory=dict)
+    """Reason → slices that wait for an operator."""
+    deliveries_pending: Mapping[str, int] = field(default_factory=dict)
+    """Product → paid order lines that wait for keys."""
+    oldest_pending_seconds: float = 0.0
+    """Age of the oldest of them; 0 when none waits."""
+    queue_units: Mapping[str, int] = field(default_factory=dict)
+    """Lane of the writer → units that wait in it."""
+    wal_bytes: int = 0
+    """Size of SQLite's write-ahead log; 0 on PostgreSQL."""
+
+
+class Metrics:
+    """Every metric of one daemon, in a registry of its own. Counting is thread-safe and never fails for a label.
+
+    Those without labels of the outside are attributes, to be counted in directly; the others are behind methods, which
+    keep their labels bounded. Call `know` with the configuration's names first.
+    """
+
+    def __init__(self, version: str, *, engine: str = "sqlite") -> None:
+        """``version`` and ``engine`` (of the database) become the labels of ``syncd_build_info``."""
+        self.levels: Callable[[], Levels] | None = None
+        """Set by the daemon: read at every scrape. One that fails costs its gauges, never the scrape."""
+        self._registry = registry = CollectorRegistry()
+        self._products: Collection[str] = frozenset()
+        self._shops: Collection[str] = frozenset()
+        self._suppliers: Collection[str] = frozenset()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"syncd_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"syncd_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"syncd_{name}", text, labels, buckets=buckets, registry=registry)
+
+        gauge("build_info", "Always 1; what is running.", "version", "engine").labels(version, engine).set(1)
+
+        self._deliveries = counter("deliveries_total", "Order lines newly delivered.", "shop", "product")
+        self._repeats = counter("delivery_repeats_total", "Requests answered with an earlier delivery.", "shop")
+        self._failures = counter("delivery_failures_total", "Delivery requests refused or failed.", "shop", "code")
+        self._delivered_keys = counter("delivery_keys_total", "Keys newly delivered.", "product")
+        self.delivery_seconds = histogram("delivery_seconds", "From a delivery request's arrival to its answer.")
+        self.key_unreadable = counter("key_unreadable_total", "Sealed keys that did not open and were set aside.")
+
+        self._runs = counter("sync_runs_total", "Sync runs ended, failed ones included.", "supplier")
+        self._run_failures = counter("sync_failures_total", "Sync runs that failed.", "supplier")
+        self._last_success = gauge(
+            "sync_last_success_timestamp_seconds", "Unix time at which a sync run last succeeded.", "supplier"
+        )
+        self._run_seconds = histogram(
+            "sync_duration_seconds", "Length of a sync run.", "supplier", buckets=_RUN_SECONDS
+        )
+        self._running = gauge("sync_running", "Whether a sync run is under way here: 1 or 0.", "supplier")
+
+        self._sealed = counter("keys_sealed_total", "New keys sealed into the vault.", "supplier", "product")
+        self._repeated = counter("keys_repeated_total", "Keys that the same source had brought before.", "supplier")
+        self._quarantined = counter("keys_quarantined_total", "Slices set aside for an operator.", "supplier", "reason")
+
+        self.writer_batches = counter("writer_batches_total", "Transactions committed by the writer.")
+        self.writer_failures = counter("writer_failures_total", "Batches that were rolled back.")
+        self.writer_units = counter("writer_units_total", "Units of work committed.", "kind")
+        self.writer_batch_units = histogram("writer_batch_units", "Units of work in a transaction.", buckets=_UNITS)
+        self.writer_commit_seconds = histogram("writer_commit_seconds", "From a batch's first statement to its commit.")
+        self.audit_entries = counter("audit_entries_total", "Entries appended to the audit chain.")
+
+        self._requests = counter("http_requests_total", "Requests answered.", "route", "method", "status")
+        self._errors = counter("http_errors_total", "Requests answered with a problem.", "route", "code")
+
+        self.config_reloads = counter("config_reloads_total", "Reloads of the configuration, refused ones included.")
+        self.config_reload_failures = counter("config_reload_failures_total", "Reloads that were refused.")
+        self.config_last_success = gauge(
+            "config_last_success_timestamp_seconds", "Unix time at which the configuration was last taken over."
+        )
+        self.scrape_failures = counter("scrape_failures_total", "Scrapes that could not read the database's levels.")
+        registry.register(_AtScrape(self))
+        ProcessCollector(registry=registry)
+
+    def know(self, *, products: Collection[str], shops: Collection[str], suppliers: Collection[str]) -> None:
+        """The names that may become labels: all others are counted as ``unknown``. Called at start and on a reload.
+
+        Pairs begin at 0, so that a rate sees the first failure.
+        """
+        self._products, self._shops, self._suppliers = frozenset(products), frozenset(shops), frozenset(suppliers)
+        for shop in self._shops:
+            self._repeats.labels(shop)
+            for product in self._products:
+                self._deliveries.labels(shop, product)
+        for supplier in self._suppliers:
+            for metric in (self._runs, self._run_failures, self._run_seconds, self._running, self._repeated):
+                metric.labels(supplier)
+
+    # --- deliveries -------------------------------------------------------------------------------------------------
+
+    def delivered(self, shop: str, product: str, keys: int) -> None:
+        """An order line got its ``keys`` for the first time."""
+        product = self._product(product)
+        self._deliveries.labels(self._shop(shop), product).inc()
+        self._delivered_keys.labels(product).inc(keys)
+
+    def delivery_repeated(self, shop: str) -> None:
+        """A request was answered with the delivery that its order line has already."""
+        self._repeats.labels(self._shop(shop)).inc()
+
+    def delivery_failed(self, shop: str, code: str) -> None:
+        """A request was answered with the problem ``code``."""
+        self._failures.labels(self._shop(shop), _word(code)).inc()
+
+    # --- supply -----------------------------------------------------------------------------------------------------
+
+    def sync_started(self, supplier: str) -> None:
+        """A run begins here."""
+        self._running.labels(self._supplier(supplier)).set(1)
+
+    def sync_ended(self, supplier: str, *, seconds: float, succeeded_at: float | None) -> None:
+        """A run that took ``seconds`` is over; ``succeeded_at`` (Unix seconds) is None when it failed."""
+        supplier = self._supplier(supplier)
+        self._running.labels(supplier).set(0)
+        self._runs.labels(supplier).inc()
+        self._run_seconds.labels(supplier).observe(seconds)
+        if succeeded_at is None:
+            self._run_failures.labels(supplier).inc()
+        else:
+            self._last_success.labels(supplier).set(succeeded_at)
+
+    def sealed(self, supplier: str, product: str, keys: int = 1) -> None:
+        """New keys went into the vault."""
+        self._sealed.labels(self._supplier(supplier), self._product(product)).inc(keys)
+
+    def repeated(self, supplier: str, keys: int = 1) -> None:
+        """Keys came again from the source that had brought them."""
+        self._repeated.labels(self._supplier(supplier)).inc(keys)
+
+    def quarantined(self, supplier: str, reason: str, slices: int = 1) -> None:
+        """Slices were set aside; ``reason`` is a word of the code."""
+        self._quarantined.labels(self._supplier(supplier), _word(reason)).inc(slices)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def answered(self, route: str, method: str, status: int) -> None:
+        """A request was answered; ``route`` is the route's pattern, never the path that was asked for."""
+        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+
+    def refused(self, route: str, code: str) -> None:
+        """A request was answered with the problem ``code``."""
+        self._errors.labels(route, _word(code)).inc()
+
+    def render(self) -> bytes:
+        """The exposition, as `CONTENT_TYPE`. Reads `levels`, so call it where a query may block."""
+        return generate_latest(self._registry)
+
+    def _product(self, name: str) -> str:
+        return name if name in self._products else UNKNOWN
+
+    def _shop(self, name: str) -> str:
+        return name if name in self._shops else UNKNOWN
+
+    def _supplier(self, name: str) -> str:
+        return name if name in self._suppliers else UNKNOWN
+
+
+def _word(text: str) -> str:
+    """Codes and reasons are words of the code; anything else is somebody's text and becomes ``other``."""
+    return text if _WORD.fullmatch(text) else "other"
+
+
+class _AtScrape(Collector):
+    """The gauges that are read when Prometheus asks."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        return list(_gauges(Levels()))
+
+    def collect(self) -> Iterator[Metric]:
+        read = self._metrics.levels
+        if read is None:
+            return
+        try:
+            levels = read()
+        except Exception:  # noqa: BLE001 - a database that does not answer is when the other numbers matter most
+            self._metrics.scrape_failures.inc()
+            structlog.get_logger(__name__).exception("the levels could not be read for a scrape")
+            return
+        yield from _gauges(levels)
+
+
+def _gauges(levels: Levels) -> Iterator[Metric]:
+    keys = GaugeMetricFamily("syncd_vault_keys", "Keys in the vault.", labels=["product", "state"])
+    for (product, state), count in levels.vault_keys.items():
+        keys.add_metric([product, state], count)
+    yield keys
+    for name, text, label, counts in (
+        ("quarantine_held", "Slices that wait for an operator.", "reason", levels.quarantine_held),
+        ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
+        ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
+    ):
+        family = GaugeMetricFamily(f"syncd_{name}", text, labels=[label])
+        for value, count in counts.items():
+            family.add_metric([value], count)
+        yield family
+    yield GaugeMetricFamily(
+        "syncd_oldest_pending_delivery_age_seconds",
+        "Age of the oldest order line that waits for keys; 0 when none does.",
+        value=levels.oldest_pending_seconds,
+    )
+    yield GaugeMetricFamily("syncd_wal_bytes", "Size of SQLite's write-ahead log.", value=levels.wal_bytes)
