@@ -191,7 +191,7 @@ def _gate(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return passed
 
 
-def shown(value: Any, name: str = "", depth: int = 0) -> Any:  # noqa: C901, PLR0911, PLR0912 - a line a kind
+def shown(value: Any, name: str = "", depth: int = 0) -> Any:  # noqa: C901, PLR0912 - a line a kind
     """``value`` as a log line may show it under ``name``: plain data, safe to serialize."""
     if value is None or isinstance(value, bool):
         return value

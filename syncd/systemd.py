@@ -30,7 +30,7 @@ def notify(*lines: str) -> bool:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.setblocking(False)  # a full socket must not hold up the event loop
+            sock.settimeout(0)  # a full socket must not hold up the event loop
             sock.connect(address)
             sock.send("\n".join(lines).encode())
     except OSError:
