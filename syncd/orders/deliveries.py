@@ -282,6 +282,13 @@ class Deliveries:
             outcomes.append(
                 Allotted(row_id, request.product, request.quantity, "delivered", None, tx.at, False, keys)  # noqa: FBT003
             )
+        short = {
+            (request.shop, request.order_ref)
+            for request, outcome in zip(requests, outcomes, strict=True)
+            if isinstance(outcome, InsufficientStockError)
+        }
+        if tx.postgresql and short and self._recorded(tx, short):
+            raise RetryBatch  # another daemon delivered these very orders while we waited for its keys
         if deliveries:
             written = tx.bulk(
                 "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, created_at, completed_at)"

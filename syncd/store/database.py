@@ -553,6 +553,7 @@ class Writer:
             try:
                 if self._connection is None:
                     self._connect()
+                started = time.perf_counter()
                 tx = self._begin()
                 for units in groups.values():
                     outcomes = units[0].work.run(tx, [unit.payload for unit in units])
@@ -562,7 +563,6 @@ class Writer:
                     self._chain(tx)
                 if self.database.postgresql and tx.xid is None:
                     tx.xid = str(tx.query("SELECT pg_current_xact_id()::text")[0][0])
-                started = time.perf_counter()
                 committing = True
                 self._cursor.execute("COMMIT")
             except RetryBatch:
@@ -599,6 +599,9 @@ class Writer:
             break
         if self._metrics:
             self._metrics.writer_batches.inc()
+            self._metrics.audit_entries.inc(len(tx.notes))
+            for units in groups.values():
+                self._metrics.writer_units.labels(units[0].work.name).inc(len(units))
             self._metrics.writer_batch_units.observe(len(batch))
             self._metrics.writer_commit_seconds.observe(time.perf_counter() - started)
 
