@@ -74,7 +74,8 @@ def read(
     punctuation, give no card; nor does the header.
     """
     slices = _Slices(reading, fmt, timezone)
-    if reading.encoding == "unreadable" or reading.candidates or reading.problem:
+    by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
+    if reading.encoding == "unreadable" or ((reading.candidates or reading.problem) and not by_line):
         return _refuse_all(chunks, slices, offset, position)
     if reading.splitter == "csv":
         return _by_record(chunks, slices, offset, position)
@@ -231,11 +232,9 @@ class _Slices:
             return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
         if any("\n" in text or "\r" in text for text in roles.values()):
             return Refusal("unreadable_shape", "a line end inside a field")
-        expires_at: int | None = NEVER
-        if EXPIRES in roles:
-            expires_at = parse_expiry(roles[EXPIRES], self.zone)
-            if expires_at is None:
-                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        expires_at = parse_expiry(roles[EXPIRES], self.zone) if EXPIRES in roles else NEVER
+        if expires_at is None:
+            return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
         return self.fmt.key(roles, expires_at)
 
     def record(self, text: str) -> CardKey | Refusal:
@@ -243,10 +242,9 @@ class _Slices:
         row = cells(text, self.reading.separator)
         if row is None:
             return Refusal("unreadable_shape", "the quotes of the CSV record are broken")
-        for cell in row:
-            if "\n" in cell and any(
-                len(cells(line, self.reading.separator) or ()) == len(row) > 1 for line in cell.split("\n")
-            ):
+        for inner in (line for cell in row if "\n" in cell for line in cell.splitlines()):
+            inside = cells(inner, self.reading.separator)
+            if inside and len(inside) > 1 and isinstance(self.columns(inside), CardKey):
                 return Refusal("unreadable_shape", "a quoted text holds what may be records of its own")
         return self.columns(row)
 

@@ -188,12 +188,16 @@ class Format:
     @cached_property
     def quick(self) -> re.Pattern[str] | None:
         """Matches a whole line that is a key in canonical form, and needs no further look: the short way of the reader."""
+        # A digit is asked for, so that no placeholder of letters alone comes through here; those with digits are few.
+        digits = [text for text in self.placeholders if not text.isalpha()]
         if self.kind == "auto":
-            return _QUICK_AUTO
+            return None if any(map(_QUICK_AUTO.fullmatch, digits)) else _QUICK_AUTO
         if self.kind == "opaque" or len(self.rules) != 1 or self.template != f"{{{self.rules[0].name}}}":
             return None
-        pattern = self.rules[0].canonical_pattern
-        return re.compile(pattern) if pattern else None
+        rule = self.rules[0]
+        if not rule.canonical_pattern or any(isinstance(rule.read(text.upper()), tuple) for text in digits):
+            return None
+        return re.compile(f"(?=[^0-9]{{0,64}}[0-9]){rule.canonical_pattern}")
 
     @property
     def quick_field(self) -> str:
@@ -342,7 +346,7 @@ _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4
 # Letters and digits in groups, with a digit; dates and numbers spoilt by a spreadsheet (1E+17 is shut out by its plus, 1E17
 # by the look-ahead) are left to the long way.
 _QUICK_AUTO: Final = re.compile(
-    r"(?!\d{4}-\d\d?-\d\d?$|\d+[Ee]\d+$)(?=[A-Za-z-]{0,64}\d)(?=.{4})[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
+    r"(?!\d{4}-\d\d?-\d\d?$|\d+[Ee]\d+$|iVBORw0KGgo|R0lGOD|UklGR)(?=[A-Za-z-]{0,64}\d)(?=.{4})[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 )
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},

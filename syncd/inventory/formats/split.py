@@ -30,6 +30,7 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
+_TRIGGERS: Final = {"----": "--", "---": "--", "--": "--", "——": "—", "—": "—", "\t": "\t"}
 _HINTS: Final = re.compile("--|[—\t,，|｜:：]|[ \xa0\u3000]{2}")
 HINT: Final = re.compile(rb"--|[\t,|:= ]")
 """Finds out in one go whether a block of ASCII can have a separator, a label or prose at all."""
@@ -175,9 +176,9 @@ def count_parts(text: str) -> dict[str, int]:
     found = {
         name: count + 1
         for name, pattern in SEPARATORS.items()
-        if name != "  " and (count := sum(1 for _ in pattern.finditer(masked)))
+        if name != "  " and _TRIGGERS.get(name, "") in masked and (count := len(pattern.findall(masked)))
     }
-    if not found and (count := sum(1 for _ in SEPARATORS["  "].finditer(masked))):
+    if not found and (count := len(SEPARATORS["  "].findall(masked))):
         found["  "] = count + 1
     return found
 

@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from syncd.inventory.formats.split import (
     HINT,
@@ -77,7 +77,7 @@ class Reading:
     @classmethod
     def load(cls, text: str) -> Reading:
         """The Reading that ``dump`` wrote. Raises ValueError on anything else."""
-        data = json.loads(text)
+        data: Any = json.loads(text)
         if not isinstance(data, dict) or data.pop("version", None) != 1:
             msg = "not a reading of version 1"
             raise ValueError(msg)
@@ -85,7 +85,8 @@ class Reading:
         if set(data) - known:
             msg = "a reading with unknown parts"
             raise ValueError(msg)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        return cls(**parts)
 
 
 def is_split(name: str) -> bool:

@@ -90,7 +90,7 @@ def _dedupe_value(value: str) -> str:
 
 _CJK: Final = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CJK_RUN: Final = re.compile(f"[{_CJK}]{{2}}")
-_SENTENCE_MARKS: Final = re.compile("[。！？，；、…]")
+_SENTENCE_MARKS: Final = re.compile("[。！？…]")
 _WORDS: Final = re.compile(r"(?:^|\s)[A-Za-z][a-z']*[,.!?;:]? (?:[A-Za-z][a-z']*[,.!?;:]? )+[A-Za-z][a-z']*[.!?]*\s*$")
 _NOT_WORD: Final = re.compile(r"[\W_]+")
 
@@ -103,8 +103,8 @@ _PLACEHOLDERS: Final = (
     "coming soon", "null", "none", "nil", "nan", "n/a", "undefined", "empty", "error", "failed", "success", "expired",
     "refunded", "used", "unused", "invalid", "redeemed", "cancelled", "test", "please contact support", "contact us",
     "delivered", "available", "[object Object]", "true", "false", "tbd", "to be announced", "internal server error",
-    "not found", "service unavailable", "bad request", "unauthorized", "forbidden", "xxxxx-xxxxx-xxxxx", "xxxx-xxxx-xxxx-xxxx",
-    "xxxxx-xxxxx-xxxxx-xxxxx-xxxxx", "redacted", "placeholder", "replacement", "maintenance",
+    "not found", "service unavailable", "bad request", "unauthorized", "forbidden",
+    "redacted", "placeholder", "replacement", "maintenance",
 )  # fmt: skip
 _TELLTALE: Final = re.compile(
     "抱歉|联系客服|请联系|发货中|没有发货|暂无库存|库存不足|售罄|缺货|耐心等待|抢走|请稍后|sold out|out of stock|contact (?:support|us)|"
@@ -128,7 +128,7 @@ def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
 def is_placeholder(text: str, more: frozenset[str] = frozenset()) -> bool:
     """Whether the text is known to stand where a key should be: "sold out", an apology, a word like "null"."""
     bare = _bare(text)
-    return not bare or bare in _KNOWN or bare in more or _TELLTALE.search(text) is not None
+    return bare.strip("x*") == "" or bare in _KNOWN or bare in more or _TELLTALE.search(text) is not None
 
 
 def is_prose(text: str, more: frozenset[str] = frozenset()) -> bool:

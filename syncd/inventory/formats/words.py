@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from syncd.inventory.formats.text import ZERO_WIDTH_CLASS, mask_links, strip
 
-KEY_ROLES: Final = ("number", "serial", "pin", "password", "code", "account", "link", "access", "email")
+KEY_ROLES: Final = ("number", "serial", "account", "link", "pin", "password", "code", "access", "email")
 EXPIRES: Final = "expires"
 NOTE: Final = "note"
 
@@ -108,6 +108,7 @@ _LABEL: Final = _label_pattern()
 # One for one, so that positions in the folded text are positions in the text itself.
 _SAME_LENGTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0xA0: 0x20}
 _INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:第?\\d{{1,5}}(?:[.、)\\]】]|[张个条组份])[\\s:]*)?")
+_FULL_STOPS: Final = "，；。、｜"  # noqa: RUF001 -- full-width marks end a value, they are in no key
 _MAYBE: Final = re.compile(r"[:：=]|[\u5230-\u9762]")
 
 
@@ -128,8 +129,6 @@ def find_labels(text: str) -> list[Item] | None:
     for match, after in zip(matches, [*matches[1:], None], strict=True):
         name = normal(match["cjk"] or match["latin"])
         role = ROLES[name]
-        value = strip(text[match.end() : after.start() if after else None])
-        if after:
-            value = strip(value.rstrip("，；。、｜"))
+        value = strip(strip(text[match.end() : after.start() if after else None]).rstrip(_FULL_STOPS))
         items.append(Item(f"{NOTE}:{name}" if role == NOTE else role, value))
     return items
