@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import syncd
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SHIPPED = ("syncd", "adapters", "config", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
@@ -68,7 +70,7 @@ def test_the_wheel_made_from_the_sdist_has_the_adapters_and_the_configuration(wh
 
 def test_the_wheel_has_nothing_else(wheel):
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert tops == {"syncd", f"syncd-{PROJECT['project']['version']}.dist-info"}
+    assert tops == {"syncd", f"syncd-{syncd.__version__}.dist-info"}
 
 
 def test_the_wheel_brings_the_command(wheel):
