@@ -114,7 +114,9 @@ def write(tmp_path, text, name="mine.toml"):
 
 
 def test_an_operator_adds_a_format_without_code(tmp_path):
-    path = write(tmp_path, '[mine]\naccept = ["AB-12"]\n[mine.code]\nalphabet = "alnum"\ngroups = [2, 2]\nupper = true\n')
+    path = write(
+        tmp_path, '[mine]\naccept = ["AB-12"]\n[mine.code]\nalphabet = "alnum"\ngroups = [2, 2]\nupper = true\n'
+    )
     fmt = load_formats([ROOT / "config" / "formats.toml", path])["mine"]
     assert read_one(b"ab12", None, fmt, UTC).key.canonical == {"code": "AB-12"}
 
@@ -172,7 +174,10 @@ def test_a_separator_is_found_by_all_lines(separator):
 def test_the_first_line_decides_nothing():
     codes = [f"ABC{n}-DEF{n}" for n in range(10, 40)]
     assert keys("\n".join(["X1234----Y5678", *codes])) == ["unreadable_shape", *[(code,) for code in codes]]
-    assert keys("\n".join(["AB12-CD34", *PAIRS])) == ["unreadable_shape", *[tuple(pair.split("----")) for pair in PAIRS]]
+    assert keys("\n".join(["AB12-CD34", *PAIRS])) == [
+        "unreadable_shape",
+        *[tuple(pair.split("----")) for pair in PAIRS],
+    ]
 
 
 def test_control_a_survey_of_the_first_line_only_is_caught(monkeypatch):
@@ -217,7 +222,11 @@ def test_unknown_splits(split):
 
 
 def test_a_reading_survives_the_database():
-    for payload, media in ((b"A1234----B5678", "text"), ("卡号：1\n密码：2".encode(), "text"), (b"code,pin\nA,B", "csv")):
+    for payload, media in (
+        (b"A1234----B5678", "text"),
+        ("卡号：1\n密码：2".encode(), "text"),
+        (b"code,pin\nA,B", "csv"),
+    ):
         reading = surveyed(payload, media)
         assert Reading.load(reading.dump()) == reading
     for wrong in ("{}", "[]", '{"version":1,"x":2}', "nonsense"):
@@ -257,7 +266,10 @@ def test_a_labelled_card_without_its_number_never_takes_the_pin_of_another():
     found = keys("\n".join([*good[:4], "密码：B0022\n", *good[4:]]))
     assert found[4] == "missing_field"
     assert [*found[:4], *found[5:]] == [(f"A00{n}", f"B00{n}") for n in range(10, 20)]
-    assert set(keys("密码：B0000\n卡号：A0011\n密码：B0011\n卡号：A0022\n密码：B0022")) <= {"ambiguous", "missing_field"}
+    assert set(keys("密码：B0000\n卡号：A0011\n密码：B0011\n卡号：A0022\n密码：B0022")) <= {
+        "ambiguous",
+        "missing_field",
+    }
     assert set(keys("卡号：A0011\n密码：B0022\n卡号：A0022\n密码：B0033\n卡号：A0033")) == {"ambiguous"}
 
 
@@ -275,7 +287,9 @@ def test_labels_take_the_fields_of_the_format():
     assert keys("序列号：ABCDE-12345-FGHIJ", "steam") == [("ABCDE-12345-FGHIJ",)]
     assert keys("卡号：12345 卡密：ABCDE-12345-FGHIJ", "steam") == ["not_this_format"]
     assert keys("卡号：12345") == ["missing_field"]
-    assert keys("链接：https://pan.example.com/s/1?pwd=a:b 提取码：x7k2", "netdisk") == [("https://pan.example.com/s/1?pwd=a:b", "x7k2")]
+    assert keys("链接：https://pan.example.com/s/1?pwd=a:b 提取码：x7k2", "netdisk") == [
+        ("https://pan.example.com/s/1?pwd=a:b", "x7k2")
+    ]
 
 
 # ---- CSV and rows ----
@@ -316,17 +330,27 @@ def test_an_unclosed_quote_accepts_nothing_behind_it_and_stays_in_bounds():
 
 
 def test_rows_of_a_spreadsheet():
-    rows = [("卡号", "密码", "有效期"), ("0012345", "P0012345", "2031-01-31"), ("", "", ""), ("0012346", "P0012346", "x")]
+    rows = [
+        ("卡号", "密码", "有效期"),
+        ("0012345", "P0012345", "2031-01-31"),
+        ("", "", ""),
+        ("0012346", "P0012346", "x"),
+    ]
     reading = survey_rows(rows)
     found = list(read_rows(rows, reading, AUTO, timezone=SHANGHAI))
     assert [card.position for card in found] == [2, 4]
     assert found[0].key.fields == {"number": "0012345", "pin": "P0012345"}
     assert found[0].raw == b"0012345\tP0012345\t2031-01-31"
     assert found[1].reason == "bad_expiry"
-    assert [seen(card) for card in read_rows(rows[2:], reading, AUTO, position=2, timezone=SHANGHAI)] == [seen(found[1])]
+    assert [seen(card) for card in read_rows(rows[2:], reading, AUTO, position=2, timezone=SHANGHAI)] == [
+        seen(found[1])
+    ]
     assert read_one(found[0].raw, reading, AUTO, SHANGHAI).key.fields == found[0].key.fields
     single = [("ABC-123",), ("ABC-124",)]
-    assert [card.key.fields["code"] for card in read_rows(single, survey_rows(single), AUTO, timezone=UTC)] == ["ABC-123", "ABC-124"]
+    assert [card.key.fields["code"] for card in read_rows(single, survey_rows(single), AUTO, timezone=UTC)] == [
+        "ABC-123",
+        "ABC-124",
+    ]
     wide = [("ABC-123", "x"), ("ABC-124", "y")]
     assert {card.reason for card in read_rows(wide, survey_rows(wide), AUTO, timezone=UTC)} == {"no_key_column"}
 
@@ -353,7 +377,17 @@ def test_expiry_with_an_offset_none_and_unreadable():
     assert parse_expiry("2027-01-31T00:00:00Z", SHANGHAI) == int(datetime(2027, 1, 31, tzinfo=UTC).timestamp())
     assert parse_expiry("2027-01-31T08:00:00+08:00", UTC) == int(datetime(2027, 1, 31, tzinfo=UTC).timestamp())
     assert {parse_expiry(text, SHANGHAI) for text in ("", "永久", "never", "9999-12-31")} <= {NEVER, NEVER - 8 * 3600}
-    for text in ("31/01/2027", "01-02-27", "2027-13-01", "2027-02-30", "soon", "2027", "2027-01-31 25:00", "0001-01-01", "1" * 40):
+    for text in (
+        "31/01/2027",
+        "01-02-27",
+        "2027-13-01",
+        "2027-02-30",
+        "soon",
+        "2027",
+        "2027-01-31 25:00",
+        "0001-01-01",
+        "1" * 40,
+    ):
         assert parse_expiry(text, SHANGHAI) is None
 
 
@@ -364,13 +398,11 @@ def test_expiry_with_an_offset_none_and_unreadable():
     "text",
     [
         "很抱歉，有人在你付款之前抢走了商品，请联系客服。", "正在发货中，请耐心等待，如有疑问，请联系客服。", "此商品没有发货信息或正在发货中",
-        "sold out", "Out of stock", "SOLD_OUT", "null", "N/A", "[object Object]", "XXXXX-XXXXX-XXXXX", "库存不足", "please wait a while",
+        "sold out", "Out of stock", "SOLD_OUT", "null", "N/A", "[object Object]", "XXXXX-XXXXX-XXXXX", "库存不足",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("fmt", ["auto", "opaque", "steam", "pair", "account"])
 def test_prose_is_never_a_key(text, fmt):
-    if fmt == "opaque" and text == "please wait a while":
-        pytest.skip("an opaque key may be any words that are no known placeholder")
     for payload in (text, f"{text}\n{text}", f"ABCDE-12345-FGHIJ\n{text}"):
         for card in cards(payload, fmt):
             assert card.key is None or text not in card.key.display
@@ -380,7 +412,7 @@ def test_prose_is_never_a_key(text, fmt):
     "text",
     [
         "abc", "Voucherbook", "Available", "----", "!!!!!!", "2027-01-31", "9.90", "1E+17", "АBCDE-12345", "<html>", '{"code":"A1234"}',
-        "ABCD EFGH 1234", "'ABC123'", "-ABC123", "ABC123-", "ABC--1234", "A1234,B1234,C1234", "iVBORw0KGgo" + "A1" * 60,
+        "ABCD EFGH 1234", "please wait a while", "'ABC123'", "-ABC123", "ABC123-", "ABC--1234", "A1234,B1234,C1234", "iVBORw0KGgo" + "A1" * 60,
     ],
 )  # fmt: skip
 def test_auto_is_not_sure(text):
@@ -407,7 +439,7 @@ def test_nasty_ones_are_kept_as_they_are():
     assert keys("ＡＢＣＤＥ－１２３４５－ＦＧＨＩＪ", "steam") == [("ABCDE-12345-FGHIJ",)]
     assert keys("A1" * 380) == [("A1" * 380,)]
     assert keys("A1" * 50_000) == ["too_long", "too_long"]
-    assert keys("ABC-123\r" "ABC-124\r") == [("ABC-123",), ("ABC-124",)]
+    assert keys("ABC-123\rABC-124\r") == [("ABC-123",), ("ABC-124",)]
     assert keys("卡密\nABC-123") == [("ABC-123",)]
     assert keys("卡号----卡密\nA12345----B12345") == [("A12345", "B12345")]
     assert keys("卡密----卡号\nB12345----A12345") == [("A12345", "B12345")]
@@ -422,7 +454,10 @@ def test_undecodable_bytes_hold_that_card_only():
 
 
 def test_a_placeholder_in_the_shape_of_a_key_is_never_a_key(tmp_path):
-    path = write(tmp_path, 'placeholders = ["ABCDE-12345-DUMMY"]\n[mine]\naccept=["AB1"]\n[mine.code]\nlength="1-20"\nalphabet="alnum"\n')
+    path = write(
+        tmp_path,
+        'placeholders = ["ABCDE-12345-DUMMY"]\n[mine]\naccept=["AB1"]\n[mine.code]\nlength="1-20"\nalphabet="alnum"\n',
+    )
     formats = load_formats([ROOT / "config" / "formats.toml", path])
     for name in ("auto", "steam", "mine", "opaque"):
         payload = b"AAAAA-12345-BBBBB\nABCDE-12345-DUMMY\n" * 2
@@ -486,7 +521,10 @@ def test_streaming_equals_one_shot_wherever_the_chunks_are_cut(payload, media, n
     assert reading == surveyed(payload, media, split)
     whole = [seen(card) for card in read([payload], reading, FORMATS[name], timezone=SHANGHAI)]
     assert [seen(card) for card in read(chopped(payload, cuts_at), reading, FORMATS[name], timezone=SHANGHAI)] == whole
-    assert [seen(card) for card in read([payload[i : i + 1] for i in range(len(payload))], reading, FORMATS[name], timezone=SHANGHAI)] == whole
+    assert [
+        seen(card)
+        for card in read([payload[i : i + 1] for i in range(len(payload))], reading, FORMATS[name], timezone=SHANGHAI)
+    ] == whole
 
 
 @QUICK
@@ -495,7 +533,9 @@ def test_resuming_at_the_end_of_any_card_gives_the_same_remaining_cards(payload,
     reading = Reading.load(surveyed(payload, media, split).dump())
     found = list(read([payload], reading, FORMATS[name], timezone=SHANGHAI))
     for at, card in enumerate(found):
-        rest = read([payload[card.end :]], reading, FORMATS[name], offset=card.end, position=card.line_end, timezone=SHANGHAI)
+        rest = read(
+            [payload[card.end :]], reading, FORMATS[name], offset=card.end, position=card.line_end, timezone=SHANGHAI
+        )
         assert [seen(one) for one in rest] == [seen(one) for one in found[at + 1 :]]
 
 
@@ -508,10 +548,9 @@ def test_nothing_is_lost_and_reading_is_total(payload, media, name, split):
     for card in read([payload], reading, FORMATS[name], timezone=SHANGHAI):
         assert (card.key is None) == bool(card.reason)
         assert bool(card.detail) == bool(card.reason)
-        start = payload.index(card.raw, at)
+        start = len(payload[: card.end].rstrip(b"\r\n")) - len(card.raw)
         assert_nothing(payload[at:start], reading)
         assert payload[start : start + len(card.raw)] == card.raw
-        assert not payload[start + len(card.raw) : card.end].strip(b"\r\n")
         at = card.end
         again = read_one(card.raw, reading, FORMATS[name], SHANGHAI)
         assert again.raw == card.raw
@@ -596,5 +635,9 @@ def test_random_spellings_of_one_key_are_one():
 
 
 def test_opaque_takes_lines_whatever_the_payload_looks_like():
-    assert keys("A1234----B5678\n卡号：1 密码：2\nx y z", "opaque") == [("A1234----B5678",), ("卡号：1 密码：2",), ("x y z",)]
+    assert keys("A1234----B5678\n卡号：1 密码：2\nx y z", "opaque") == [
+        ("A1234----B5678",),
+        ("卡号：1 密码：2",),
+        ("x y z",),
+    ]
     assert OPAQUE.kind == "opaque"

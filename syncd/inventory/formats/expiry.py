@@ -32,19 +32,23 @@ _NEVER_WORDS: Final = frozenset(
 )
 _DATE: Final = re.compile(
     r"(?P<y>\d{4})(?:(?P<sep>[-/.])(?P<m>\d{1,2})(?P=sep)(?P<d>\d{1,2})|年 ?(?P<cm>\d{1,2}) ?月 ?(?P<cd>\d{1,2}) ?日?)"
-    r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)? ?(?P<zone>Z|[+-]\d\d:?\d\d)?)?"
+    r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)?"
+    r" ?(?P<zone>Z|[+-]\d\d:?\d\d)?)?"
 )
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
+_LONGEST: Final = 64
 _YEARS: Final = range(1970, 10000)
 
 
 def parse_expiry(text: str, zone: tzinfo) -> int | None:
     """Unix seconds of an expiry, NEVER for "no expiry", None if it cannot be read with certainty.
 
-    A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``. Day-first,
-    month-first and two-digit years are not certain, and so not read.
+    A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``.
+    Day-first, month-first and two-digit years are not certain, and so not read.
     """
+    if len(text) > _LONGEST:
+        return None
     folded = unicodedata.normalize("NFKC", text).strip()
     if folded.casefold() in _NEVER_WORDS:
         return NEVER

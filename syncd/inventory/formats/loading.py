@@ -1,5 +1,6 @@
-"""Formats as data: reading config/formats.toml (and an operator's own) into ``Format``s. Called at start and by the command
-line; every problem of every file is named at once."""
+"""Formats as data: reading config/formats.toml (and an operator's own) into ``Format``s. Called at start and by the
+command line; every problem of every file is named at once.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ _SPAN: Final = re.compile(r"(\d{1,4})-(\d{1,4})")
 
 
 def load_formats(paths: Sequence[Path]) -> dict[str, Format]:
-    """All formats of these files by name, with ``auto`` and ``opaque``. A later file may not repeat a name of an earlier one.
+    """All formats of these files by name, with ``auto`` and ``opaque``. A later file may not repeat a name of an
+    earlier one.
 
-    Raises ConfigError with every problem found: file, path in it, message and fix. The examples of a format are read as a
-    part of loading it, and one that does not come out as it should is a problem like any other.
+    Raises ConfigError with every problem found: file, path in it, message and fix. The examples of a format are read
+    as a part of loading it, and one that does not come out as it should is a problem like any other.
     """
     problems: list[Problem] = []
     tables: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -177,7 +179,7 @@ class _Loader:
             alphabet not in ALPHABETS
             and len(alphabet) > 2
             and (close := difflib.get_close_matches(alphabet, ALPHABETS, 1, 0.8))
-        ):  # noqa: PLR2004
+        ):
             self._wrong(f"{name}.alphabet", "is not known", f"did you mean {close[0]!r}?")
         groups = self._groups(f"{name}.groups", table.get("groups", []))
         upper = table.get("upper", False)

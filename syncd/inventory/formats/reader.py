@@ -1,8 +1,8 @@
-"""Reading a payload into cards, as a ``Reading`` and a ``Format`` say. Called by sync (whole payloads), by purchases and by
-the release of what lies in quarantine (single slices).
+"""Reading a payload into cards, as a ``Reading`` and a ``Format`` say. Called by sync (whole payloads), by purchases
+and by the release of what lies in quarantine (single slices).
 
-Reading is total: whatever the bytes, it raises nothing, loses nothing and takes linear time. A card either is a key or has a
-reason, with the exact bytes of its slice.
+Reading is total: whatever the bytes, it raises nothing, loses nothing and takes linear time. A card either is a key
+or has a reason, with the exact bytes of its slice.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ _EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.
 class Card:
     """One card of a payload, read or refused.
 
-    ``position`` is the number of its first line (or row). ``end`` and ``line_end`` are the byte offset and line number to take
-    reading up again behind it. ``raw`` is the exact bytes of its slice without the last line end (rows: tab-joined UTF-8).
-    ``key`` is None exactly if ``reason`` is not empty; ``detail`` says what is wrong and never holds text of the card.
+    ``position`` is the number of its first line (or row). ``end`` and ``line_end`` are the byte offset and line
+    number to take reading up again behind it. ``raw`` is the exact bytes of its slice without the last line end
+    (rows: tab-joined UTF-8). ``key`` is None exactly if ``reason`` is not empty; ``detail`` says what is wrong and
+    never holds text of the card.
     """
 
     position: int
@@ -68,10 +69,10 @@ def read(
 ) -> Iterator[Card]:
     """The cards of a payload, in order. Never raises (but for what the chunks raise).
 
-    The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end`` of a card
-    that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64 KiB comes as several
-    cards, each too_long; until its last piece, their ``end`` stays before it. Blank lines, and between labelled cards lines of
-    punctuation, give no card; nor does the header.
+    The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end``
+    of a card that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64
+    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. Blank lines, and
+    between labelled cards lines of punctuation, give no card; nor does the header.
     """
     slices = _Slices(reading, fmt, timezone)
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
@@ -87,7 +88,9 @@ def read(
 def read_rows(
     rows: Iterable[Sequence[str]], reading: Reading, fmt: Format, *, position: int = 0, timezone: tzinfo
 ) -> Iterator[Card]:
-    """The cards of a spreadsheet's rows (cells as text) behind row ``position``, of which ``end`` and ``line_end`` are the row."""
+    """The cards of a spreadsheet's rows (cells as text) behind row ``position``, of which ``end`` and ``line_end``
+    are the row.
+    """
     slices = _Slices(reading, fmt, timezone)
     for row in rows:
         position += 1
@@ -302,8 +305,7 @@ def _refuse_all(chunks: Iterable[bytes], slices: _Slices, offset: int, position:
     source: Iterable[Line] = lines(chunks, offset, position)
     if slices.reading.splitter == "csv":
         source = records(source, slices.encoding, slices.reading.separator)
-    refusal = slices.refusal()
-    assert refusal is not None
+    refusal = slices.refusal() or Refusal("ambiguous", "the payload could be read in several ways")
     header = slices.reading.header and offset == 0
     for line in source:
         raw = _bare(line)
@@ -347,11 +349,11 @@ def _by_record(chunks: Iterable[bytes], slices: _Slices, offset: int, position: 
 def _by_line(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
     """Lines one by one; blocks of plain ASCII go the short way."""
     liner = Liner(offset, position)
-    short = slices.reading.splitter == "line" and slices.fmt.quick is not None
+    quick = slices.fmt.quick if slices.reading.splitter == "line" else None
     header = slices.reading.header and offset == 0
     for cut in cuts(chunks):
-        if short and not header and (end := _line_end(cut)):
-            yield from _short_way(cut.data, end, slices, liner.offset, liner.position)
+        if quick and not header and (end := _line_end(cut)):
+            yield from _short_way(quick, cut.data, end, slices, liner.offset, liner.position)
             liner.skip(len(cut.data), cut.data.count(end))
             continue
         for line in liner.of(cut):
@@ -381,11 +383,11 @@ def _line_end(cut: Cut) -> bytes:
     return b"\r\n" if count == data.count(b"\r") == data.count(b"\n") and data.endswith(b"\r\n") else b""
 
 
-def _short_way(data: bytes, end: bytes, slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+def _short_way(
+    quick: re.Pattern[str], data: bytes, end: bytes, slices: _Slices, offset: int, position: int
+) -> Iterator[Card]:
     """The cards of a block of ASCII lines: one match for a line that is a key in canonical form, nothing else."""
-    quick, name, size = slices.fmt.quick, slices.fmt.quick_field, len(end)
-    assert quick is not None
-    fullmatch = quick.fullmatch
+    fullmatch, name, size = quick.fullmatch, slices.fmt.quick_field, len(end)
     raws = data.split(end)
     texts = data.decode("ascii").split(end.decode("ascii"))
     raws.pop()  # what is behind the last line end: nothing
@@ -430,7 +432,16 @@ class _Labelled:
         """The card, if there is one; then there is none."""
         if self.lines:
             first, last = self.lines[0], self.lines[-1]
-            raw = _bare(Line(first.number, first.start, last.end, b"".join(line.data for line in self.lines), False, 0))
+            raw = _bare(
+                Line(
+                    first.number,
+                    first.start,
+                    last.end,
+                    b"".join(line.data for line in self.lines),
+                    long=False,
+                    resume=0,
+                )
+            )
             result = refusal or self.slices.items(self.items)
             yield self.slices.card(first.number, last.end, last.resume, raw, result)
         self.lines, self.items, self.gap, self.size = [], [], [], 0
@@ -444,7 +455,9 @@ class _Labelled:
 
 
 def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
-    """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout says."""
+    """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout
+    says.
+    """
     card, anchor, layout = _Labelled(slices), slices.reading.anchor, slices.reading.layout
     for line in source:
         if line.long:

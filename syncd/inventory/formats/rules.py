@@ -1,7 +1,8 @@
 """What a key of one product looks like: fields, alphabets, groups, canonical and display form. Used by the reader.
 
-A ``Format`` is data (config/formats.toml, see loading.py). There is no free regular expression in it on purpose: alphabet,
-lengths, groups and prefix say what known shapes need, and whatever is compiled from them runs in linear time.
+A ``Format`` is data (config/formats.toml, see loading.py). There is no free regular expression in it on purpose:
+alphabet, lengths, groups and prefix say what known shapes need, and whatever is compiled from them runs in linear
+time.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ ALPHABETS: Final[dict[str, str]] = {
     "link": "",
     "text": "",
 }
-"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim. Any other word is taken as the
-characters themselves."""
+"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim. Any other word is taken as
+the characters themselves.
+"""
 
 _SOLID: Final = frozenset({"visible", "email", "link", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
@@ -62,8 +64,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class FieldRule:
-    """How one field reads. ``lengths`` are inclusive spans of the length without separators; ``groups`` are the groupings
-    that the canonical form may have (one for each total length); ``upper`` means that case does not count."""
+    """How one field reads. ``lengths`` are inclusive spans of the length without separators; ``groups`` are the
+    groupings that the canonical form may have (one for each total length); ``upper`` means that case does not count.
+    """
 
     name: str
     alphabet: str = "text"
@@ -161,8 +164,8 @@ class FieldRule:
 class Format:
     """How the keys of a product read. Built by ``load_formats``; ``AUTO`` and ``OPAQUE`` are always there.
 
-    ``display`` is a template over the canonical fields; ``mask`` is how many characters a masked key shows at its start and
-    end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded.
+    ``display`` is a template over the canonical fields; ``mask`` is how many characters a masked key shows at its
+    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded.
     """
 
     name: str
@@ -187,7 +190,9 @@ class Format:
 
     @cached_property
     def quick(self) -> re.Pattern[str] | None:
-        """Matches a whole line that is a key in canonical form, and needs no further look: the short way of the reader."""
+        """Matches a whole line that is a key in canonical form, and needs no further look: the short way of the
+        reader.
+        """
         # A digit is asked for, so that no placeholder of letters alone comes through here; those with digits are few.
         digits = [text for text in self.placeholders if not text.isalpha()]
         if self.kind == "auto":
@@ -205,7 +210,9 @@ class Format:
         return self.rules[0].name if self.rules else "code"
 
     def read_parts(self, parts: list[str], *, constant: bool = False) -> dict[str, str] | Refusal:
-        """Parts without names (a separated line) as roles by position. ``constant``: one part is the same on all lines."""
+        """Parts without names (a separated line) as roles by position. ``constant``: one part is the same on all
+        lines.
+        """
         if self.kind == "opaque":
             return {"code": parts[0]}
         if self.kind == "auto":
@@ -217,14 +224,12 @@ class Format:
                 return Refusal("ambiguous", "one part is the same on every line, and so is not a part of a key")
             return {"number": parts[0], "pin": parts[1]}
         if len(parts) != len(self.rules):
-            return Refusal(
-                "not_this_format",
-                f"{len(parts)} part{'s' if len(parts) != 1 else ''}, {len(self.rules)} expected ({', '.join(self.fields)})",
-            )
+            wanted = f"{len(self.rules)} expected ({', '.join(self.fields)})"
+            return Refusal("not_this_format", f"{len(parts)} part{'s' if len(parts) != 1 else ''}, {wanted}")
         return dict(zip(self.fields, parts, strict=True))
 
     def key(self, roles: Mapping[str, str], expires_at: int = NEVER) -> CardKey | Refusal:
-        """The key that these named texts make, or why they make none. Notes are passed over; any other name must fit."""
+        """The key that these named texts make, or why they make none. Notes are passed over; any other must fit."""
         given = {
             role: text for role, text in roles.items() if strip(text) and role != EXPIRES and not role.startswith(NOTE)
         }
@@ -343,8 +348,8 @@ _IMAGE: Final = 100
 _IMAGE_STARTS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "data:image")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
-# Letters and digits in groups, with a digit; dates and numbers spoilt by a spreadsheet (1E+17 is shut out by its plus, 1E17
-# by the look-ahead) are left to the long way.
+# Letters and digits in groups, with a digit; dates, numbers spoilt by a spreadsheet (1E17) and pictures are left to the
+# long way.
 _QUICK_AUTO: Final = re.compile(
     r"(?!\d{4}-\d\d?-\d\d?$|\d+[Ee]\d+$|iVBORw0KGgo|R0lGOD|UklGR)(?=[A-Za-z-]{0,64}\d)(?=.{4})[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 )

@@ -1,4 +1,4 @@
-"""Cutting bytes into lines and lines into parts. Used by the survey and the reader, so that both see the same pieces."""
+"""Cutting bytes into lines and lines into parts. Used by the survey and the reader: both see the same pieces."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces"}
 
 
 class Cut(NamedTuple):
-    """Complete lines (``pieces`` False), or a piece of one line that is too long; ``last`` says that it ends the line."""
+    """Complete lines (``pieces`` False), or a piece of one line that is too long; ``last`` says that it ends the
+    line.
+    """
 
     data: bytes
     piece: bool = False
@@ -46,8 +48,9 @@ class Cut(NamedTuple):
 
 
 class Cutter:
-    """Cuts a stream at line ends (LF, CRLF or CR). No two pieces of one line have the same length, so that pieces of a line
-    that repeats itself still differ from each other."""
+    """Cuts a stream at line ends (LF, CRLF or CR). No two pieces of one line have the same length, so that pieces of
+    a line that repeats itself still differ from each other.
+    """
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -110,8 +113,8 @@ def _first_end(data: bytearray) -> int:
 class Line(NamedTuple):
     """One line of the payload: its number, where it starts and ends, its bytes with the line end.
 
-    ``long`` marks a piece of an over-long line. ``end`` and ``resume`` (the last line number consumed) are where reading can
-    be taken up again: behind the line, but before it as long as pieces of it are to come.
+    ``long`` marks a piece of an over-long line. ``end`` and ``resume`` (the last line number consumed) are where
+    reading can be taken up again: behind the line, but before it as long as pieces of it are to come.
     """
 
     number: int

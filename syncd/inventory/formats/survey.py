@@ -1,8 +1,8 @@
-"""What a payload is: encoding, splitter, separator, columns, found by evidence over all of its lines. Called by sync before
-anything is read, so that the first lines alone never decide.
+"""What a payload is: encoding, splitter, separator, columns, found by evidence over all of its lines. Called by sync
+before anything is read, so that the first lines alone never decide.
 
-A ``Survey`` is fed the payload as it streams and keeps counts only. It decides a ``Reading``, which the daemon stores, so
-that an import which is taken up again reads the rest in the same way.
+A ``Survey`` is fed the payload as it streams and keeps counts only. It decides a ``Reading``, which the daemon
+stores, so that an import which is taken up again reads the rest in the same way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from syncd.inventory.formats.rules import MAX_KEY
 from syncd.inventory.formats.split import (
     HINT,
     NAMES,
@@ -51,8 +52,8 @@ Layout = Literal["", "line", "block", "run"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a payload is to be read. ``columns`` are the normalised header names of a pair or CSV, or the usual roles of a
-    labelled card; ``required`` the roles that most cards have; ``anchor`` the role that begins a labelled card.
+    """How a payload is to be read. ``columns`` are the normalised header names of a pair or CSV, or the usual roles
+    of a labelled card; ``required`` the roles that most cards have; ``anchor`` the role that begins a labelled card.
 
     Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.
     """
@@ -85,7 +86,7 @@ class Reading:
         if set(data) - known:
             msg = "a reading with unknown parts"
             raise ValueError(msg)
-        parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in data.items()}
         return cls(**parts)
 
 
@@ -182,6 +183,9 @@ class _Evidence:
             return
         if self.header is None:
             self.header = bare
+        if len(bare) > MAX_KEY:
+            self.plain(1)
+            return
         items = find_labels(bare)
         if items:
             self.labels.add(items, gap=self._gap)
@@ -359,7 +363,7 @@ def _delimiter(text: str) -> str:
 
 
 class Survey:
-    """Fed the whole payload in chunks (cut anywhere), it decides how to read it. Memory does not grow with the payload."""
+    """Fed the whole payload in chunks (cut anywhere), it decides how to read it; memory does not grow with it."""
 
     def __init__(self, media: Literal["text", "csv"] = "text") -> None:
         self._media = media

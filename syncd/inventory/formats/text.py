@@ -1,6 +1,7 @@
 """What text is: folding, the de-duplication form, prose that is not a key. Used by every module of this package.
 
-Pure functions. ``dedupe_form`` is the one function here whose result is stored (as a fingerprint) and so must never change.
+Pure functions. ``dedupe_form`` is the one function here whose result is stored (as a fingerprint) and so must never
+change.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def strip(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """The ASCII spelling of a value whose alphabet is ASCII: NFKC, no zero-width characters, one kind of hyphen, spaces plain."""
+    """The ASCII spelling of a value whose alphabet is ASCII: NFKC, no zero-width characters, one kind of hyphen,
+    spaces plain.
+    """
     if text.isascii():
         return text.strip(_STRIP)
     folded = unicodedata.normalize("NFKC", text).translate(_NO_ZERO_WIDTH).translate(_PLAIN_HYPHEN)
@@ -56,7 +59,9 @@ def is_link(text: str) -> bool:
 
 
 def mask_links(text: str) -> str:
-    """The text with every link overwritten by as many letters, so that a search for separators and labels passes it over."""
+    """The text with every link overwritten by as many letters, so that a search for separators and labels passes it
+    over.
+    """
     return LINK.sub(lambda match: "L" * len(match[0]), text) if "://" in text else text
 
 
@@ -64,10 +69,10 @@ def dedupe_form(key_fields: Mapping[str, str]) -> str:
     """One text for all spellings of one key (version 1). This function NEVER changes: its fingerprints are stored.
 
     Each field: NFKC, then without spaces, hyphens and zero-width characters, upper case, and both once more (upper case
-    may bring back what was folded). A link stays as it is but for the space around it; a field of which nothing would be
-    left stays as it is. The fields are then sorted by their folded text and joined by U+001F: neither the names nor the
-    order of the fields count, because formats, which an operator may edit, choose both. Passwords that differ in case
-    only fold together, which holds a key back at worst. Give it ``CardKey.fields``, never ``canonical``.
+    may bring back what was folded). A link stays as it is but for the space around it; a field of which nothing would
+    be left stays as it is. The fields are then sorted by their folded text and joined by U+001F: neither the names
+    nor the order of the fields count, because formats, which an operator may edit, choose both. Passwords that differ
+    in case only fold together, which holds a key back at worst. Give it ``CardKey.fields``, never ``canonical``.
     """
     if len(key_fields) == 1:
         (value,) = key_fields.values()
@@ -91,7 +96,7 @@ def _dedupe_value(value: str) -> str:
 _CJK: Final = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CJK_RUN: Final = re.compile(f"[{_CJK}]{{2}}")
 _SENTENCE_MARKS: Final = re.compile("[。！？…]")
-_WORDS: Final = re.compile(r"(?:^|\s)[A-Za-z][a-z']*[,.!?;:]? (?:[A-Za-z][a-z']*[,.!?;:]? )+[A-Za-z][a-z']*[.!?]*\s*$")
+_FEW_WORDS: Final = 3
 _NOT_WORD: Final = re.compile(r"[\W_]+")
 
 _PLACEHOLDERS: Final = (
@@ -99,16 +104,16 @@ _PLACEHOLDERS: Final = (
     "正在发货中，请耐心等待，如有疑问，请联系客服。",
     "此商品没有发货信息或正在发货中",
     "暂无库存", "库存不足", "已售罄", "售罄", "缺货", "无货", "补货中", "发货中", "已使用", "已失效", "暂无", "无", "空",
-    "sold out", "out of stock", "no stock", "not available", "unavailable", "unknown", "pre-order", "pending", "processing",
-    "coming soon", "null", "none", "nil", "nan", "n/a", "undefined", "empty", "error", "failed", "success", "expired",
-    "refunded", "used", "unused", "invalid", "redeemed", "cancelled", "test", "please contact support", "contact us",
-    "delivered", "available", "[object Object]", "true", "false", "tbd", "to be announced", "internal server error",
-    "not found", "service unavailable", "bad request", "unauthorized", "forbidden",
-    "redacted", "placeholder", "replacement", "maintenance",
+    "sold out", "out of stock", "no stock", "not available", "unavailable", "unknown", "pre-order", "pending",
+    "processing", "coming soon", "null", "none", "nil", "nan", "n/a", "undefined", "empty", "error", "failed", "success",
+    "expired", "refunded", "used", "unused", "invalid", "redeemed", "cancelled", "test", "please contact support",
+    "contact us", "delivered", "available", "[object Object]", "true", "false", "tbd", "to be announced",
+    "internal server error", "not found", "service unavailable", "bad request", "unauthorized", "forbidden", "redacted",
+    "placeholder", "replacement", "maintenance",
 )  # fmt: skip
 _TELLTALE: Final = re.compile(
-    "抱歉|联系客服|请联系|发货中|没有发货|暂无库存|库存不足|售罄|缺货|耐心等待|抢走|请稍后|sold out|out of stock|contact (?:support|us)|"
-    "customer service",
+    "抱歉|联系客服|请联系|发货中|没有发货|暂无库存|库存不足|售罄|缺货|耐心等待|抢走|请稍后"
+    "|sold out|out of stock|contact (?:support|us)|customer service",
     re.IGNORECASE,
 )
 
@@ -131,8 +136,16 @@ def is_placeholder(text: str, more: frozenset[str] = frozenset()) -> bool:
     return bare.strip("x*") == "" or bare in _KNOWN or bare in more or _TELLTALE.search(text) is not None
 
 
+def _are_words(tokens: list[str]) -> bool:
+    """Whether these are mostly words of a sentence, and not groups of a code: letters, at most the first one a capital."""
+    words = sum(
+        1 for token in tokens if (bare := token.strip(",.!?;:'\"()")).isalpha() and bare[1:] == bare[1:].lower()
+    )
+    return len(tokens) >= _FEW_WORDS and words * 4 >= len(tokens) * 3
+
+
 def is_prose(text: str, more: frozenset[str] = frozenset()) -> bool:
     """Whether the text reads as a sentence, a title or a placeholder, and not as a key."""
     if text.isascii():
-        return (" " in text and _WORDS.search(text) is not None) or is_placeholder(text, more)
+        return (" " in text and _are_words(text.split())) or is_placeholder(text, more)
     return _CJK_RUN.search(text) is not None or _SENTENCE_MARKS.search(text) is not None or is_placeholder(text, more)
