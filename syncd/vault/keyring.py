@@ -1,143 +1,219 @@
-"""The key ring: the vault's own keys, each wrapped by the key-encryption key (S1). Called by the vault and the daemon.
+"""The key ring: what seals, opens, fingerprints and authenticates, each key wrapped by the key-encryption key (KEK).
 
-It holds data keys (one active, older ones to open what they sealed), the index key of the fingerprints, the audit's key
-and the tokens' key. It knows nothing of the database: it is made from rows, and gives rows back.
+Called by the vault, which keeps the rows in the database, and by the start of the daemon and the operator's commands.
+Knows no database: it is loaded from plain rows and gives them back. A ring never changes; rotation makes a new one.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from syncd.errors import KekError, UnreadableKeyError
-from syncd.vault import crypto
-from syncd.vault.crypto import KEY_BYTES, DataKey, Fingerprinter, Kek, Mac, Secret
+from syncd.vault.crypto import (
+    Fingerprinter,
+    Kek,
+    Mac,
+    SealingKey,
+    Unseen,
+    key_id,
+    new_kek,
+    new_key,
+    open_stream,
+    parse_kek,
+    seal_stream,
+)
 
 PURPOSES: Final = ("data", "index", "audit", "token")
 
 
 @dataclass(frozen=True, slots=True)
 class RingRow:
-    """One key of the ring as it is stored: wrapped."""
+    """One key as the database holds it. ``active``: of the data keys, the one that seals; of the others, always."""
 
     id: int
     purpose: str
     kek_id: str
-    wrapped: bytes
+    wrapped: bytes = field(repr=False)
     created_at: int
     active: bool
 
 
-def _place(row_id: int, purpose: str) -> bytes:
-    return f"keyring:{row_id}:{purpose}".encode()
+class Keyring(Unseen):
+    """The vault's keys, unwrapped. Made by ``create`` and ``unwrap``; safe to use from any thread."""
 
+    __slots__ = ("_active", "_audit", "_data", "_index", "_rows", "_token")
 
-class Keyring(Secret):
-    """The keys in the clear, in memory. ``seal`` uses the active data key, ``open`` whichever one a record names."""
-
-    def __init__(self, kek: Kek, rows: Sequence[RingRow], keys: dict[int, bytes]) -> None:
-        self._kek = kek
-        self._rows = list(rows)
-        self._keys = keys
-        self._data = {row.id: DataKey(row.id, keys[row.id]) for row in rows if row.purpose == "data"}
-        active = {row.purpose: row.id for row in rows if row.active}
-        self._active = self._data[active["data"]]
-        self.seal = self._active.seal
-        self.fingerprint = Fingerprinter(keys[active["index"]])
-        self.audit_mac = Mac(keys[active["audit"]])
-        self._token_mac = Mac(keys[active["token"]])
+    def __init__(self, kek: Kek, rows: Sequence[RingRow]) -> None:
+        _check(kek, rows)
+        self._rows = tuple(sorted(rows, key=lambda row: row.id))
+        one = {row.purpose: row for row in rows if row.active}
+        # No raw key is ever bound to a name here: a traceback that shows locals must find none.
+        self._data = {
+            key.header: key
+            for key in (SealingKey(row.id, _unwrapped(kek, row)) for row in self._rows if row.purpose == "data")
+        }
+        self._active = next(key for key in self._data.values() if key.id == one["data"].id)
+        self._index = Fingerprinter(_unwrapped(kek, one["index"]))
+        self._audit = Mac(_unwrapped(kek, one["audit"]))
+        self._token = Mac(_unwrapped(kek, one["token"]))
 
     @classmethod
     def create(cls, kek: Kek, now: int) -> Keyring:
-        """A fresh ring: one key of each purpose."""
-        keys = {number: os.urandom(KEY_BYTES) for number in range(1, len(PURPOSES) + 1)}
-        rows = [
-            RingRow(number, purpose, kek.id, kek.wrap(keys[number], _place(number, purpose)), now, active=True)
-            for number, purpose in enumerate(PURPOSES, start=1)
-        ]
-        return cls(kek, rows, keys)
+        """A ring of fresh keys, one for each purpose. Nothing may be sealed before its rows are committed."""
+        return cls(kek, [_fresh(kek, number, purpose, now) for number, purpose in enumerate(PURPOSES, 1)])
 
     @classmethod
     def unwrap(cls, kek: Kek, rows: Sequence[RingRow]) -> Keyring:
-        """The ring from its rows. Raises KekError: the wrong KEK, an altered row, or a ring that is not whole."""
-        others = sorted({row.kek_id for row in rows} - {kek.id})
-        if others:
-            raise KekError(
-                f"this is the wrong key-encryption key: the ring was wrapped by {', '.join(others)}, this is {kek.id}",
-                hint="put back the KEK that belongs to this database, or its recovery copy",
-            )
-        for purpose in PURPOSES:
-            if sum(row.active for row in rows if row.purpose == purpose) != 1:
-                raise KekError(f"the key ring has no single active {purpose} key", hint="restore a backup")
-        return cls(kek, rows, {row.id: kek.unwrap(row.wrapped, _place(row.id, row.purpose)) for row in rows})
+        """The ring in these rows. Raises KekError: no rows, another KEK, an altered or moved row, a missing purpose."""
+        return cls(kek, rows)
 
     def rows(self) -> list[RingRow]:
-        """What is stored of it."""
+        """The whole ring as the database holds it, by id."""
         return list(self._rows)
 
-    def open(self, blob: bytes, associated_data: bytes) -> bytes:
-        """Open a record. Raises UnreadableKeyError: altered, moved, or sealed under a key that is not in the ring."""
-        return self._key(crypto.data_key_id(blob)).open(blob, associated_data)
+    # --- sealing ------------------------------------------------------------------------------------------------------
+
+    def seal(self, plaintext: bytes, bound_to: bytes) -> bytes:
+        """Seal a record under the active data key, bound to its row (`crypto.associated`)."""
+        return self._active.seal(plaintext, bound_to)
+
+    def open(self, blob: bytes, bound_to: bytes) -> bytes:
+        """Open a record under the data key that it names. Raises UnreadableKeyError."""
+        key = self._data.get(blob[:5])
+        if key is None:
+            raise _unlisted(key_id(blob))
+        return key.open(blob, bound_to)
+
+    def seal_file(self, reader: BinaryIO, writer: BinaryIO, bound_to: bytes) -> None:
+        """Seal a whole file under the active data key, in bounded memory. ``writer`` is a buffered one."""
+        seal_stream(reader, writer, self._active, bound_to)
+
+    def open_file(self, reader: BinaryIO, bound_to: bytes) -> Iterator[bytes]:
+        """A sealed file, chunk by chunk. Raises UnreadableKeyError, at the latest when the last chunk was taken."""
+        return open_stream(reader, self._data_key, bound_to)
+
+    def _data_key(self, number: int) -> SealingKey:
+        for key in self._data.values():
+            if key.id == number:
+                return key
+        raise _unlisted(number)
+
+    # --- keyed hashes -------------------------------------------------------------------------------------------------
+
+    def fingerprint(self, scope: str, text: str) -> bytes:
+        """The 16-byte fingerprint of a key's text within an issuer's scope (K5)."""
+        return self._index.fingerprint(scope, text)
+
+    def audit_mac(self, data: bytes) -> bytes:
+        """The 32-byte code of an audit entry (K8)."""
+        return self._audit(data)
 
     def token_hash(self, token: str) -> bytes:
-        """What is stored of an access token."""
-        return self._token_mac(token.encode("utf-8", "surrogateescape"))
+        """An access token as it is kept: 32 bytes that are of no use to whoever steals the database."""
+        return self._token(token.encode("utf-8", "surrogatepass"))
 
-    def with_new_data_key(self, now: int) -> Keyring:
-        """The ring with a fresh active data key; what older keys sealed still opens."""
-        number = max(row.id for row in self._rows) + 1
-        key = os.urandom(KEY_BYTES)
-        rows = [
-            RingRow(row.id, row.purpose, row.kek_id, row.wrapped, row.created_at, row.active and row.purpose != "data")
-            for row in self._rows
-        ]
-        rows.append(
-            RingRow(number, "data", self._kek.id, self._kek.wrap(key, _place(number, "data")), now, active=True)
+    # --- rotation -----------------------------------------------------------------------------------------------------
+
+    @property
+    def active_id(self) -> int:
+        """The id of the data key that seals."""
+        return self._active.id
+
+    def lists(self, number: int) -> bool:
+        """Whether this ring opens what data key ``number`` sealed; if not, another daemon may have rotated: reload."""
+        return any(key.id == number for key in self._data.values())
+
+    def rotate_data_key(self, kek: Kek, now: int) -> Keyring:
+        """A ring that seals under a new data key and opens what the old ones sealed.
+
+        Use it only once its rows are committed: a record under a key that was never stored is lost.
+        """
+        retired = [replace(row, active=False) if row.purpose == "data" else row for row in self._rows]
+        return Keyring(kek, [*retired, _fresh(kek, self._rows[-1].id + 1, "data", now)])
+
+    def rewrap(self, old: Kek, new: Kek) -> Keyring:
+        """The same ring under another KEK; its rows go into one transaction. Raises KekError for a wrong ``old``."""
+        _check(old, self._rows)
+        return Keyring(
+            new,
+            [
+                replace(row, kek_id=new.id, wrapped=new.wrap(_unwrapped(old, row), row.id, row.purpose))
+                for row in self._rows
+            ],
         )
-        return Keyring(self._kek, rows, {**self._keys, number: key})
 
-    def export_kek(self, passphrase: crypto.SecretText) -> str:
-        """The recovery copy of the KEK (see crypto.export_kek)."""
-        return crypto.export_kek(self._kek, passphrase)
 
-    def seal_file(self, reader: BinaryIO, writer: BinaryIO, associated_data: bytes = b"file") -> None:
-        """Seal a whole file under the active data key."""
-        crypto.seal_stream(self._active, reader, writer, associated_data)
+def _fresh(kek: Kek, number: int, purpose: str, now: int) -> RingRow:
+    return RingRow(number, purpose, kek.id, kek.wrap(new_key(), number, purpose), now, active=True)
 
-    def open_file(self, reader: BinaryIO, associated_data: bytes = b"file") -> Iterator[bytes]:
-        """The chunks of a sealed file. Raises UnreadableKeyError as soon as one was touched."""
-        key_id, file_id = crypto.stream_key_id(reader)
-        return crypto.open_stream(self._key(key_id), reader, file_id, associated_data)
 
-    def _key(self, key_id: int) -> DataKey:
-        key = self._data.get(key_id)
-        if key is None:
-            raise UnreadableKeyError(f"sealed under data key {key_id}, which is not in the ring")
-        return key
+def _unwrapped(kek: Kek, row: RingRow) -> bytes:
+    try:
+        return kek.unwrap(row.wrapped, row.id, row.purpose)
+    except UnreadableKeyError:
+        msg = f"entry {row.id} of the key ring ({row.purpose}) was altered, or moved from another entry"
+        raise KekError(msg, hint="restore the database from a backup") from None
+
+
+def _check(kek: Kek, rows: Sequence[RingRow]) -> None:
+    """Raise KekError unless the rows are a whole ring under this KEK."""
+    if not rows:
+        raise KekError("the key ring is empty")
+    strangers = sorted({row.kek_id for row in rows} - {kek.id})
+    if strangers:
+        msg = f"wrong KEK: the ring was wrapped by {', '.join(strangers)}, this is {kek.id}"
+        raise KekError(msg, hint="put back the KEK that [vault] kek names, or its recovery copy")
+    if len({row.id for row in rows}) != len(rows):
+        raise KekError("two entries of the key ring have one id")
+    for purpose in PURPOSES:
+        active = sum(row.active for row in rows if row.purpose == purpose)
+        if active != 1:
+            number = f"{active} active {purpose} keys" if active else f"no active {purpose} key"
+            raise KekError(f"the key ring has {number}", hint="restore the database from a backup")
+
+
+def _unlisted(number: int) -> UnreadableKeyError:
+    return UnreadableKeyError(f"sealed under data key {number}, which is not in the ring")
+
+
+# --- the KEK's file ---------------------------------------------------------------------------------------------------
+
+
+def load_kek(data: bytes | None, where: str) -> Kek:
+    """The KEK in what was read from ``where``, None if there was nothing. Raises KekError, naming where and what."""
+    if data is None:
+        raise KekError(f"there is no KEK in {where}", hint="put back its file or recovery copy")
+    return parse_kek(data, where)
 
 
 def create_kek_file(path: Path) -> Kek:
-    """Make a fresh KEK in a new file (0600), whole or not at all; it never overwrites one. Raises KekError, OSError."""
-    kek = crypto.new_kek()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    """A new KEK in a new file, mode 0600, on the disk when this returns; a kill leaves the whole file or none.
+
+    Never overwrites: raises KekError when the file exists or cannot be written.
+    """
+    kek = new_kek()
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(kek.text().reveal() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            os.link(temporary, path)  # unlike rename, it refuses to replace a file
-        except FileExistsError:
-            raise KekError(f"{path} exists already", hint="a KEK is never overwritten") from None
-    finally:
-        temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(kek.text().reveal() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(name, path)  # as a rename, but refuses a name that is taken
+        finally:
+            os.unlink(name)  # noqa: PTH108 - a plain name from mkstemp
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise KekError(f"{path} exists already, and a KEK is never overwritten") from None
+    except OSError as error:
+        raise KekError(f"no KEK can be written to {path}: {error.strerror}") from None
     return kek
