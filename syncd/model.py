@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
@@ -64,6 +66,25 @@ class CardKey:
 
     def __repr__(self) -> str:
         return f"CardKey({', '.join(self.fields)}: ***)"
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in an ISO 4217 currency. Written ``9.90 CNY``."""
+
+    amount: Decimal
+    currency: str
+
+    @classmethod
+    def parse(cls, text: str) -> Money:
+        """``9.90 CNY`` as Money. Raises ValueError, without the text in it."""
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,8})?) ([A-Z]{3})", text)
+        if not found:
+            raise ValueError('this is not an amount: write a number, a space and a currency, such as "9.90 CNY"')
+        return cls(Decimal(found[1]), found[2])
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.currency}"
 
 
 class KeyState(StrEnum):

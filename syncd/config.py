@@ -1,0 +1,477 @@
+"""The configuration: one TOML file and `conf.d/*.toml` beside it, read whole or refused whole.
+
+`load` names every problem at once, each with its file, its path in it and what to do. The models below are the table of
+options; docs/configuration.md describes each of them. Relative paths are relative to the configuration file's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
+
+from syncd.errors import ConfigError, Problem, StartError
+from syncd.model import NAME_PATTERN, SKU_PATTERN, Money
+
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_SECRET_WORDS: Final = re.compile(r"kek|secret|password|token|key$", re.IGNORECASE)
+RESERVED_SHOP: Final = "operator"
+
+
+def _duration(value: object) -> float:
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        raise ValueError(f'a duration needs a unit: write "{value}s" for seconds, or "10m", "2h", "7d"')
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError('this is not a duration: write a number and a unit, such as "30s", "10m", "2h" or "7d"')
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _size(value: object) -> int:
+    found = re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError('this is not a size: write a number and a unit, such as "64KiB" or "1MiB"')
+    return int(found[1]) * _SIZES[found[2]]
+
+
+def _money(value: object) -> Money:
+    if isinstance(value, Money):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('an amount needs its currency: write "9.90 CNY", in quotes')  # noqa: TRY004 - for pydantic
+    return Money.parse(value)
+
+
+def _zone(value: object) -> str:
+    if not isinstance(value, str) or value not in available_timezones():
+        near = difflib.get_close_matches(str(value), available_timezones(), 1)
+        raise ValueError("this is not an IANA time zone" + (f": did you mean {near[0]!r}?" if near else ""))
+    return value
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("this is not a path: write it in quotes")
+    base: Path = (info.context or {}).get("base", Path())
+    return Path(os.path.normpath(base / Path(value).expanduser()))
+
+
+def _listen(value: object) -> tuple[str, int]:
+    if isinstance(value, tuple):
+        return value
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port
+        raise ValueError('this is not HOST:PORT: write "127.0.0.1:8750"')
+    return host.strip("[]"), int(port)
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+Size = Annotated[int, BeforeValidator(_size)]
+Price = Annotated[Money, BeforeValidator(_money)]
+Zone = Annotated[str, BeforeValidator(_zone)]
+PathText = Annotated[Path, BeforeValidator(_path)]
+Listen = Annotated[tuple[str, int], BeforeValidator(_listen)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
+    )
+
+
+class SecretRef(_Table):
+    """Where a secret lies: exactly one of a systemd credential, a file, or an environment variable."""
+
+    credential: str | None = Field(None, description="Name of a file in $CREDENTIALS_DIRECTORY, which systemd fills.")
+    file: PathText | None = Field(None, description="A file that only the daemon's user may read.")
+    env: str | None = Field(None, description="An environment variable.")
+
+    @property
+    def where(self) -> str:
+        """The place, for messages; never the secret."""
+        if self.credential is not None:
+            return f"the systemd credential {self.credential!r}"
+        return f"the environment variable {self.env}" if self.env is not None else str(self.file)
+
+    def read(self) -> bytes | None:
+        """What lies there, or None when nothing does. Raises StartError when it cannot be read."""
+        if self.env is not None:
+            text = os.environ.get(self.env)
+            return None if text is None else text.encode()
+        path = self.file
+        if self.credential is not None:
+            folder = os.environ.get("CREDENTIALS_DIRECTORY")
+            if folder is None:
+                return None
+            path = Path(folder) / self.credential
+        assert path is not None
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StartError(f"{path} cannot be read: {error.strerror}", hint="check its owner and mode") from None
+
+
+class Daemon(_Table):
+    """Where the daemon keeps its things and listens."""
+
+    state_dir: PathText = Field(description="Folder of everything that syncd writes; made with mode 0700.")
+    listen: Listen = Field(("127.0.0.1", 8750), description="HOST:PORT of the HTTP API; port 0 takes any free one.")
+    api_socket: PathText = Field(description="Unix socket for shops on this machine.")
+    operator_socket: PathText = Field(description="Unix socket for root and the daemon's user; the commands use it.")
+    socket_group: str | None = Field(None, description="Group that may connect to api_socket.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    adapters: list[PathText] = Field(
+        default=[Path("/etc/syncd/adapters")], description="Folders of drop-in adapters, one file each."
+    )
+    formats: list[PathText] = Field(default=[], description="Files of key formats; later ones win.")
+    products_csv: PathText | None = Field(None, description="Products as a table, beside those of [products].")
+    max_body: Size = Field(64 * 1024, description="Largest API request that is read.")
+
+
+class Store(_Table):
+    """The database."""
+
+    url: str = Field(description="sqlite:///PATH or postgresql://USER@HOST/DATABASE.")
+    password: SecretRef | None = Field(None, description="Where PostgreSQL's password lies.")
+
+
+class Vault(_Table):
+    """The encrypted store."""
+
+    kek: SecretRef = Field(description="Where the key-encryption key lies.")
+
+
+class SyncDefaults(_Table):
+    """How suppliers are synced, unless their own table says otherwise."""
+
+    interval: Duration = Field(600.0, description="Time between the starts of two runs.")
+    jitter: Duration = Field(30.0, description="A run starts up to this much later, so that runs do not bunch.")
+    lease: Duration = Field(60.0, description="How long a run is another daemon's before it may be taken over.")
+    settle: Duration = Field(2.0, description="A file is taken when it has not changed for this long.")
+
+
+class Supplier(_Table):
+    """One upstream account. Keys that are not listed here are the adapter's own settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
+
+    adapter: str = Field(pattern=NAME_PATTERN, description="Which adapter speaks to it.")
+    enabled: bool = Field(default=True, description="Whether it is synced.")
+    interval: Duration | None = Field(None, description="Time between two runs; default: sync.interval.")
+    jitter: Duration | None = Field(None, description="Default: sync.jitter.")
+    timezone: Zone = Field("Asia/Shanghai", description="Zone of its dates without a zone.")
+    override: bool = Field(default=False, description="Whether a drop-in adapter may shadow a bundled one.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every other key of the table, as written: the adapter's settings model reads them."""
+        return dict(self.model_extra or {})
+
+    @property
+    def tz(self) -> ZoneInfo:
+        """The supplier's time zone."""
+        return ZoneInfo(self.timezone)
+
+
+class Product(_Table):
+    """What the shop sells, by its own sku."""
+
+    sku: str = Field(pattern=SKU_PATTERN, exclude=True)
+    title: str = Field("", description="Its name, for people.")
+    format: str = Field("auto", description="How its keys read: a name in the formats file, auto or opaque.")
+    split: str | None = Field(None, description="Which splitter cuts a payload into cards; default: found out.")
+    price: Price | None = Field(None, description="Sale price, shown with the stock.")
+    min_life: Duration = Field(0.0, description="A key is delivered only while it is good for at least this long.")
+    issuer: str = Field("", description="Scope of de-duplication: only keys of one issuer can be the same key.")
+
+
+class Shop(_Table):
+    """A storefront."""
+
+    unix_users: list[str] = Field(default=[], description="Users of this machine that speak for it on api_socket.")
+
+
+class Settings(_Table):
+    """The whole configuration."""
+
+    file: Path = Field(exclude=True)
+    daemon: Daemon
+    store: Store
+    vault: Vault
+    sync: SyncDefaults
+    suppliers: dict[str, Supplier] = {}
+    products: dict[str, Product] = {}
+    shops: dict[str, Shop] = {}
+    _origins: dict[str, Path] = PrivateAttr(default_factory=dict)
+
+    def problem(self, path: str, message: str, fix: str = "") -> Problem:
+        """A problem at a dotted path, with the file in which that path was written."""
+        return Problem(str(_origin(self._origins, path, self.file)), path, message, fix)
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """(interval, jitter) of a supplier, in seconds."""
+        one = self.suppliers[name]
+        return (
+            self.sync.interval if one.interval is None else one.interval,
+            self.sync.jitter if one.jitter is None else one.jitter,
+        )
+
+
+def load(path: Path) -> Settings:
+    """Read the configuration. Raises ConfigError with every problem there is."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links out of the folder
+    problems: list[Problem] = []
+    tree: dict[str, Any] = {}
+    origins: dict[str, Path] = {}
+    for file in (path, *sorted((path.parent / "conf.d").glob("*.toml"))):
+        found = _read(file, problems)
+        if found is not None:
+            _merge(tree, found, origins, file, problems)
+    if problems and not tree:
+        raise ConfigError(problems)
+    _defaults(tree, path)
+    try:
+        settings = Settings.model_validate({**tree, "file": path}, context={"base": path.parent})
+    except ValidationError as error:
+        problems += [
+            _explained(item, origins, path) for item in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError(_unique(problems)) from None
+    settings._origins.update(origins)  # noqa: SLF001 - the same module's class
+    settings = _with_csv(settings, origins, problems)
+    problems += _crosscheck(settings)
+    if problems:
+        raise ConfigError(_unique(problems))
+    return settings
+
+
+def diff(old: Settings, new: Settings) -> list[str]:
+    """The dotted paths that changed and take effect only at a restart."""
+    changed: list[str] = []
+    for part in ("daemon", "store", "vault"):
+        before, after = getattr(old, part), getattr(new, part)
+        changed += [
+            f"{part}.{name}"
+            for name in type(before).model_fields
+            if getattr(before, name) != getattr(after, name) and (part, name) != ("daemon", "formats")
+        ]
+    return changed
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------
+
+
+def _read(file: Path, problems: list[Problem]) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        problems.append(Problem(str(file), "", "there is no such file", "make one with: syncd init"))
+    except UnicodeDecodeError:
+        problems.append(Problem(str(file), "", "it is not UTF-8 text", "save it as UTF-8"))
+    except tomllib.TOMLDecodeError as error:
+        # The message says what and where; it never quotes more than one character of the file.
+        problems.append(Problem(str(file), "", f"it is not TOML: {error}", "mend that line"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else "its content is out of bounds"
+        problems.append(Problem(str(file), "", f"it cannot be read: {why}", "check its owner, mode and content"))
+    return None
+
+
+def _merge(
+    tree: dict[str, Any], found: Mapping[str, Any], origins: dict[str, Path], file: Path, problems: list[Problem], at: str = ""
+) -> None:
+    """Add one file's tables; a table may be spread over files, a value stands once."""
+    for name, value in found.items():
+        path = f"{at}.{name}" if at else name
+        mine = tree.get(name)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            _merge(mine, value, origins, file, problems, path)
+        elif name in tree:
+            first = _origin(origins, path, file)
+            problems.append(Problem(str(file), path, f"it is set in {first} already", "keep one of the two"))
+        else:
+            tree[name] = value
+            origins[path] = file
+            for inner in _paths(value, path):
+                origins[inner] = file
+
+
+def _paths(value: object, at: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield f"{at}.{name}"
+            yield from _paths(inner, f"{at}.{name}")
+
+
+def _origin(origins: Mapping[str, Path], path: str, default: Path) -> Path:
+    while path and path not in origins:
+        path = path.rpartition(".")[0]
+    return origins.get(path, default)
+
+
+def _defaults(tree: dict[str, Any], path: Path) -> None:
+    """What depends on other settings or on systemd's environment."""
+    daemon, store, vault = (tree.setdefault(name, {}) for name in ("daemon", "store", "vault"))
+    tree.setdefault("sync", {})
+    if isinstance(daemon, dict):
+        state = daemon.setdefault("state_dir", os.environ.get("STATE_DIRECTORY", "../var").split(":")[0])
+        state = str(state)
+        sockets = os.environ.get("RUNTIME_DIRECTORY", state).split(":")[0]
+        daemon.setdefault("api_socket", f"{sockets}/api.sock")
+        daemon.setdefault("operator_socket", f"{sockets}/operator.sock")
+        if "formats" not in daemon:
+            named = path.parent / "formats.toml"
+            daemon["formats"] = [str(named if named.exists() else _bundled("formats.toml"))]
+        if isinstance(store, dict):
+            store.setdefault("url", f"sqlite:///{os.path.normpath(path.parent / state)}/syncd.db")
+            url = store["url"]
+            if isinstance(url, str) and url.startswith("postgresql://"):
+                store["url"] = url.replace("postgresql://", "postgresql+psycopg://", 1)
+            elif isinstance(url, str) and re.match(r"sqlite:///[^/]", url):
+                store["url"] = f"sqlite:///{os.path.normpath(path.parent / url.removeprefix('sqlite:///'))}"
+        if isinstance(vault, dict):
+            vault.setdefault("kek", {"file": f"{state}/kek"})
+    products = tree.get("products")
+    for sku, product in products.items() if isinstance(products, dict) else ():
+        if isinstance(product, dict):
+            product["sku"] = sku
+
+
+def _bundled(name: str) -> Path:
+    """A file of config/: inside the wheel, else in the checkout."""
+    inside = Path(__file__).parent / "config" / name
+    return inside if inside.exists() else Path(__file__).parent.parent / "config" / name
+
+
+# --- problems -------------------------------------------------------------------------------------------------------------
+
+
+def _explained(item: Any, origins: Mapping[str, Path], file: Path) -> Problem:
+    loc = [str(part) for part in item["loc"]]
+    path = ".".join(loc)
+    kind = item["type"]
+    message, fix = str(item["msg"]).removeprefix("Value error, "), "correct it; docs/configuration.md has every setting"
+    if kind == "extra_forbidden":
+        names = _names(loc[:-1])
+        near = difflib.get_close_matches(loc[-1], names, 1)
+        message = "there is no such setting"
+        fix = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(names))}"
+    elif kind == "missing":
+        message, fix = "it is missing", "add it"
+    elif kind == "model_type" and any(_SECRET_WORDS.search(part) for part in loc[-1:]):
+        message = "a secret is never written into the configuration"
+        fix = f'{loc[-1]} = {{ credential = "NAME" }}, {{ file = "PATH" }} or {{ env = "NAME" }}'
+    elif ":" in message and kind == "value_error":
+        message, _, fix = message.partition(": ")
+    elif kind == "string_pattern_mismatch":
+        message, fix = "this name has characters that it may not have", f"it has to match {item['ctx']['pattern']}"
+    return Problem(str(_origin(origins, path, file)), path, message, fix)
+
+
+def _names(loc: list[str]) -> list[str]:
+    """The settings that a table may have."""
+    model: Any = Settings
+    tables = {"suppliers": Supplier, "products": Product, "shops": Shop}
+    for part in loc:
+        if model is Settings and part in tables:
+            model = tables[part]
+            break
+        field = model.model_fields.get(part) if isinstance(model, type) else None
+        kinds = [kind for kind in _arguments(field.annotation) if issubclass(kind, BaseModel)] if field else []
+        if not kinds:
+            return []
+        model = kinds[0]
+    return [name for name, field in model.model_fields.items() if not field.exclude]
+
+
+def _arguments(annotation: Any) -> list[type]:
+    inner = getattr(annotation, "__args__", None)
+    if inner and not isinstance(annotation, type):
+        return [kind for argument in inner for kind in _arguments(argument)]
+    return [annotation] if isinstance(annotation, type) else []
+
+
+def _crosscheck(settings: Settings) -> list[Problem]:
+    problems: list[Problem] = []
+    for table, pattern in (("suppliers", NAME_PATTERN), ("shops", NAME_PATTERN), ("products", SKU_PATTERN)):
+        problems += [
+            settings.problem(f"{table}.{name}", "this name has characters that it may not have", f"match {pattern}")
+            for name in getattr(settings, table)
+            if not re.match(pattern, name)
+        ]
+    if RESERVED_SHOP in settings.shops:
+        problems.append(settings.problem("shops.operator", "this name is the operator's own", "choose another name"))
+    url = settings.store.url
+    if not url.startswith(("sqlite:///", "postgresql+psycopg://")):
+        problems.append(
+            settings.problem("store.url", "this is not a database that syncd uses", "sqlite:///PATH or postgresql://…")
+        )
+    elif re.search(r"://[^/@]*:[^/@]+@", url):
+        problems.append(
+            settings.problem("store.url", "a password stands in it", 'take it out and set password = { file = "PATH" }')
+        )
+    for name in settings.suppliers:
+        interval, _ = settings.interval(name)
+        if interval < 1:
+            problems.append(settings.problem(f"suppliers.{name}.interval", "it is shorter than 1s", 'write "10m"'))
+    for path, ref in (("vault.kek", settings.vault.kek), ("store.password", settings.store.password)):
+        if ref is not None and sum(place is not None for place in (ref.credential, ref.file, ref.env)) != 1:
+            problems.append(
+                settings.problem(path, "a secret lies in exactly one place", "name one of credential, file, env")
+            )
+    password = settings.store.password
+    if password is not None and not problems and password.read() is None:
+        problems.append(settings.problem("store.password", f"{password.where} is not there", "put the password there"))
+    return problems
+
+
+def _with_csv(settings: Settings, origins: dict[str, Path], problems: list[Problem]) -> Settings:
+    """Add the products of the table that daemon.products_csv names."""
+    file = settings.daemon.products_csv
+    if file is None:
+        return settings
+    products = dict(settings.products)
+    columns = _names(["products"])
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        problems.append(settings.problem("daemon.products_csv", f"{file} cannot be read as UTF-8", "check the file"))
+        return settings
+    reader = csv.DictReader(text.splitlines())
+    unknown = [name for name in reader.fieldnames or [] if name not in {"sku", *columns}]
+    if "sku" not in (reader.fieldnames or []) or unknown:
+        wrong = f"unknown columns: {', '.join(unknown)}" if unknown else "there is no column sku"
+        problems.append(Problem(str(file), "line 1", wrong, f"columns: sku, {', '.join(columns)}"))
+        return settings
+    for row in reader:
+        sku, line = row.get("sku") or "", f"line {reader.line_num}"
+        if sku in products:
+            first = origins.get(f"products.{sku}", settings.file)
+            problems.append(Problem(str(file), line, f"{sku} is set in {first} already", "keep one of the two"))
+            continue
+        try:
+            products[sku] = Product.model_validate({name: cell for name, cell in row.items() if name and cell})
+        except ValidationError as error:
+            for item in error.errors(include_url=False, include_input=False):
+                found = _explained(item, {}, file)
+                problems.append(Problem(str(file), f"{line}, {found.path}", found.message, found.fix))
+            continue
+        origins[f"products.{sku}"] = file
+    merged = settings.model_copy(update={"products": products})
+    merged._origins.update(origins)  # noqa: SLF001 - the same module's class
+    return merged
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    return list(dict.fromkeys(problems))
