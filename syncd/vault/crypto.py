@@ -177,23 +177,27 @@ def open_stream(reader: BinaryIO, key_for: Callable[[int], SealingKey], bound_to
     if _read(reader, len(FILE_MAGIC)) != FILE_MAGIC:
         msg = "this is not a sealed file"
         raise UnreadableKeyError(msg)
-    head = _read(reader, 4 + _FILE_ID_BYTES)
+    head = _whole(reader, 4 + _FILE_ID_BYTES)
     key = key_for(int.from_bytes(head[:4]))
     index = last = 0
     while not last:
-        frame = _read(reader, _FRAME.size)
-        if len(frame) < _FRAME.size:
-            msg = f"a sealed file was cut off after chunk {index}"
-            raise UnreadableKeyError(msg)
-        last, length = _FRAME.unpack(frame)
+        last, length = _FRAME.unpack(_whole(reader, _FRAME.size))
         if length > CHUNK + _OVERHEAD:
             msg = f"a sealed file is damaged at chunk {index + 1}"
             raise UnreadableKeyError(msg)
-        yield key.open(_read(reader, length), _chunk_bound_to(head, index, last, bound_to))
+        yield key.open(_whole(reader, length), _chunk_bound_to(head, index, last, bound_to))
         index += 1
     if reader.read(1):
         msg = "something was appended to a sealed file"
         raise UnreadableKeyError(msg)
+
+
+def _whole(reader: BinaryIO, size: int) -> bytes:
+    data = _read(reader, size)
+    if len(data) < size:
+        msg = "a sealed file was cut off"
+        raise UnreadableKeyError(msg)
+    return data
 
 
 def _chunk_bound_to(head: bytes, index: int, last: int, bound_to: bytes) -> bytes:
