@@ -443,7 +443,7 @@ def test_K11_a_typing_error_is_told_from_a_wrong_passphrase(monkeypatch):
             import_kek(COPY.replace("399c1b3aee88f862", typed), PASSPHRASE)
     with pytest.raises(KekError, match="typing error"):
         import_kek(COPY.replace("ECPW", "ＥCPW"), PASSPHRASE)  # full-width
-    shorter = COPY.split("\n\n")[0].replace("67056b53", crypto._copy_check("399c1b3aee88f862", b"short"))
+    shorter = COPY.split("\n\n", maxsplit=1)[0].replace("67056b53", crypto._copy_check("399c1b3aee88f862", b"short"))
     with pytest.raises(KekError, match="typing error"):
         import_kek(f"{shorter}\n\n{base64.b32encode(b'short').decode()}\n{crypto._END}", PASSPHRASE)
     for text in ("", COPY[:200], COPY[60:], Kek(FIXED).text().reveal()):
