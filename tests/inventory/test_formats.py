@@ -28,6 +28,7 @@ from syncd.inventory.formats import (
     read_rows,
     survey_rows,
 )
+from syncd.inventory.formats import reader as reader_module
 from syncd.inventory.formats import survey as survey_module
 from syncd.inventory.formats.survey import is_decoration
 from syncd.inventory.formats.text import strip
@@ -124,7 +125,8 @@ def test_an_operator_adds_a_format_without_code(tmp_path):
 def test_all_problems_of_all_files_are_named_at_once(tmp_path):
     first = write(
         tmp_path,
-        '[one]\ntitel = "x"\naccept = ["A1B2"]\n[one.code]\nalfabet = "alnum"\n[auto]\n[two]\nfields=["a"]\ndisplay="{b}"\n'
+        '[one]\ntitel = "x"\naccept = ["A1B2"]\n[one.code]\nalfabet = "alnum"\n[auto]\n'
+        '[two]\nfields=["a"]\ndisplay="{b}"\n'
         '[three]\naccept=["ABC"]\n[three.code]\nlength=4\nalphabet="alnum"\n[four]\naccept=["ABCD"]\nreject=["EFGH"]\n',
     )
     broken = write(tmp_path, "[one\n", "broken.toml")
@@ -132,8 +134,8 @@ def test_all_problems_of_all_files_are_named_at_once(tmp_path):
         load_formats([first, broken, tmp_path / "absent.toml"])
     text = str(caught.value)
     for part in (
-        "one.titel", "did you mean 'title'", "one.code.alfabet", "did you mean 'alphabet'", "auto: is the name", "two.display",
-        "two.accept", "three.accept[0]", "four.reject[0]", "broken.toml", "absent.toml",
+        "one.titel", "did you mean 'title'", "one.code.alfabet", "did you mean 'alphabet'", "auto: is the name",
+        "two.display", "two.accept", "three.accept[0]", "four.reject[0]", "broken.toml", "absent.toml",
     ):  # fmt: skip
         assert part in text
     assert all(problem.fix and problem.file for problem in caught.value.problems)
@@ -397,10 +399,19 @@ def test_expiry_with_an_offset_none_and_unreadable():
 @pytest.mark.parametrize(
     "text",
     [
-        "很抱歉，有人在你付款之前抢走了商品，请联系客服。", "正在发货中，请耐心等待，如有疑问，请联系客服。", "此商品没有发货信息或正在发货中",
-        "sold out", "Out of stock", "SOLD_OUT", "null", "N/A", "[object Object]", "XXXXX-XXXXX-XXXXX", "库存不足",
+        "很抱歉，有人在你付款之前抢走了商品，请联系客服。",
+        "正在发货中，请耐心等待，如有疑问，请联系客服。",
+        "此商品没有发货信息或正在发货中",
+        "sold out",
+        "Out of stock",
+        "SOLD_OUT",
+        "null",
+        "N/A",
+        "[object Object]",
+        "XXXXX-XXXXX-XXXXX",
+        "库存不足",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("fmt", ["auto", "opaque", "steam", "pair", "account"])
 def test_prose_is_never_a_key(text, fmt):
     for payload in (text, f"{text}\n{text}", f"ABCDE-12345-FGHIJ\n{text}"):
@@ -411,10 +422,27 @@ def test_prose_is_never_a_key(text, fmt):
 @pytest.mark.parametrize(
     "text",
     [
-        "abc", "Voucherbook", "Available", "----", "!!!!!!", "2027-01-31", "9.90", "1E+17", "АBCDE-12345", "<html>", '{"code":"A1234"}',
-        "ABCD EFGH 1234", "please wait a while", "'ABC123'", "-ABC123", "ABC123-", "ABC--1234", "A1234,B1234,C1234", "iVBORw0KGgo" + "A1" * 60,
+        "abc",
+        "Voucherbook",
+        "Available",
+        "----",
+        "!!!!!!",
+        "2027-01-31",
+        "9.90",
+        "1E+17",
+        "АBCDE-12345",
+        "<html>",
+        '{"code":"A1234"}',
+        "ABCD EFGH 1234",
+        "please wait a while",
+        "'ABC123'",
+        "-ABC123",
+        "ABC123-",
+        "ABC--1234",
+        "A1234,B1234,C1234",
+        "iVBORw0KGgo" + "A1" * 60,
     ],
-)  # fmt: skip
+)
 def test_auto_is_not_sure(text):
     (found,) = cards(text)
     assert found.key is None
@@ -471,12 +499,18 @@ def test_a_placeholder_in_the_shape_of_a_key_is_never_a_key(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "wanted"),
     [
-        ({"code": "abcde 12345-fghij"}, "ABCDE12345FGHIJ"), ({"code": "ＡＢＣＤＥ—12345\u200b"}, "ABCDE12345"),
-        ({"number": "00-12", "pin": "ab cd"}, "0012\x1fABCD"), ({"pin": "0012", "number": "abcd"}, "0012\x1fABCD"),
-        ({"link": " https://E.example/a-B "}, "https://E.example/a-B"), ({"code": "- -"}, "- -"), ({"code": "straße"}, "STRASSE"),
-        ({"account": "Me@x.example", "password": "Pa-55"}, "ME@X.EXAMPLE\x1fPA55"), ({"code": ""}, ""), ({"code": "密码－1"}, "密码1"),
+        ({"code": "abcde 12345-fghij"}, "ABCDE12345FGHIJ"),
+        ({"code": "ＡＢＣＤＥ—12345\u200b"}, "ABCDE12345"),
+        ({"number": "00-12", "pin": "ab cd"}, "0012\x1fABCD"),
+        ({"pin": "0012", "number": "abcd"}, "0012\x1fABCD"),
+        ({"link": " https://E.example/a-B "}, "https://E.example/a-B"),
+        ({"code": "- -"}, "- -"),
+        ({"code": "straße"}, "STRASSE"),
+        ({"account": "Me@x.example", "password": "Pa-55"}, "ME@X.EXAMPLE\x1fPA55"),
+        ({"code": ""}, ""),
+        ({"code": "密码－1"}, "密码1"),
     ],
-)  # fmt: skip
+)
 def test_K5_dedupe_form_version_1_is_pinned(fields, wanted):
     assert dedupe_form(fields) == wanted
 
@@ -491,16 +525,46 @@ def test_K5_dedupe_form_is_idempotent_and_total(text):
 
 # ---- properties ----
 
-PIECES = st.sampled_from([
-    "ABC-123", "A1234----B5678", "卡号：A1234", "密码：B5678", "有效期：2030-01-01", "code,pin", '"A1,\nB2"', '"', "\n", "\r\n", "\r", "\n\n",
-    " ", "\t", "，", ",", "----", "https://e.example/?a=b----c", "很抱歉，请联系客服。", "\ufeff", "\u200f", "\x00", "\x1c", "%0A", "卡密", "secret",
-    "００１２", "-------", "x" * 5000,
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        "ABC-123",
+        "A1234----B5678",
+        "卡号：A1234",
+        "密码：B5678",
+        "有效期：2030-01-01",
+        "code,pin",
+        '"A1,\nB2"',
+        '"',
+        "\n",
+        "\r\n",
+        "\r",
+        "\n\n",
+        " ",
+        "\t",
+        "，",
+        ",",
+        "----",
+        "https://e.example/?a=b----c",
+        "很抱歉，请联系客服。",
+        "\ufeff",
+        "\u200f",
+        "\x00",
+        "\x1c",
+        "%0A",
+        "卡密",
+        "secret",
+        "００１２",
+        "-------",
+        "x" * 5000,
+    ]
+)
 TEXTS = st.lists(PIECES, max_size=25).map("".join)
 PAYLOADS = st.one_of(
-    TEXTS.map(str.encode), TEXTS.map(lambda text: text.encode("gb18030")), st.binary(max_size=200),
+    TEXTS.map(str.encode),
+    TEXTS.map(lambda text: text.encode("gb18030")),
+    st.binary(max_size=200),
     st.tuples(TEXTS, st.binary(max_size=3), TEXTS).map(lambda parts: parts[0].encode() + parts[1] + parts[2].encode()),
-)  # fmt: skip
+)
 MEDIA = st.sampled_from(["text", "csv"])
 NAMES = st.sampled_from(["auto", "opaque", "steam", "china-mobile", "account", "link"])
 SPLIT = st.sampled_from(["auto", "auto", "line", "pair", "labelled", "csv"])
@@ -632,6 +696,43 @@ def test_random_spellings_of_one_key_are_one():
         key = read_one(rng.choice([spelled, spelled.lower()]).encode(), None, FORMATS["steam"], UTC).key
         assert key.canonical == {"code": f"{code[:5]}-{code[5:10]}-{code[10:]}"}
         assert dedupe_form(key.fields) == code
+
+
+LINES = st.lists(
+    st.one_of(
+        st.from_regex(r"[A-Z0-9xX]{1,5}(?:-{1,4}[A-Z0-9]{1,5}){0,4}", fullmatch=True),
+        st.from_regex(r"[A-Z0-9]{3,5} ?(?:----|,|:) ?[0-9A-Z-]{0,9}", fullmatch=True),
+        st.sampled_from(
+            [
+                "2027-01-31",
+                "2027-1-3----A1234",
+                "12E45",
+                "1E17----12345",
+                "ABCDE-12345-FGHIJ",
+                "iVBORw0KGgo1",
+                "",
+                " ",
+                "A1 ",
+            ]
+        ),
+        st.sampled_from(
+            ["0" * 17 + "----" + "1" * 18, "XXXXX-XXXXX-XXXXX", "SOLD-OUT", "A1--B2", "ABCD----1", "A1-----B2345"]
+        ),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@QUICK
+@given(LINES, NAMES, st.sampled_from(["line", "pair:----", "pair:,", "pair::"]), st.sampled_from(["\n", "\r\n"]))
+def test_the_short_way_reads_exactly_what_the_long_way_reads(lines, name, split, end):
+    payload = ("".join(line + end for line in lines)).encode()
+    reading = surveyed(payload, split=split)
+    short = [seen(card) for card in read([payload], reading, FORMATS[name], timezone=UTC)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader_module, "_line_end", lambda cut: b"")
+        assert [seen(card) for card in read([payload], reading, FORMATS[name], timezone=UTC)] == short
 
 
 def test_opaque_takes_lines_whatever_the_payload_looks_like():

@@ -60,10 +60,7 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     year, month, day = int(part["y"]), int(part["m"] or part["cm"]), int(part["d"] or part["cd"])
     if year not in _YEARS:
         return None
-    if part["H"] is None:
-        clock = (23, 59, 59)
-    else:
-        clock = (int(part["H"]), int(part["M"]), int(part["S"] or 0))
+    clock = (23, 59, 59) if part["H"] is None else (int(part["H"]), int(part["M"]), int(part["S"] or 0))
     try:
         moment = datetime(year, month, day, *clock, tzinfo=_offset(part.get("zone")) or zone)
         return min(int(moment.timestamp()), NEVER)

@@ -177,7 +177,7 @@ class _Loader:
             alphabet = "text"
         if (
             alphabet not in ALPHABETS
-            and len(alphabet) > 2
+            and len(alphabet) > 3  # noqa: PLR2004 -- a word, not two or three characters
             and (close := difflib.get_close_matches(alphabet, ALPHABETS, 1, 0.8))
         ):
             self._wrong(f"{name}.alphabet", "is not known", f"did you mean {close[0]!r}?")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 from syncd.inventory.formats.expiry import parse_expiry
-from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
+from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal, default_display
 from syncd.inventory.formats.split import (
     NAMES,
     PIECE,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from syncd.inventory.formats.split import Cut
 
+_Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/")
 _BOM: Final = b"\xef\xbb\xbf"
 _EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.IGNORECASE)
@@ -137,9 +139,18 @@ class _Slices:
     def __init__(self, reading: Reading, fmt: Format, timezone: tzinfo) -> None:
         self.reading = reading
         self.fmt = fmt
-        self.zone = timezone
+        self._expiry = lru_cache(maxsize=1024)(partial(parse_expiry, zone=timezone))  # few dates, many cards
         self.encoding = "utf-8" if reading.encoding in {"utf-8-sig", "unreadable"} else reading.encoding
         self.roles = [role_of(name, fmt.fields) for name in reading.columns]
+
+    def quick(self) -> _Quick | None:
+        """The short way, if payload and format have one."""
+        reading = self.reading
+        if reading.splitter == "line":
+            return self.fmt.quick()
+        if reading.splitter == "pair" and not reading.columns and not reading.constant:
+            return self.fmt.quick(reading.separator)
+        return None
 
     def card(self, position: int, end: int, line_end: int, raw: bytes, result: CardKey | Refusal) -> Card:
         """The card for a result."""
@@ -193,7 +204,7 @@ class _Slices:
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
         if fmt.kind == "auto" and not is_link(bare) and count_parts(bare):
             return self._odd(bare, "a separator where the other lines have none")
-        return fmt.key({fmt.quick_field: bare})
+        return fmt.key({fmt.lone_field: bare})
 
     def _pair(self, bare: str) -> CardKey | Refusal:
         reading, fmt = self.reading, self.fmt
@@ -201,7 +212,7 @@ class _Slices:
         if reading.columns:
             return self.columns(parts)
         if len(fmt.fields) == 1:  # its own spaces may look like a separator
-            whole = fmt.key({fmt.quick_field: bare})
+            whole = fmt.key({fmt.lone_field: bare})
             return whole if isinstance(whole, CardKey) else self._parts(parts)
         if fmt.kind == "auto" and len(parts) == 1:
             return self._odd(bare, f"no {_name(reading.separator)} as on the other lines")
@@ -235,7 +246,7 @@ class _Slices:
             return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
         if any("\n" in text or "\r" in text for text in roles.values()):
             return Refusal("unreadable_shape", "a line end inside a field")
-        expires_at = parse_expiry(roles[EXPIRES], self.zone) if EXPIRES in roles else NEVER
+        expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
         if expires_at is None:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
         return self.fmt.key(roles, expires_at)
@@ -337,7 +348,7 @@ def _by_record(chunks: Iterable[bytes], slices: _Slices, offset: int, position: 
         if isinstance(text, Refusal):
             yield slices.card(line.number, line.end, line.resume, raw, text)
             continue
-        if not strip(text.replace(slices.reading.separator, "").replace('"', "")):
+        if not text.strip(f'{slices.reading.separator}" \t') or not strip(text):
             continue  # separators alone: an empty row, as spreadsheets export it
         if header:
             header = False
@@ -349,7 +360,7 @@ def _by_record(chunks: Iterable[bytes], slices: _Slices, offset: int, position: 
 def _by_line(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
     """Lines one by one; blocks of plain ASCII go the short way."""
     liner = Liner(offset, position)
-    quick = slices.fmt.quick if slices.reading.splitter == "line" else None
+    quick = slices.quick()
     header = slices.reading.header and offset == 0
     for cut in cuts(chunks):
         if quick and not header and (end := _line_end(cut)):
@@ -383,11 +394,13 @@ def _line_end(cut: Cut) -> bytes:
     return b"\r\n" if count == data.count(b"\r") == data.count(b"\n") and data.endswith(b"\r\n") else b""
 
 
-def _short_way(
-    quick: re.Pattern[str], data: bytes, end: bytes, slices: _Slices, offset: int, position: int
-) -> Iterator[Card]:
+def _short_way(quick: _Quick, data: bytes, end: bytes, slices: _Slices, offset: int, position: int) -> Iterator[Card]:
     """The cards of a block of ASCII lines: one match for a line that is a key in canonical form, nothing else."""
-    fullmatch, name, size = quick.fullmatch, slices.fmt.quick_field, len(end)
+    pattern, names = quick
+    template, fullmatch, size = slices.fmt.template, pattern.fullmatch, len(end)
+    if slices.fmt.kind == "auto":
+        template = default_display(names)
+    lone = names[0] if template == f"{{{names[0]}}}" else ""
     raws = data.split(end)
     texts = data.decode("ascii").split(end.decode("ascii"))
     raws.pop()  # what is behind the last line end: nothing
@@ -395,9 +408,15 @@ def _short_way(
     for raw, text in zip(raws, texts, strict=True):
         position += 1
         offset += len(raw) + size
-        if fullmatch(text) and len(text) <= MAX_KEY:
-            fields = {name: text}
-            yield Card(position, offset, position, raw, CardKey(fields, fields, text))
+        match = fullmatch(text)
+        if match and len(text) <= MAX_KEY:
+            if lone:
+                fields = {lone: text}
+                display = text
+            else:
+                fields = dict(zip(names, match.groups(), strict=True))
+                display = template.format_map(fields)
+            yield Card(position, offset, position, raw, CardKey(fields, fields, display))
         elif strip(text):
             yield slices.card(position, offset, position, raw, slices.line(text))
 

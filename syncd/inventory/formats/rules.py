@@ -87,15 +87,21 @@ class FieldRule:
 
     @cached_property
     def canonical_pattern(self) -> str:
-        """A pattern without captures for values that are in canonical form already; "" if there is no such short way."""
+        """A pattern without captures for canonical values with a digit; "" if there is no such short way."""
         if self.alphabet in _SOLID:
             return ""
-        start = f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else ""
+        # The digit keeps placeholders, which are words, off the short way.
+        start = "(?=[^0-9]{0,64}[0-9])" + (f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else "")
         if self.groups:
             shapes = ["-".join(f"{self._class}{{{size}}}" for size in group) for group in self.groups]
         else:
             shapes = [f"{self._class}{{{low},{high}}}" for low, high in self.lengths]
         return f"{start}(?:{'|'.join(shapes)})"
+
+    @cached_property
+    def canonical(self) -> re.Pattern[str] | None:
+        """``canonical_pattern``, compiled."""
+        return re.compile(self.canonical_pattern) if self.canonical_pattern else None
 
     @cached_property
     def _loose(self) -> tuple[tuple[tuple[int, ...], re.Pattern[str]], ...]:
@@ -189,24 +195,28 @@ class Format:
         return self.display or default_display(self.fields)
 
     @cached_property
-    def quick(self) -> re.Pattern[str] | None:
-        """Matches a whole line that is a key in canonical form, and needs no further look: the short way of the
-        reader.
+    def _plain_placeholders(self) -> bool:
+        """Whether no configured placeholder has a digit, and so none comes through on the short way."""
+        return all(text.isalpha() for text in self.placeholders)
+
+    def quick(self, separator: str = "") -> tuple[re.Pattern[str], tuple[str, ...]] | None:
+        """The short way of the reader: a pattern of whole ASCII lines that are keys in canonical form and need no
+        further look, with the field of each group. None if there is none. With a separator, lines of several parts.
         """
-        # A digit is asked for, so that no placeholder of letters alone comes through here; those with digits are few.
-        digits = [text for text in self.placeholders if not text.isalpha()]
+        between = f" ?{re.escape(separator)} ?" if separator else ""
+        if not self._plain_placeholders or not separator.isascii():
+            return None
         if self.kind == "auto":
-            return None if any(map(_QUICK_AUTO.fullmatch, digits)) else _QUICK_AUTO
-        if self.kind == "opaque" or len(self.rules) != 1 or self.template != f"{{{self.rules[0].name}}}":
+            names: tuple[str, ...] = ("number", "pin") if separator else ("code",)
+            return re.compile(between.join([f"({_AUTO_PART})"] * len(names))), names
+        patterns = [rule.canonical_pattern for rule in self.rules]
+        if self.kind == "opaque" or not all(patterns) or (len(patterns) > 1) != bool(separator):
             return None
-        rule = self.rules[0]
-        if not rule.canonical_pattern or any(isinstance(rule.read(text.upper()), tuple) for text in digits):
-            return None
-        return re.compile(f"(?=[^0-9]{{0,64}}[0-9]){rule.canonical_pattern}")
+        return re.compile(between.join(f"({pattern})" for pattern in patterns)), self.fields
 
     @property
-    def quick_field(self) -> str:
-        """The name of the field that ``quick`` matches."""
+    def lone_field(self) -> str:
+        """The field that a text without a name is read as."""
         return self.rules[0].name if self.rules else "code"
 
     def read_parts(self, parts: list[str], *, constant: bool = False) -> dict[str, str] | Refusal:
@@ -244,7 +254,11 @@ class Format:
             return assigned
         values, canonical = {}, {}
         for rule in self.rules:
-            read = rule.read(assigned[rule.name])
+            text = assigned[rule.name]
+            if self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text):
+                values[rule.name] = canonical[rule.name] = text
+                continue
+            read = rule.read(text)
             if isinstance(read, str):
                 prose = is_prose(strip(assigned[rule.name]), self.placeholders)
                 return Refusal("prose" if prose else "not_this_format", "this is a text, not a key" if prose else read)
@@ -310,23 +324,7 @@ class Format:
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
         if _QUICK_AUTO.fullmatch(value):
             return None
-        problem = ""
-        if shape < _SHORTEST:
-            problem = f"{name} has {shape} character{'s' if shape != 1 else ''}, at least {_SHORTEST} expected"
-        elif " " in value:
-            problem = f"{name} has a space in it"
-        elif not _PLAUSIBLE.fullmatch(value):
-            problem = f"{name} has a character that keys of unknown shape do not have"
-        elif "--" in value or value[0] == "-" or value[-1] == "-":
-            problem = f"{name} has a separator at its edge or twice in a row"
-        elif sum(map(str.isalnum, value)) < _SHORTEST:
-            problem = f"{name} is mostly punctuation"
-        elif value.replace("-", "").isalpha() and (not value.isupper() or ("-" not in value and shape < _WORD)):
-            problem = f"{name} reads as a word"
-        elif looks_like_date(value) or _FIGURE.fullmatch(value):
-            problem = f"{name} reads as a date, a time or an amount"
-        elif shape > _IMAGE and value.startswith(_IMAGE_STARTS):
-            problem = f"{name} reads as a picture"
+        problem = _odd_shape(name, value)
         return Refusal("unreadable_shape", problem) if problem else None
 
     def masked(self, canonical: Mapping[str, str]) -> str:
@@ -348,11 +346,15 @@ _IMAGE: Final = 100
 _IMAGE_STARTS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "data:image")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
-# Letters and digits in groups, with a digit; dates, numbers spoilt by a spreadsheet (1E17) and pictures are left to the
-# long way.
-_QUICK_AUTO: Final = re.compile(
-    r"(?!\d{4}-\d\d?-\d\d?$|\d+[Ee]\d+$|iVBORw0KGgo|R0lGOD|UklGR)(?=[A-Za-z-]{0,64}\d)(?=.{4})[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
+# Four letters or digits and more, in groups, with a digit. Dates, numbers spoilt by a spreadsheet (1E17) and pictures
+# are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
+_PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
+_AUTO_PART: Final = (
+    rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
+    r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
+    r"[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 )
+_QUICK_AUTO: Final = re.compile(_AUTO_PART)
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},
     frozenset({"serial"}): {"serial": "code"},
@@ -391,6 +393,24 @@ def template_fields(template: str) -> list[str]:
             raise ValueError(msg)
         names.append(name)
     return names
+
+
+def _odd_shape(name: str, value: str) -> str:
+    """What speaks against a folded text of unknown shape, "" if nothing does."""
+    size = len(value)
+    if size < _SHORTEST:
+        return f"{name} has {size} character{'s' if size != 1 else ''}, at least {_SHORTEST} expected"
+    problems = {
+        "has a space in it": " " in value,
+        "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(value),
+        "has a separator at its edge or twice in a row": "--" in value or value[0] == "-" or value[-1] == "-",
+        "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
+        "reads as a word": value.replace("-", "").isalpha()
+        and (not value.isupper() or ("-" not in value and size < _WORD)),
+        "reads as a date, a time or an amount": looks_like_date(value) or _FIGURE.fullmatch(value) is not None,
+        "reads as a picture": size > _IMAGE and value.startswith(_IMAGE_STARTS),
+    }
+    return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
 def _link_problem(text: str) -> Refusal | None:

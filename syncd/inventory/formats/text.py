@@ -103,12 +103,14 @@ _PLACEHOLDERS: Final = (
     "很抱歉，有人在你付款之前抢走了商品，请联系客服。",
     "正在发货中，请耐心等待，如有疑问，请联系客服。",
     "此商品没有发货信息或正在发货中",
-    "暂无库存", "库存不足", "已售罄", "售罄", "缺货", "无货", "补货中", "发货中", "已使用", "已失效", "暂无", "无", "空",
-    "sold out", "out of stock", "no stock", "not available", "unavailable", "unknown", "pre-order", "pending",
-    "processing", "coming soon", "null", "none", "nil", "nan", "n/a", "undefined", "empty", "error", "failed", "success",
-    "expired", "refunded", "used", "unused", "invalid", "redeemed", "cancelled", "test", "please contact support",
+    "暂无库存", "库存不足", "已售罄", "售罄", "缺货", "无货", "补货中", "发货中", "已使用", "已失效", "暂无", "无",
+    "空",     "sold out", "out of stock", "no stock", "not available", "unavailable", "unknown", "pre-order", "pending",
+    "processing", "coming soon", "null", "none", "nil", "nan", "n/a", "undefined", "empty", "error", "failed",
+    "success", "expired", "refunded", "used", "unused", "invalid", "redeemed", "cancelled", "test",
+    "please contact support",
     "contact us", "delivered", "available", "[object Object]", "true", "false", "tbd", "to be announced",
-    "internal server error", "not found", "service unavailable", "bad request", "unauthorized", "forbidden", "redacted",
+    "internal server error", "not found", "service unavailable",
+    "bad request", "unauthorized", "forbidden", "redacted",
     "placeholder", "replacement", "maintenance",
 )  # fmt: skip
 _TELLTALE: Final = re.compile(
@@ -137,7 +139,7 @@ def is_placeholder(text: str, more: frozenset[str] = frozenset()) -> bool:
 
 
 def _are_words(tokens: list[str]) -> bool:
-    """Whether these are mostly words of a sentence, and not groups of a code: letters, at most the first one a capital."""
+    """Whether these are mostly words of a sentence, and not groups of a code: letters, no inner capitals."""
     words = sum(
         1 for token in tokens if (bare := token.strip(",.!?;:'\"()")).isalpha() and bare[1:] == bare[1:].lower()
     )
