@@ -18,6 +18,7 @@ from sqlalchemy import func, insert, select
 from syncd.errors import ConflictError, KekError, LeaseLostError, NotFoundError, UnreadableKeyError
 from syncd.model import CardKey, IdSource, KeyState, QuarantineState
 from syncd.store.database import Database, Lane, RetryBatch, Tx, Work, Writer
+from syncd.store.leases import Lease
 from syncd.store.tables import keyring as keyring_table
 from syncd.store.tables import meta, quarantine, source, vault_key
 from syncd.vault.crypto import associated
@@ -83,25 +84,6 @@ class Origin:
     product: str
     issuer: str = ""
     supersedes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to run one supplier: every write of the run is refused once ``epoch`` is no longer the current one."""
-
-    supplier: str
-    holder: str
-    epoch: int
-
-    def check(self, tx: Tx) -> None:
-        """Raise LeaseLostError when somebody else has taken over; holds the row until the commit (K13, D3)."""
-        share = " FOR SHARE" if tx.postgresql else ""
-        if not tx.query(
-            f"SELECT 1 FROM supplier WHERE name = ? AND epoch = ? AND holder = ?{share}",  # noqa: S608 - constant
-            (self.supplier, self.epoch, self.holder),
-        ):
-            msg = f"the run of supplier {self.supplier} was taken over"
-            raise LeaseLostError(msg)
 
 
 @dataclass(slots=True, repr=False)
