@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal, NewType
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
@@ -80,9 +80,6 @@ class Consignment(ABC):
     @abstractmethod
     def finish(self, report: str, seal: Seal) -> None:
         """Every key of it is safe: put it away, and the report beside it. May be called again after a kill."""
-
-    def refused(self, report: str) -> None:
-        """It was left where it is; ``report`` says why. Nothing has to be done."""
 
 
 @dataclass(frozen=True, slots=True)

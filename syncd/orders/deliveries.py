@@ -177,7 +177,9 @@ class Deliveries:
                 ),
                 (shop, order_ref),
             ).one_or_none()
-        return None if row is None else Delivery(row[0], order_ref, *row[1:], repeat=True, keys=[])
+        if row is None:
+            return None
+        return Delivery(row[0], order_ref, row[1], row[2], row[3], row[4], row[5], repeat=True, keys=[])
 
     async def _opened(self, order_ref: str, allotted: Allotted, min_life: int) -> Delivery:
         """Open a delivery's keys; what does not open is marked corrupt and replaced until all do (K4)."""

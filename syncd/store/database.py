@@ -110,14 +110,13 @@ class _Unit:
 
 
 class Tx:
-    """One transaction of the writer. ``bulk``, ``query`` and ``scalar`` are the hot path, ``core`` is everything else."""
+    """One transaction of the writer, as a unit of work sees it."""
 
-    __slots__ = ("_cursor", "_database", "at", "core", "notes", "xid")
+    __slots__ = ("_cursor", "_database", "at", "notes", "xid")
 
-    def __init__(self, database: Database, core: Connection, cursor: Any) -> None:
+    def __init__(self, database: Database, cursor: Any) -> None:
         self._database = database
         self._cursor = cursor
-        self.core = core
         self.at = int(database.clock.now())
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.xid: str | None = None
@@ -144,8 +143,8 @@ class Tx:
     def bulk(self, sql: str, columns: str, rows: Sequence[Sequence[Any]], params: Sequence[Any] = ()) -> list[Row]:
         """Run one set-based statement over ``rows``, return what it returns (its RETURNING, in no given order).
 
-        ``columns`` declares the rows as ``"id int, order_ref text, mac bytes"``; in ``sql`` they are the table ``rows``.
-        ``params`` fill the ``?`` markers of ``sql``. Long row lists are cut where the engine gains by it.
+        ``columns`` declares the rows as ``"id int, order_ref text, mac bytes"``; in ``sql`` they are the table
+        ``rows``. ``params`` fill the ``?`` markers of ``sql``. Long row lists are cut where the engine gains by it.
         """
         found: list[Row] = []
         for start in range(0, len(rows), self._database.bulk_rows):
@@ -370,8 +369,9 @@ class Database:
             if statement is None:
                 kinds = [column.split()[1] for column in columns.split(",")]
                 # msgspec writes bytes as base64
-                picked = [f"decode({n}, 'base64') AS {n}" if k == "bytes" else n for n, k in zip(names, kinds, strict=True)]
-                types = [f"{n} {COLUMN_TYPES[k]}" for n, k in zip(names, kinds, strict=True)]
+                named = list(zip(names, kinds, strict=True))
+                picked = [f"decode({name}, 'base64') AS {name}" if kind == "bytes" else name for name, kind in named]
+                types = [f"{name} {COLUMN_TYPES[kind]}" for name, kind in named]
                 head = (
                     f"WITH rows AS (SELECT {', '.join(picked)}"  # noqa: S608 - column names of our own
                     f" FROM json_to_recordset(%s::json) AS r({', '.join(types)})) "
@@ -423,6 +423,8 @@ class Writer:
     ) -> None:
         self.database = database
         self.node = 0
+        self.delivered_at = 0.0
+        """Monotonic time at which a delivery was last taken up: an import keeps its chunks short for a while."""
         self._chain = chain
         self._metrics = metrics
         self._on_fatal = on_fatal
@@ -459,11 +461,15 @@ class Writer:
         self._enqueue(_Unit(work, payload, future, loop))
         return future
 
-    def call(self, work: Work[P, R], payload: P) -> R:
-        """Queue one unit from any other thread and wait for its commit."""
+    def post(self, work: Work[P, R], payload: P) -> Future[R]:
+        """Queue one unit from any other thread; the future resolves after its commit."""
         future: Future[R] = Future()
         self._enqueue(_Unit(work, payload, future, None))
-        return future.result()
+        return future
+
+    def call(self, work: Work[P, R], payload: P) -> R:
+        """Queue one unit from any other thread and wait for its commit."""
+        return self.post(work, payload).result()
 
     def queued(self, lane: Lane) -> int:
         """How many units wait in a lane: ingest looks here before it takes the processor from deliveries."""
@@ -511,6 +517,8 @@ class Writer:
                     batch.append(queue.popleft())
         if batch:
             self._passed += bool(ingest)
+            if batch[0].work.lane is Lane.DELIVERY:
+                self.delivered_at = time.monotonic()
             return batch
         self._passed = 0
         if ingest:
@@ -607,8 +615,7 @@ class Writer:
 
     def _begin(self) -> Tx:
         self._cursor.execute("BEGIN" if self.database.postgresql else "BEGIN IMMEDIATE")
-        assert self._connection is not None  # noqa: S101 - _transact connects first
-        return Tx(self.database, self._connection, self._cursor)
+        return Tx(self.database, self._cursor)
 
     def _rollback(self) -> None:
         with contextlib.suppress(Exception):  # a lost connection has rolled back by itself

@@ -138,7 +138,7 @@ source = Table(
     Column("ended_at", BigInteger),
     _one_of("state", "taking", "taken", "changed"),
     UniqueConstraint("product", "name"),
-    comment="Where keys came from (feed:SHA256), and how far each payload has been taken: consumed bytes, last line.",
+    comment="Where keys came from (feed:SHA256), and how far each payload has been taken: bytes, last line.",
 )
 
 vault_key = Table(

@@ -152,8 +152,8 @@ class Vault:
         self.ids = ids
         self._names: dict[int, str] = {}
         self.intake: Work[Chunk, Counts] = Work("intake", Lane.INGEST, self._intake)
-        self.release: Work[tuple[int, Origin, SealedKey], bool] = Work("quarantine_release", Lane.CONTROL, self._release)
-        self.drop: Work[tuple[int, str], bool] = Work("quarantine_drop", Lane.CONTROL, self._drop)
+        self.release: Work[tuple[int, Origin, SealedKey], bool] = Work("release", Lane.CONTROL, self._release)
+        self.drop: Work[tuple[int, str], bool] = Work("drop", Lane.CONTROL, self._drop)
         self.expire: Work[int, int] = Work("expire", Lane.INGEST, self._expire)
         self.hold: Work[int, int] = Work("hold", Lane.INGEST, self._hold)
         self.unhold: Work[tuple[str, int], int] = Work("unhold", Lane.INGEST, self._unhold)
@@ -277,7 +277,8 @@ class Vault:
     def _seen(self, tx: Tx, fps: set[bytes]) -> dict[bytes, int]:
         """Fingerprint → id of the source that sold that key first."""
         rows = tx.bulk(
-            "SELECT f.fp, k.source_id FROM rows JOIN fingerprint f ON f.fp = rows.fp JOIN vault_key k ON k.id = f.key_id",
+            "SELECT f.fp, k.source_id FROM rows JOIN fingerprint f ON f.fp = rows.fp"
+            " JOIN vault_key k ON k.id = f.key_id",
             "fp bytes",
             [(fp,) for fp in sorted(fps)],
         )
@@ -507,7 +508,6 @@ def restored_at(database: Database) -> str | None:
 def key_counts(database: Database) -> dict[tuple[str, str], int]:
     """(product, state) → number of keys: for metrics and `syncd status`."""
     with database.read() as connection:
-        rows = connection.execute(
-            select(vault_key.c.product, vault_key.c.state, func.count()).group_by(vault_key.c.product, vault_key.c.state)
-        )
+        columns = vault_key.c.product, vault_key.c.state
+        rows = connection.execute(select(*columns, func.count()).group_by(*columns))
         return {(row[0], row[1]): row[2] for row in rows}

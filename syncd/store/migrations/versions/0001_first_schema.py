@@ -138,7 +138,7 @@ def upgrade() -> None:
         sa.CheckConstraint("state IN ('taking', 'taken', 'changed')", name=op.f("ck_source_state")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_source")),
         sa.UniqueConstraint("product", "name", name=op.f("uq_source_product_name")),
-        comment="Where keys came from (feed:SHA256), and how far each payload has been taken: consumed bytes, last line.",
+        comment="Where keys came from (feed:SHA256), and how far each payload has been taken: bytes, last line.",
     )
     op.create_table(
         "supplier",
@@ -247,4 +247,4 @@ def upgrade() -> None:
         [{"id": 1, "seq": 0, "mac": b""}],
     )
     for statement in rules(op.get_bind().dialect.name):
-        op.execute(sa.DDL(statement.replace("%", "%%")))  # DDL() takes % for itself
+        op.get_bind().exec_driver_sql(statement.replace("%", "%%") if op.get_bind().dialect.name == "postgresql" else statement)
