@@ -24,6 +24,7 @@ from syncd.model import NAME_PATTERN, SKU_PATTERN, Money
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SECRET_WORDS: Final = re.compile(r"kek|secret|password|token|key$", re.IGNORECASE)
+DEFAULT_TIMEZONE: Final = "Asia/Shanghai"
 RESERVED_SHOP: Final = "operator"
 
 
@@ -170,7 +171,7 @@ class Supplier(_Table):
     enabled: bool = Field(default=True, description="Whether it is synced.")
     interval: Duration | None = Field(None, description="Time between two runs; default: sync.interval.")
     jitter: Duration | None = Field(None, description="Default: sync.jitter.")
-    timezone: Zone = Field("Asia/Shanghai", description="Zone of its dates without a zone.")
+    timezone: Zone = Field(DEFAULT_TIMEZONE, description="Zone of its dates without a zone.")
     override: bool = Field(default=False, description="Whether a drop-in adapter may shadow a bundled one.")
 
     @property

@@ -331,9 +331,7 @@ class Deliveries:
             stock = self._look(tx, need, " FOR UPDATE SKIP LOCKED")
         return stock
 
-    def _look(
-        self, tx: Tx, need: Mapping[tuple[str, int], int], lock: str
-    ) -> dict[tuple[str, int], list[KeyRow]]:
+    def _look(self, tx: Tx, need: Mapping[tuple[str, int], int], lock: str) -> dict[tuple[str, int], list[KeyRow]]:
         # One statement for all products of the batch: each branch reads its few rows off the partial index.
         branch = (
             "SELECT * FROM (SELECT {which} AS which, id, sealed_sku, source_id, expires_at, sealed FROM vault_key"
@@ -396,9 +394,7 @@ class Deliveries:
         self._fetch_keys(tx, [found])
         return found
 
-    def _run_replace(
-        self, tx: Tx, payloads: Sequence[tuple[int, list[int], int]]
-    ) -> list[Allotted | BaseException]:
+    def _run_replace(self, tx: Tx, payloads: Sequence[tuple[int, list[int], int]]) -> list[Allotted | BaseException]:
         return [self._replace_one(tx, *payload) for payload in payloads]
 
     def _replace_one(self, tx: Tx, delivery_id: int, unreadable: list[int], min_life: int) -> Allotted:
@@ -421,9 +417,12 @@ class Deliveries:
 
     def _complete(self, tx: Tx, delivery: Allotted, min_life: int) -> bool:
         """Allot the units that a delivery lacks, all or none."""
-        taken = {unit for (unit,) in tx.query(
-            "SELECT unit FROM allotment WHERE delivery_id = ? AND withdrawn_at IS NULL", (delivery.id,)
-        )}
+        taken = {
+            unit
+            for (unit,) in tx.query(
+                "SELECT unit FROM allotment WHERE delivery_id = ? AND withdrawn_at IS NULL", (delivery.id,)
+            )
+        }
         missing = [unit for unit in range(delivery.quantity) if unit not in taken]
         keys = self._claim(tx, {(delivery.product, min_life): len(missing)})[delivery.product, min_life]
         if len(keys) < len(missing):

@@ -423,6 +423,8 @@ class Writer:
     ) -> None:
         self.database = database
         self.node = 0
+        self.commits = 0
+        """Transactions committed so far: what was read before the last one may be old."""
         self.delivered_at = 0.0
         """Monotonic time at which a delivery was last taken up: an import keeps its chunks short for a while."""
         self._chain = chain
@@ -605,6 +607,7 @@ class Writer:
                 self._rollback()
                 raise
             break
+        self.commits += 1
         if self._metrics:
             self._metrics.writer_batches.inc()
             self._metrics.audit_entries.inc(len(tx.notes))

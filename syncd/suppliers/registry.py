@@ -5,11 +5,12 @@ Called by the daemon and by `syncd check`; a broken adapter that is used is a co
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import ValidationError
 
@@ -44,7 +45,9 @@ def find(name: str, drop_in: Iterable[Path], *, override: bool = False) -> Path:
             )
         return ours
     if not theirs:
-        known = sorted({path.stem for folder in (bundled(), *drop_in) if folder.is_dir() for path in folder.glob("*.py")})
+        known = sorted(
+            {path.stem for folder in (bundled(), *drop_in) if folder.is_dir() for path in folder.glob("*.py")}
+        )
         raise SyncdError(f"there is no adapter {name!r}", hint=f"there are: {', '.join(known)}")
     for place in (theirs[0].parent, theirs[0]):
         info = place.stat()
@@ -58,16 +61,17 @@ def find(name: str, drop_in: Iterable[Path], *, override: bool = False) -> Path:
 
 def load(path: Path) -> type[Adapter]:
     """The adapter class of a file. Raises SyncdError for a file that does not load or holds none."""
-    spec = importlib.util.spec_from_file_location(f"syncd_adapter_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    loader = SourceFileLoader(f"syncd_adapter_{path.stem}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - an adapter may fail in any way, and it must not take the daemon along
+        loader.exec_module(module)
+    except Exception as error:  # an adapter may fail in any way, and it must not take the daemon along
         line = getattr(error, "lineno", None)
         where = f"{path}, line {line}" if line else str(path)
-        raise SyncdError(f"{where} does not load: {type(error).__name__}", hint="run it with python to see why") from error
+        raise SyncdError(
+            f"{where} does not load: {type(error).__name__}", hint="run it with python to see why"
+        ) from error
     adapter = getattr(module, "ADAPTER", None)
     if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
         raise SyncdError(f"{path} has no ADAPTER", hint="its last line is: ADAPTER = YourAdapterClass")

@@ -152,11 +152,11 @@ class Vault:
         self.ids = ids
         self._names: dict[int, str] = {}
         self.intake: Work[Chunk, Counts] = Work("intake", Lane.INGEST, self._intake)
-        self.release: Work[tuple[int, Origin, SealedKey], bool] = Work("release", Lane.CONTROL, self._release)
+        self.release: Work[tuple[int, Origin, SealedKey, str], bool] = Work("release", Lane.CONTROL, self._release)
         self.drop: Work[tuple[int, str], bool] = Work("drop", Lane.CONTROL, self._drop)
         self.expire: Work[int, int] = Work("expire", Lane.INGEST, self._expire)
         self.hold: Work[int, int] = Work("hold", Lane.INGEST, self._hold)
-        self.unhold: Work[tuple[str, int], int] = Work("unhold", Lane.INGEST, self._unhold)
+        self.unhold: Work[tuple[str, str, int], int] = Work("unhold", Lane.INGEST, self._unhold)
 
     # --- coming in --------------------------------------------------------------------------------------------------
 
@@ -359,10 +359,10 @@ class Vault:
         keys, _ = self.seal(origin, [card])
         return quarantine_id, origin, keys[0]
 
-    def _release(self, tx: Tx, payloads: Sequence[tuple[int, Origin, SealedKey]]) -> list[bool | BaseException]:
+    def _release(self, tx: Tx, payloads: Sequence[tuple[int, Origin, SealedKey, str]]) -> list[bool | BaseException]:
         return [self._release_one(tx, *payload) for payload in payloads]
 
-    def _release_one(self, tx: Tx, quarantine_id: int, origin: Origin, key: SealedKey) -> bool | BaseException:
+    def _release_one(self, tx: Tx, quarantine_id: int, origin: Origin, key: SealedKey, by: str) -> bool | BaseException:
         refused = _held(tx, quarantine_id)
         if refused:
             return refused
@@ -373,7 +373,7 @@ class Vault:
             return ConflictError(f"this key is in the vault already, from {name}", hint="drop it instead")
         self._insert_keys(tx, origin, [key])
         _resolve(tx, quarantine_id, QuarantineState.RELEASED)
-        tx.audit("quarantine.released", quarantine=quarantine_id, key=key.id, product=origin.product)
+        tx.audit("quarantine.released", quarantine=quarantine_id, key=key.id, product=origin.product, by=by)
         return True
 
     def _drop(self, tx: Tx, payloads: Sequence[tuple[int, str]]) -> list[bool | BaseException]:
@@ -406,16 +406,16 @@ class Vault:
             tx.audit(f"keys.{state}", product=product, keys=sum(row[0] == product for row in moved))
         return len(moved)
 
-    def _unhold(self, tx: Tx, payloads: Sequence[tuple[str, int]]) -> list[int | BaseException]:
+    def _unhold(self, tx: Tx, payloads: Sequence[tuple[str, str, int]]) -> list[int | BaseException]:
         outcomes: list[int | BaseException] = []
-        for product, limit in payloads:
+        for product, by, limit in payloads:
             moved = tx.execute(
                 "UPDATE vault_key SET state = 'available' WHERE id IN (SELECT id FROM vault_key"
                 " WHERE state = 'held' AND product = ? ORDER BY id LIMIT ?)",
                 (product, limit),
             )
             if moved:
-                tx.audit("keys.unheld", product=product, keys=moved)
+                tx.audit("keys.unheld", product=product, keys=moved, by=by)
             outcomes.append(moved)
         return outcomes
 
@@ -440,9 +440,7 @@ def _held(tx: Tx, quarantine_id: int) -> BaseException | None:
 
 
 def _resolve(tx: Tx, quarantine_id: int, state: QuarantineState) -> None:
-    tx.execute(
-        "UPDATE quarantine SET state = ?, resolved_at = ? WHERE id = ?", (str(state), tx.at, quarantine_id)
-    )
+    tx.execute("UPDATE quarantine SET state = ?, resolved_at = ? WHERE id = ?", (str(state), tx.at, quarantine_id))
 
 
 # --- the key ring's rows ----------------------------------------------------------------------------------------------

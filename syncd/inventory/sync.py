@@ -1,0 +1,343 @@
+"""Runs of sync: one a supplier at a time, each as a task and a thread of its own, leased with an epoch (K13).
+
+`tick` starts what the database says is due; `start` runs one now. A supplier that fails, hangs or lies costs the others
+nothing: it has its own thread, its error is recorded in its run, and its next run comes at its usual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import RowMapping, select
+
+from syncd.adapter import Adapter, Consignment, Pull
+from syncd.config import Settings
+from syncd.errors import ConflictError, LeaseLostError, NotFoundError, SyncdError
+from syncd.inventory.intake import Ask, Intake, Progress
+from syncd.metrics import Metrics
+from syncd.model import IdSource, utc
+from syncd.store import leases
+from syncd.store.database import Writer
+from syncd.store.leases import Lease
+from syncd.store.tables import run as run_table
+from syncd.store.tables import supplier as supplier_table
+
+log = structlog.get_logger(__name__)
+
+_STOP_S: Final = 3.0
+
+
+class AlreadyRunningError(ConflictError):
+    """This supplier is being synced right now; ``run`` is that run's id when it is one of this daemon's."""
+
+    code = "already_running"
+
+    def __init__(self, message: str, *, run: int | None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.run = run
+
+
+class _Run:
+    """One run under way in this daemon."""
+
+    def __init__(self, run_id: int, lease: Lease) -> None:
+        self.id = run_id
+        self.lease = lease
+        self.progress = Progress()
+        self.stop = threading.Event()
+        self.complaints: list[str] = []
+        self.next_in: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.started = time.monotonic()
+
+
+class Sync:
+    """Keeps every supplier synced. ``adapters`` are the enabled suppliers' adapters, by supplier's name."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        ids: IdSource,
+        intake: Intake,
+        metrics: Metrics,
+        settings: Settings,
+        adapters: Mapping[str, Adapter],
+    ) -> None:
+        self._writer = writer
+        self._database = writer.database
+        self._clock = writer.database.clock
+        self._ids = ids
+        self._intake = intake
+        self._metrics = metrics
+        self._settings = settings
+        self._adapters = adapters
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._runs: dict[str, _Run] = {}
+        self._starting: set[str] = set()
+        self._stopping = False
+
+    async def open(self) -> None:
+        """Make sure that every supplier has its row; a new one is due at once."""
+        await self._writer.submit(leases.ENSURE, list(self._adapters))
+
+    async def reload(self, settings: Settings, adapters: Mapping[str, Adapter]) -> None:
+        """Take over a changed configuration; runs under way end as they began."""
+        self._settings, self._adapters = settings, adapters
+        await self.open()
+
+    async def tick(self) -> None:
+        """Start whatever is due and not under way anywhere."""
+        if self._stopping:
+            return
+        for name in await self._writer.submit(leases.DUE, None):
+            if name in self._adapters and name not in self._runs:
+                await self._begin(name, "schedule", only_due=True)
+
+    async def start(self, name: str, asked_by: str) -> int:
+        """Start one supplier's run now; returns the run's id. Raises NotFoundError, AlreadyRunningError."""
+        if name not in self._adapters:
+            why = "is not enabled" if name in self._settings.suppliers else "does not exist"
+            known = ", ".join(sorted(self._adapters)) or "none"
+            raise NotFoundError(f"supplier {name} {why}", hint=f"there are: {known}")
+        here = self._runs.get(name)
+        started = None if here else await self._begin(name, asked_by, only_due=False)
+        if started is None:
+            here = self._runs.get(name)
+            raise AlreadyRunningError(
+                f"supplier {name} is being synced already", run=here.id if here else None, hint="wait for that run"
+            )
+        return started
+
+    async def _begin(self, name: str, asked_by: str, *, only_due: bool) -> int | None:
+        if name in self._starting or self._stopping:
+            return None
+        self._starting.add(name)
+        try:
+            run_id = self._ids.next()
+            wanted = leases.Acquire(name, self._holder, self._settings.sync.lease, run_id, asked_by, only_due)
+            lease = await self._writer.submit(leases.ACQUIRE, wanted)
+            if lease is None:
+                return None
+            started = _Run(run_id, lease)
+            self._runs[name] = started
+            started.task = asyncio.create_task(self._carry(name, started, by_hand=asked_by != "schedule"))
+            return run_id
+        finally:
+            self._starting.discard(name)
+
+    async def _carry(self, name: str, run: _Run, *, by_hand: bool) -> None:
+        """One run from its lease to its row, whatever happens in between."""
+        self._metrics.sync_started(name)
+        renewal = asyncio.create_task(self._renew(run))
+        error: str | None = None
+        try:
+            await _in_thread(f"sync-{name}", lambda: self._pull(name, run, by_hand=by_hand))
+        except LeaseLostError:
+            error = "taken over by another daemon"
+        except SyncdError as caught:
+            error = str(caught)
+        except Exception as caught:  # an adapter may fail in any way; the others go on
+            error = f"the adapter failed: {type(caught).__name__}"
+            log.exception("sync_failed", supplier=name)
+        finally:
+            renewal.cancel()
+        problems = [*([error] if error else []), *run.complaints]
+        await self._end(name, run, "; ".join(problems) or None)
+
+    async def _end(self, name: str, run: _Run, error: str | None) -> None:
+        interval, jitter = self._settings.interval(name) if name in self._settings.suppliers else (600.0, 0.0)
+        elapsed = time.monotonic() - run.started
+        next_in = interval + random.uniform(0, jitter) - elapsed  # noqa: S311 - spreading load, not a secret
+        if run.next_in is not None:
+            next_in = min(next_in, run.next_in)
+        if run.stop.is_set():
+            next_in = 0.0  # stopped half-way: goes on at the next start
+        counts = run.progress.counts
+        outcome = leases.Outcome(
+            run.lease,
+            run.id,
+            {
+                "seen": counts.cards,
+                "new": counts.sealed,
+                "repeats": counts.repeats,
+                "duplicates": counts.duplicates,
+                "quarantined": counts.quarantined,
+            },
+            error,
+            next_in,
+        )
+        try:
+            kept = await self._writer.submit(leases.END, outcome)
+        except SyncdError as caught:
+            log.warning("run_not_recorded", supplier=name, why=caught.message)
+            kept = False
+        self._runs.pop(name, None)
+        self._metrics.sync_ended(name, seconds=elapsed, succeeded_at=None if error else self._clock.now())
+        say = log.info if not error else log.warning
+        say(
+            "sync_ended" if kept else "sync_lost",
+            supplier=name,
+            run=run.id,
+            sealed=counts.sealed,
+            repeats=counts.repeats,
+            quarantined=counts.quarantined,
+            problem=error,
+        )
+
+    async def _renew(self, run: _Run) -> None:
+        """Prolong the lease while the run goes on; one that was lost stops the run."""
+        ttl = self._settings.sync.lease
+        while True:
+            await asyncio.sleep(ttl / 3)
+            try:
+                kept = await self._writer.submit(leases.RENEW, (run.lease, ttl))
+            except SyncdError:
+                continue  # the database is away: the epoch decides once it is back
+            if not kept:
+                run.stop.set()
+                return
+
+    def _pull(self, name: str, run: _Run, *, by_hand: bool) -> None:
+        """Take everything that the supplier hands over. Runs in the run's own thread."""
+        supplier = self._settings.suppliers[name]
+        ask = Ask(name, supplier.tz, run.lease, run.progress, run.stop.is_set)
+
+        def later(seconds: float) -> None:
+            run.next_in = seconds
+
+        pull = Pull(
+            frozenset(self._settings.products),
+            by_hand,
+            self._settings.sync.settle,
+            run.stop.is_set,
+            run.complaints.append,
+            later,
+        )
+        for consignment in self._adapters[name].pull_keys(pull):
+            if run.stop.is_set():
+                return
+            run.progress.total += consignment.size
+            self._take(consignment, ask, run)
+
+    def _take(self, consignment: Consignment, ask: Ask, run: _Run) -> None:
+        """One payload; what is wrong with it never stops the next one."""
+        try:
+            report = self._intake.take(consignment, ask)
+        except LeaseLostError:
+            raise
+        except (SyncdError, OSError) as error:
+            why = str(error) if isinstance(error, SyncdError) else f"{type(error).__name__}: {error.strerror}"
+            run.complaints.append(f"{consignment.product}/{consignment.label}: {why}")
+            return
+        if report.state == "changed":
+            run.complaints.append(f"{report.product}/{report.label} changed while it was read: it is taken again")
+            run.next_in = self._settings.sync.settle
+        log.info("payload_taken", supplier=ask.supplier, product=report.product, label=report.label, state=report.state)
+
+    async def stop(self) -> None:
+        """End every run at its next chunk; one that hangs in its adapter is left behind, and its lease runs out."""
+        self._stopping = True
+        runs = list(self._runs.values())
+        for run in runs:
+            run.stop.set()
+        tasks = [run.task for run in runs if run.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_S)
+
+    # --- what operators see (the three that read block: call them from a thread) ------------------------------------
+
+    def progress(self, run_id: int) -> dict[str, int] | None:
+        """How far a run of this daemon is: bytes of bytes so far, cards; None when it is not under way here."""
+        for run in self._runs.values():
+            if run.id == run_id:
+                return {
+                    "bytes": run.progress.bytes,
+                    "total": run.progress.total,
+                    "cards": run.progress.counts.cards,
+                }
+        return None
+
+    def suppliers(self) -> list[dict[str, Any]]:
+        """Every configured supplier with its state, and its last run."""
+        with self._database.read() as connection:
+            rows = {row["name"]: row for row in connection.execute(select(supplier_table)).mappings()}
+        found = []
+        for name, supplier in self._settings.suppliers.items():
+            row = rows.get(name)
+            last = self.runs(name, 1)
+            found.append(
+                {
+                    "name": name,
+                    "adapter": supplier.adapter,
+                    "enabled": supplier.enabled,
+                    "interval_s": self._settings.interval(name)[0],
+                    "due_at": utc(row["due_at"]) if row else None,
+                    "running": bool(last and last[0]["ended_at"] is None),
+                    "last_success_at": _time(row["last_success_at"]) if row else None,
+                    "failures": row["failures"] if row else 0,
+                    "last_error": row["last_error"] if row else None,
+                    "last_run": last[0] if last else None,
+                }
+            )
+        return found
+
+    def runs(self, name: str, limit: int) -> list[dict[str, Any]]:
+        """The last runs of a supplier, newest first."""
+        statement = select(run_table).where(run_table.c.supplier == name).order_by(run_table.c.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [_shown(row) for row in connection.execute(statement).mappings()]
+
+    def run(self, run_id: int) -> dict[str, Any]:
+        """One run, with its progress while it is under way. Raises NotFoundError."""
+        with self._database.read() as connection:
+            row = connection.execute(select(run_table).where(run_table.c.id == run_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFoundError("there is no such run")
+        return {**_shown(row), "progress": self.progress(run_id)}
+
+
+def _shown(row: RowMapping) -> dict[str, Any]:
+    shown = {
+        name: row[name] for name in ("supplier", "asked_by", "seen", "new", "repeats", "duplicates", "quarantined")
+    }
+    times = {name: _time(row[name]) for name in ("started_at", "ended_at")}
+    return {"id": str(row["id"]), **shown, **times, "error": row["error"]}
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else utc(seconds)
+
+
+async def _in_thread(name: str, call: Callable[[], None]) -> None:
+    """Run in a thread of its own: a shared pool could be filled by suppliers that hang."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            call()
+        except BaseException as caught:  # noqa: BLE001 - handed to the task that waits
+            error = caught
+        loop.call_soon_threadsafe(settle, error)
+
+    # A daemon thread: one that hangs must not keep the process from stopping.
+    threading.Thread(target=run, name=name, daemon=True).start()
+    await done
