@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
 
 from syncd.errors import ConfigError, Problem, StartError
-from syncd.model import NAME_PATTERN, SKU_PATTERN, Money
+from syncd.model import NAME_PATTERN, SKU_PATTERN, Money, SecretText
 
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -121,6 +121,14 @@ class SecretRef(_Table):
             return None
         except OSError as error:
             raise StartError(f"{path} cannot be read: {error.strerror}", hint="check its owner and mode") from None
+
+
+    def secret(self) -> SecretText:
+        """The secret as text. Raises StartError when nothing lies there."""
+        data = self.read()
+        if data is None:
+            raise StartError(f"{self.where} is not there", hint="put the secret there")
+        return SecretText(data.decode("utf-8", "replace").strip())
 
 
 class Daemon(_Table):

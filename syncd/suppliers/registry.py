@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -64,6 +65,7 @@ def load(path: Path) -> type[Adapter]:
     loader = SourceFileLoader(f"syncd_adapter_{path.stem}", str(path))
     module = ModuleType(loader.name)
     module.__file__ = str(path)
+    sys.modules[loader.name] = module  # annotations of its settings are looked up there
     try:
         loader.exec_module(module)
     except Exception as error:  # an adapter may fail in any way, and it must not take the daemon along

@@ -1,0 +1,393 @@
+"""The composition root: everything the daemon is made of, in the order in which it starts, and in which it stops.
+
+`run` is what `syncd run` calls; `check` is what `syncd check` calls. Nothing else builds these parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import uvloop
+from sqlalchemy import func, select
+
+from syncd import __version__, audit, config, logs, systemd
+from syncd.adapter import Adapter
+from syncd.config import Settings
+from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
+from syncd.inventory.formats import Format, is_split, load_formats
+from syncd.inventory.intake import Intake
+from syncd.inventory.quarantine import Quarantine
+from syncd.inventory.sync import Sync
+from syncd.metrics import Levels, Metrics
+from syncd.model import Clock, IdSource, Right, utc
+from syncd.orders.deliveries import Deliveries
+from syncd.orders.stock import Stock
+from syncd.schedule import Schedule
+from syncd.store.database import Database, Lane, Tx, Work, Writer, highest_id
+from syncd.store.tables import delivery, supplier
+from syncd.storefronts.access import Access
+from syncd.storefronts.native import Parts, build
+from syncd.storefronts.server import Server
+from syncd.suppliers import registry
+from syncd.vault.crypto import Kek
+from syncd.vault.keyring import create_kek_file, load_kek
+from syncd.vault.vault import Vault, has_ring, key_counts, load_ring, restored_at
+
+log = structlog.get_logger(__name__)
+
+SWITCH_S: Final = 0.0005
+"""How long a thread may keep the interpreter from the others: an import must not hold up a delivery."""
+SHOP_RIGHTS: Final = frozenset({Right.STOCK, Right.DELIVER, Right.REVEAL})
+EXPIRE_AT_ONCE: Final = 2000
+
+
+def _answer(_tx: Tx, payloads: Sequence[None]) -> list[None]:
+    return [None] * len(payloads)
+
+
+PING: Final[Work[None, None]] = Work("ping", Lane.CONTROL, _answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration with everything that it names."""
+
+    settings: Settings
+    formats: Mapping[str, Format]
+    adapters: Mapping[str, Adapter]
+
+
+def complete(settings: Settings) -> Loaded:
+    """The formats and the adapters that a configuration names. Raises ConfigError with every problem."""
+    problems: list[Problem] = []
+    formats: Mapping[str, Format] = {}
+    try:
+        formats = load_formats(settings.daemon.formats)
+    except ConfigError as error:
+        problems += error.problems
+    for sku, product in settings.products.items():
+        if formats and product.format not in formats:
+            known = ", ".join(sorted(formats))
+            problems.append(settings.problem(f"products.{sku}.format", "there is no such format", f"known: {known}"))
+        if product.split is not None and not is_split(product.split):
+            fix = "auto, line, pair, labelled, csv or pair:SEP"
+            problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
+    adapters, wrong = registry.build(settings)
+    problems += wrong
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(settings, formats, adapters)
+
+
+def check(path: Path) -> list[Problem]:
+    """Every problem of a configuration; none when the daemon would take it."""
+    try:
+        complete(config.load(path))
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def run(settings: Settings) -> int:
+    """Run the daemon until it is told to stop; returns the exit code. Raises SyncdError when it cannot start."""
+    loaded = complete(settings)
+    systemd.not_dumpable()
+    logs.configure(loaded.settings.daemon.log_level)
+    sys.setswitchinterval(SWITCH_S)
+    return uvloop.run(Daemon(loaded).live())
+
+
+class Daemon:
+    """One daemon, from its start to its stop."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.clock = Clock()
+        self.started_at = self.clock.now()
+        self.metrics = Metrics(__version__, engine=loaded.settings.store.url.partition(":")[0].partition("+")[0])
+        self.stop = asyncio.Event()
+        self.exit_code = 0
+
+    async def live(self) -> int:
+        """Start in this order, serve, stop in the opposite one."""
+        async with contextlib.AsyncExitStack() as stack:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.stop.set)
+            _state_dir(self.loaded.settings.daemon.state_dir)
+            database = self._database()
+            stack.callback(database.close)
+            kek = self._kek(database)
+            ring = load_ring(database, kek, create=kek)
+            writer = Writer(
+                database,
+                audit.chain(ring.audit_mac),
+                metrics=self.metrics,
+                on_fatal=lambda _error: loop.call_soon_threadsafe(self._fail),
+            )
+            writer.start()
+            stack.callback(writer.stop)
+
+            ids = IdSource(self.clock.now, node=writer.node, floor=highest_id(database))
+            vault = Vault(database, writer, ring, ids)
+            deliveries = Deliveries(
+                vault, writer, ids, self._products, self.metrics, fenced=restored_at(database) is not None
+            )
+
+            def arrived(product: str) -> None:
+                """Keys came in, on whatever thread: deliveries that wait for them get theirs."""
+                asyncio.run_coroutine_threadsafe(deliveries.fill(product), loop)
+
+            intake = Intake(database, writer, vault, self._formats, self._products, self.metrics, arrived)
+            sync = Sync(writer, ids, intake, self.metrics, self.loaded.settings, self.loaded.adapters)
+            access = Access(database, writer, ring, self.clock)
+            await access.refresh()
+            tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
+            status = functools.partial(self._status, database, writer, sync, deliveries)
+            self.metrics.levels = functools.partial(_levels, database, writer, self.clock)
+            self._know()
+            parts = Parts(
+                settings=lambda: self.loaded.settings,
+                deliveries=deliveries,
+                stock=Stock(writer, self._products, functools.partial(self._synced, database)),
+                quarantine=Quarantine(writer, vault, lambda: self.loaded.settings, self._formats, arrived),
+                sync=sync,
+                intake=intake,
+                access=access,
+                database=database,
+                writer=writer,
+                metrics=self.metrics,
+                kek=kek,
+                ring=ring,
+                status=status,
+                started_at=self.started_at,
+            )
+            await sync.open()
+            server = Server(build(parts), self.loaded.settings.daemon)
+            await server.start()
+            stack.push_async_callback(sync.stop)
+            stack.push_async_callback(server.stop)
+            schedule = Schedule()
+            schedule.every(1, sync.tick)
+            schedule.every(60, lambda: _expire(writer, vault))
+            if database.postgresql:
+                schedule.every(5, access.refresh)
+            schedule.start()
+            stack.callback(schedule.stop)
+
+            loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload(sync)))
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+            watchdog = asyncio.create_task(self._watch(writer))
+            stack.callback(watchdog.cancel)
+            for product in self.loaded.settings.products:
+                await deliveries.fill(product)
+            self._announce(server.port, tokens, fenced=deliveries.fenced)
+            systemd.ready(f"serving on {self.loaded.settings.daemon.listen[0]}:{server.port}")
+            await self.stop.wait()
+            log.info("stopping")
+            systemd.stopping()
+        return self.exit_code
+
+    # --- starting ---------------------------------------------------------------------------------------------------
+
+    def _database(self) -> Database:
+        store = self.loaded.settings.store
+        password = None
+        if store.password is not None:
+            password = store.password.secret()
+        database = Database(store.url, password=password, clock=self.clock)
+        try:
+            database.lock()
+            database.check_schema()
+        except SyncdError:
+            database.close()
+            raise
+        except Exception as error:
+            database.close()
+            raise StartError(
+                f"the database cannot be opened ({type(error).__name__})", hint="check [store] url, and that it runs"
+            ) from error
+        return database
+
+    def _kek(self, database: Database) -> Kek:
+        """The key-encryption key. It is made only when the database has no key ring yet, and only as a file (K11)."""
+        ref = self.loaded.settings.vault.kek
+        data = ref.read()
+        if data is None and not has_ring(database):
+            if ref.file is None:
+                raise KekError(f"{ref.where} is not there", hint="put a KEK there: 32 random bytes as base64")
+            return create_kek_file(ref.file)
+        return load_kek(data, ref.where)
+
+    async def _first_tokens(self, access: Access) -> list[Path]:
+        """A token for the operator, and for the shop if there is just one, in files that only the owner reads."""
+        settings = self.loaded.settings
+        files: list[Path] = []
+        wanted = [("operator", frozenset(Right), "operator.token")]
+        if len(settings.shops) == 1:
+            wanted.append((next(iter(settings.shops)), SHOP_RIGHTS, "shop.token"))
+        for principal, rights, name in wanted:
+            _, token = await access.create(principal, rights, "first start", by="first start")
+            path = settings.daemon.state_dir / name
+            path.unlink(missing_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(token + "\n")
+            files.append(path)
+        return files
+
+    def _announce(self, port: int, tokens: list[Path], *, fenced: bool) -> None:
+        """What was done, for the person who started it: on a terminal or in a pipe, never in the log."""
+        settings = self.loaded.settings
+        host = settings.daemon.listen[0]
+        state = _shown(settings.daemon.state_dir)
+        lines = [f"syncd {__version__} serves on http://{host}:{port}"]
+        if tokens:
+            lines += [
+                f"First start: made the database, a key-encryption key and {len(tokens)} tokens in {state}/, mode 0600.",
+                "Keep a copy of the key apart from database backups: syncd vault kek export",
+            ]
+        if fenced:
+            lines.append("RESTORED FROM A BACKUP: nothing is delivered until you run: syncd recover")
+        product = next(iter(settings.products), "SKU")
+        if (settings.daemon.state_dir / "shop.token").exists():
+            bearer = f'-H "Authorization: Bearer $(cat {state}/shop.token)"'
+            body = f'{{"order_ref": "order-1", "product": "{product}", "quantity": 1}}'
+            lines += [
+                "Try, in another terminal:",
+                f"  curl -s {bearer} http://{host}:{port}/v1/stock",
+                f"  curl -s {bearer} -H 'Content-Type: application/json' -d '{body}' http://{host}:{port}/v1/deliveries",
+                f"  {_shown(Path(sys.argv[0]))} status --config {_shown(settings.file)}",
+            ]
+        print("\n".join(lines), flush=True)  # noqa: T201 - this is for people
+
+    # --- living -----------------------------------------------------------------------------------------------------
+
+    def _fail(self) -> None:
+        self.exit_code = 1
+        self.stop.set()
+
+    async def _watch(self, writer: Writer) -> None:
+        """Tell systemd that the daemon lives, as long as the writer answers."""
+        interval = systemd.watchdog_interval()
+        if interval is None:
+            return
+        while True:
+            with contextlib.suppress(SyncdError):
+                await writer.submit(PING, None)
+                systemd.watchdog()
+            await asyncio.sleep(interval / 2)
+
+    async def _reload(self, sync: Sync) -> None:
+        """Take over a changed configuration without dropping a request, or keep the old one."""
+        systemd.reloading()
+        self.metrics.config_reloads.inc()
+        try:
+            new = await asyncio.to_thread(lambda: complete(config.load(self.loaded.settings.file)))
+        except SyncdError as error:
+            self.metrics.config_reload_failures.inc()
+            log.error("reload_refused", problems=str(error).splitlines())  # noqa: TRY400 - its message says all
+        else:
+            for path in config.diff(self.loaded.settings, new.settings):
+                log.warning("restart_needed", setting=path)
+            self.loaded = new
+            self._know()
+            logs.configure(new.settings.daemon.log_level)
+            await sync.reload(new.settings, new.adapters)
+            log.info("reloaded", products=len(new.settings.products), suppliers=len(new.settings.suppliers))
+        systemd.ready()
+
+    def _know(self) -> None:
+        settings = self.loaded.settings
+        self.metrics.know(products=settings.products, shops=settings.shops, suppliers=[*settings.suppliers, "import"])
+        self.metrics.config_last_success.set(self.clock.now())
+
+    def _products(self) -> Mapping[str, config.Product]:
+        return self.loaded.settings.products
+
+    def _formats(self) -> Mapping[str, Format]:
+        return self.loaded.formats
+
+    # --- what operators and Prometheus see (these block: they run in threads) ---------------------------------------
+
+    def _synced(self, database: Database) -> tuple[int | None, float]:
+        """(when keys were last pulled, Unix seconds; after how long that is stale: two intervals)."""
+        settings = self.loaded.settings
+        intervals = [settings.interval(name)[0] for name in settings.suppliers]
+        with database.read() as connection:
+            last = connection.execute(
+                select(func.min(supplier.c.last_success_at)).where(supplier.c.name.in_(self.loaded.adapters))
+            ).scalar()
+        return last, 2 * max(intervals, default=settings.sync.interval)
+
+    def _status(self, database: Database, writer: Writer, sync: Sync, deliveries: Deliveries) -> dict[str, Any]:
+        levels = _levels(database, writer, self.clock)
+        vault: dict[str, dict[str, int]] = {}
+        for (product, state), number in levels.vault_keys.items():
+            vault.setdefault(product, {})[state] = number
+        return {
+            "version": __version__,
+            "started_at": utc(self.started_at),
+            "engine": database.url.get_backend_name(),
+            "fenced": deliveries.fenced,
+            "suppliers": sync.suppliers(),
+            "vault": vault,
+            "quarantine": dict(levels.quarantine_held),
+            "pending": dict(levels.deliveries_pending),
+            "oldest_pending_s": int(levels.oldest_pending_seconds),
+            "wal_bytes": levels.wal_bytes,
+        }
+
+
+async def _expire(writer: Writer, vault: Vault) -> None:
+    """Set expired keys aside, a few at a time so that deliveries never wait for it."""
+    while await writer.submit(vault.expire, EXPIRE_AT_ONCE) == EXPIRE_AT_ONCE:
+        await asyncio.sleep(0.01)
+
+
+def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
+    """How much there is, from the database."""
+    with database.read() as connection:
+        held = connection.exec_driver_sql(
+            "SELECT reason, count(*) FROM quarantine WHERE state = 'held' GROUP BY reason"
+        ).all()
+        pending = connection.execute(
+            select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
+            .where(delivery.c.state == "pending")
+            .group_by(delivery.c.product)
+        ).all()
+    wal = Path(f"{database.path}-wal")
+    return Levels(
+        vault_keys=key_counts(database),
+        quarantine_held={row[0]: row[1] for row in held},
+        deliveries_pending={row[0]: row[1] for row in pending},
+        oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
+        queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},
+        wal_bytes=wal.stat().st_size if not database.postgresql and wal.exists() else 0,
+    )
+
+
+def _state_dir(path: Path) -> None:
+    """The folder of everything that syncd writes, for its owner alone."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"{path} cannot be made: {error.strerror}", hint="correct [daemon] state_dir") from None
+    if path.stat().st_mode & 0o077:
+        log.warning("state_dir_is_open", path=str(path), fix=f"chmod 700 {path}")
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be written from here."""
+    with contextlib.suppress(ValueError):
+        return str(path.absolute().relative_to(Path.cwd()))
+    return str(path)
