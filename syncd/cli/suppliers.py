@@ -13,6 +13,7 @@ from syncd.cli.options import AsJson, ConfigFile
 
 _COLUMNS: Final = ("supplier", "run", "seen", "new", "repeats", "duplicates", "quarantined", "outcome")
 _POLL_S: Final = 0.25
+_UNSEEN: Final = 3
 
 
 def sync(
@@ -23,15 +24,17 @@ def sync(
 ) -> None:
     """Sync one supplier, or all, now. Exit code 1 if a run failed."""
     daemon = Operator.of(config)
-    names = [name] if name else _enabled(daemon)
-    runs = {each: _start(daemon, each) for each in names}
-    ended = [_end(daemon, each, run) if wait else {"supplier": each, "id": run} for each, run in runs.items()]
+    runs = {name: _start(daemon, name)} if name else {each: _start_or_tell(daemon, each) for each in _enabled(daemon)}
+    ended = [_end(daemon, each, run) if wait and "id" in run else run for each, run in runs.items()]
     if json_:
         output.as_json(ended)
     elif wait:
         output.table([_told(row) for row in ended], _COLUMNS, empty="the configuration has no suppliers")
     else:
-        output.table([{"supplier": row["supplier"], "run": row["id"]} for row in ended], empty="nothing to sync")
+        output.table(
+            [{"supplier": row["supplier"], "run": row.get("id"), "outcome": row.get("error")} for row in ended],
+            empty="nothing to sync",
+        )
     if any(row.get("error") for row in ended):
         raise typer.Exit(1)
 
@@ -41,27 +44,41 @@ def _enabled(daemon: Operator) -> list[str]:
     return [row["name"] for row in listed if row.get("enabled", True)]
 
 
-def _start(daemon: Operator, name: str) -> str:
-    """The id of the run that was started, or of the one that is running already."""
+def _start(daemon: Operator, name: str) -> dict[str, Any]:
+    """The run that was started, or the one that is under way already."""
     try:
-        return str(daemon.post(f"/v1/suppliers/{operator.part(name)}/sync")["run"])
+        return {"supplier": name, "id": str(daemon.post(f"/v1/suppliers/{operator.part(name)}/sync")["run"])}
     except RefusedError as refused:
-        if refused.reason != "already_running" or not refused.problem.get("run"):
+        if refused.reason != "already_running":
             raise
         output.note(f"{name} is being synced already")
-        return str(refused.problem["run"])
+        run = refused.problem.get("run")  # none when another daemon on this database runs it
+        return {"supplier": name, "id": str(run)} if run else {"supplier": name}
 
 
-def _end(daemon: Operator, name: str, run: str) -> dict[str, Any]:
+def _start_or_tell(daemon: Operator, name: str) -> dict[str, Any]:
+    """As `_start`; one supplier that is refused never keeps the others from being synced."""
+    try:
+        return _start(daemon, name)
+    except RefusedError as refused:
+        return {"supplier": name, "error": refused.message}
+
+
+def _end(daemon: Operator, name: str, run: dict[str, Any]) -> dict[str, Any]:
+    unseen = 0
     with output.progress(name) as tell:
         while True:
-            row: dict[str, Any] = daemon.get(f"/v1/runs/{operator.part(run)}")
+            row: dict[str, Any] = daemon.get(f"/v1/runs/{operator.part(run['id'])}")
             if row.get("ended_at"):
                 return row
-            now = row.get("progress") or {}
-            tell(now.get("bytes") or 0, now.get("total") or 0)
+            now = row.get("progress")
+            # A run that is neither ended nor under way was lost with its lease; once may be the moment of its end.
+            unseen = 0 if now else unseen + 1
+            if unseen > _UNSEEN:
+                return {**row, "error": "the run was lost: another daemon has taken over"}
+            tell((now or {}).get("bytes") or 0, (now or {}).get("total") or 0)
             time.sleep(_POLL_S)
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "run": row.get("id"), "outcome": row.get("error") or "done"}
+    return {**row, "run": row.get("id"), "outcome": row.get("error") or ("done" if row.get("ended_at") else "running")}

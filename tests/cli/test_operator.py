@@ -215,6 +215,23 @@ def test_sync_follows_a_run_that_is_running_already(syncd: Any, operator: Any) -
     assert "done" in ended.out
 
 
+def test_sync_of_all_goes_on_where_one_is_refused_or_runs_elsewhere(syncd: Any, operator: Any) -> None:
+    _runs(operator, a=None, b=None, c=None)
+    operator.on("POST", "/v1/suppliers/a/sync", refusal(404, "not_found", "supplier a is not enabled"))
+    operator.on("POST", "/v1/suppliers/b/sync", refusal(409, "already_running", "it runs"))
+    ended = syncd("sync")
+    assert ended.code == 1
+    outcomes = [line.split()[-1] for line in ended.out.splitlines()[1:]]
+    assert outcomes == ["enabled", "running", "done"]
+
+
+def test_sync_of_a_run_that_was_lost_does_not_wait_for_ever(syncd: Any, operator: Any) -> None:
+    operator.on("POST", "/v1/suppliers/a/sync", (202, {"run": "0"}))
+    operator.on("GET", "/v1/runs/0", {"id": "0", "supplier": "a", "ended_at": None, "progress": None})
+    ended = syncd("sync", "a")
+    assert (ended.code, "was lost" in ended.out) == (1, True)
+
+
 def test_sync_of_an_unknown_supplier_is_refused(syncd: Any, operator: Any) -> None:
     operator.on("POST", "/v1/suppliers/x%2Fy/sync", refusal(404, "not_found", "there is no supplier x/y"))
     ended = syncd("sync", "x/y")

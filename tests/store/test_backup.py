@@ -24,6 +24,7 @@ import pytest
 
 from syncd import audit
 from syncd.errors import AuditError, LockedError
+from syncd.inventory.quarantine import Quarantine
 from syncd.metrics import Metrics
 from syncd.model import NEVER, CardKey, IdSource, utc
 from syncd.orders.deliveries import Deliveries, FencedError, InsufficientStockError
@@ -48,13 +49,7 @@ def _source(tx: Tx, payloads: Any) -> list[None]:
     return [None] * len(payloads)
 
 
-def _recovered(tx: Tx, payloads: Any) -> list[None]:
-    tx.execute("DELETE FROM meta WHERE name = ?", (RESTORE_FENCE,))
-    return [None] * len(payloads)
-
-
 SOURCE: Work[tuple[int, str], None] = Work("source", Lane.CONTROL, _source)
-RECOVERED: Work[None, None] = Work("recovered", Lane.CONTROL, _recovered)
 
 
 @dataclasses.dataclass
@@ -102,12 +97,12 @@ class Shop:
     async def deliver(self, refs: list[str]) -> set[str]:
         return {(await self.deliveries.deliver("demo", ref, "steam", 1)).keys[0].text for ref in refs}
 
-    def recover(self) -> None:
+    async def recover(self) -> int:
         """What `syncd recover` does."""
-        while self.writer.call(self.vault.hold, 1000):
-            pass
-        self.writer.call(RECOVERED, None)
-        self.deliveries.fenced = False
+        unused: Any = None
+        held = await Quarantine(self.writer, self.vault, unused, unused, unused).recover("operator")
+        self.deliveries.fenced = restored_at(self.database) is not None
+        return held
 
     def verify(self, connection: Any) -> int:
         return audit.verify(connection, self.vault.ring.audit_mac).entries
@@ -180,7 +175,7 @@ async def test_T3_after_a_restore_nothing_is_delivered_twice(
     for ref in ("order-1", "new-1", "old-1"):
         with pytest.raises(FencedError):
             await shop.deliver([ref])
-    shop.recover()
+    assert await shop.recover() == 98, "all but the two that the backup knows as delivered"
     for ref in [f"order-{number}" for number in range(50)] + [f"new-{number}" for number in range(50)]:
         with pytest.raises(InsufficientStockError):
             await shop.deliver([ref])
@@ -248,7 +243,7 @@ async def test_a_backup_is_the_way_from_one_engine_to_the_other(
     put_back(tmp_path / "t0.db", there, verify=shop.verify)
     moved = open_shop(there)
     assert moved.facts() == shop.facts()
-    moved.recover()
+    await moved.recover()
     assert await moved.deliver(["order-1"]) == delivered
 
 
