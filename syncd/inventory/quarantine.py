@@ -6,24 +6,32 @@ Called by the operator's API. Nothing here shows a key but `reveal`, which leave
 from __future__ import annotations
 
 import asyncio
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import func, select
 
-from syncd.config import DEFAULT_TIMEZONE, Product, Settings
-from syncd.errors import InvalidRequestError, NotFoundError
-from syncd.inventory.formats import Card, Format, Survey, dedupe_form, is_split, read_one
+from syncd.config import DEFAULT_TIMEZONE, Settings
+from syncd.errors import ConflictError, InvalidRequestError, NotFoundError
+from syncd.inventory.formats import Format, Reading, Survey, dedupe_form, is_split, read_one
 from syncd.model import utc
 from syncd.store.database import Lane, Tx, Work, Writer
 from syncd.store.tables import quarantine, source
-from syncd.vault.vault import RESTORE_FENCE, Origin, Slice, Vault
+from syncd.vault.vault import RESTORE_FENCE, Origin, SealedKey, Slice, Vault, restored_at
 
 MAX_PAGE: Final = 500
 _AT_ONCE: Final = 2000
 HELD: Final = "unproven_after_restore"
 """The reason under which keys held after a restore are counted; they lie in the vault, not here."""
+
+
+class StillUnreadableError(ConflictError):
+    """Read again, the slice still is no key."""
+
+    code = "still_unreadable"
 
 
 class Quarantine:
@@ -63,10 +71,11 @@ class Quarantine:
         if reason is not None:
             query = query.where(quarantine.c.reason == reason)
         with self._vault.database.read() as connection:
-            rows = connection.execute(query.order_by(quarantine.c.id).limit(limit)).mappings().all()
+            rows = connection.execute(query.order_by(quarantine.c.id).limit(limit + 1)).mappings().all()
+        items = [_shown(dict(row)) for row in rows[:limit]]
         return {
-            "items": [_shown(row) for row in rows],
-            "next": str(rows[-1]["id"]) if len(rows) == limit else None,
+            "items": items,
+            "next": items[-1]["id"] if len(rows) > limit else None,
             "counts": self.counts(),
         }
 
@@ -86,12 +95,16 @@ class Quarantine:
 
     def show(self, quarantine_id: int) -> dict[str, Any]:
         """One entry, with its text masked: letters and digits hidden, the shape left. Raises NotFoundError."""
+        row = self._row(quarantine_id)
+        _, _, raw, _ = self._vault.open_slice(quarantine_id)
+        return {**_shown(row), "masked": _masked(_decoded(raw))}
+
+    def _row(self, quarantine_id: int) -> Mapping[str, Any]:
         with self._vault.database.read() as connection:
             row = connection.execute(_entries().where(quarantine.c.id == quarantine_id)).mappings().one_or_none()
         if row is None:
-            raise NotFoundError(f"there is no quarantine entry {quarantine_id}", hint="syncd keys quarantine list")
-        _, _, raw, _ = self._vault.open_slice(quarantine_id)
-        return {**_shown(row), "masked": _masked(_decoded(raw))}
+            raise NotFoundError("there is no such quarantine entry", hint="list them: syncd keys quarantine list")
+        return dict(row)
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
@@ -102,42 +115,38 @@ class Quarantine:
         return _decoded(raw)
 
     async def release(self, quarantine_id: int, fmt: str | None, split: str | None, by: str) -> int:
-        """Read the slice again, with another format or splitter if named, and put its key into the vault.
+        """Read the slice again and put its key into the vault; returns the key's id.
 
-        Returns the key's id. Raises InvalidRequestError when it still does not read, ConflictError when the vault has
-        that key already.
+        By the product's format, and as its payload was read, unless ``fmt`` or ``split`` say otherwise. Raises
+        StillUnreadableError, ConflictError (decided already, or in the vault already), InvalidRequestError.
         """
-        origin, position, raw, _ = await asyncio.to_thread(self._vault.open_slice, quarantine_id)
-        product = self._settings().products.get(origin.product)
-        origin = Origin(
-            origin.source_id, origin.name, origin.product, product.issuer if product else "", origin.supersedes
-        )
-        card = self._read(raw, product, fmt, split)
+        prepared = await asyncio.to_thread(self._read_again, quarantine_id, fmt, split)
+        await self._writer.submit(self._vault.release, (*prepared, by))
+        self._arrived(prepared[1].product)
+        return prepared[2].id
+
+    def _read_again(self, quarantine_id: int, fmt: str | None, split: str | None) -> tuple[int, Origin, SealedKey]:
+        row = self._row(quarantine_id)
+        if row["state"] != "held":
+            raise ConflictError(f"this entry is {row['state']} already", hint="nothing is left to decide")
+        settings, formats = self._settings(), self._formats()
+        product = settings.products.get(row["product"])
+        if product is None:  # without it, nobody knows in whose scope the key would be a duplicate
+            raise ConflictError("its product is not in the configuration", hint="add [products.SKU], then release it")
+        known = formats.get(fmt or product.format)
+        if known is None:
+            raise InvalidRequestError("there is no such format", hint=f"known: {', '.join(sorted(formats))}")
+        origin, position, raw, _ = self._vault.open_slice(quarantine_id)
+        supplier = settings.suppliers.get(row["supplier"])
+        zone = supplier.tz if supplier else ZoneInfo(DEFAULT_TIMEZONE)
+        card = read_one(raw, _reading(raw, row["reading"], split, product.split), known, zone)
         if card.key is None:
-            raise InvalidRequestError(
+            raise StillUnreadableError(
                 f"it does not read as a key: {card.reason}" + (f", {card.detail}" if card.detail else ""),
                 hint="try another format (--format NAME; opaque takes it as it is) or drop it",
             )
-        slice_ = Slice(position, card.raw, card.key, dedupe_form(card.key.fields), "", "")
-        prepared = self._vault.prepare_release(quarantine_id, origin, slice_)
-        await self._writer.submit(self._vault.release, (*prepared, by))
-        self._arrived(origin.product)
-        return prepared[2].id
-
-    def _read(self, raw: bytes, product: Product | None, fmt: str | None, split: str | None) -> Card:
-        name = fmt or (product.format if product else "auto")
-        known = self._formats().get(name)
-        if known is None:
-            raise InvalidRequestError(f"there is no format {name!r}", hint="formats are in config/formats.toml")
-        split = split or (product.split if product else None)
-        if split is not None and not is_split(split):
-            raise InvalidRequestError(f"there is no splitter {split!r}", hint="line, pair, labelled, csv or pair:SEP")
-        reading = None
-        if split:
-            survey = Survey("text")
-            survey.feed(raw)
-            reading = survey.decide(split)
-        return read_one(raw, reading, known, ZoneInfo(DEFAULT_TIMEZONE))
+        again = Slice(position, raw, card.key, dedupe_form(card.key.fields), "", "")
+        return self._vault.prepare_release(quarantine_id, replace(origin, issuer=product.issuer), again)
 
     async def drop(self, quarantine_id: int, reason: str, by: str) -> None:
         """Close an entry for ever; its sealed text stays in the database. Raises NotFoundError, ConflictError."""
@@ -146,7 +155,13 @@ class Quarantine:
     # --- after a restore --------------------------------------------------------------------------------------------
 
     async def recover(self, by: str) -> int:
-        """Hold every key that cannot be proven undelivered, then let deliveries go on (T3). Returns how many."""
+        """Hold every key that cannot be proven undelivered, then let deliveries go on (T3). Returns how many.
+
+        One that was cut off is taken up by the next call. Raises ConflictError when there was no restore: to hold every
+        key of a sound database would stop the shop.
+        """
+        if await asyncio.to_thread(restored_at, self._vault.database) is None:
+            raise ConflictError("this database was not restored, or is recovered already", hint="nothing is left to do")
         held = 0
         while moved := await self._writer.submit(self._vault.hold, _AT_ONCE):
             held += moved
@@ -193,6 +208,7 @@ def _entries() -> Any:
             source.c.supplier,
             source.c.name.label("source"),
             source.c.label,
+            source.c.reading,
             _first.c.name.label("first_source"),
             _first.c.supplier.label("first_supplier"),
             _first.c.label.label("first_label"),
@@ -204,7 +220,31 @@ def _entries() -> Any:
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     times = {name: None if row[name] is None else utc(row[name]) for name in ("created_at", "resolved_at")}
-    return {**row, "id": str(row["id"]), **times}
+    return {**{name: row[name] for name in row if name != "reading"}, "id": str(row["id"]), **times}
+
+
+def _reading(raw: bytes, stored: str, split: str | None, configured: str | None) -> Reading | None:
+    """How to read a slice again: by ``split``; else as its payload was; else by what the slice itself shows.
+
+    A product's splitter that was ``configured`` since then wins over how the payload was read.
+    """
+    if split is None:
+        try:
+            reading = Reading.load(stored)
+        except (ValueError, TypeError):
+            reading = None
+        as_before = reading is not None and configured in {None, "auto", reading.splitter}
+        if reading is not None and (as_before or (configured or "").startswith(f"{reading.splitter}:")):
+            # What was undecided as a payload may be plain as a slice; and a slice is a card, never the header.
+            return None if reading.candidates or reading.problem else replace(reading, header=False)
+        split = configured
+    if split is None:
+        return None
+    if not is_split(split):
+        raise InvalidRequestError("there is no such splitter", hint="line, pair, labelled, csv or pair:SEP")
+    survey = Survey()
+    survey.feed(raw)
+    return survey.decide(split)
 
 
 def _decoded(raw: bytes) -> str:
@@ -218,4 +258,4 @@ def _decoded(raw: bytes) -> str:
 
 def _masked(text: str) -> str:
     """The shape of a text: letters become x, digits 9, the rest stays; nothing of a key is left but its outline."""
-    return "".join("9" if char.isdigit() else "x" if char.isalnum() else char for char in text)
+    return "".join("9" if c.isdigit() else "x" if unicodedata.category(c)[0] in "LMN" else c for c in text)

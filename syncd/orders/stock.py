@@ -1,24 +1,58 @@
-"""What can be sold: the stock that shops ask for, again and again. Called by the storefronts."""
+"""What can be sold: the stock that shops ask for, again and again. Called by the storefronts.
+
+One set-based statement over the partial index of available keys. Its result serves again while nothing was committed
+since, or for ten times as long as it took: however often shops poll a million keys, that costs a tenth of a core.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection
 
 from syncd.config import Product
 from syncd.orders.deliveries import UnknownProductError
 from syncd.store.database import Writer
 
-_COST_FACTOR = 10.0
-"""A snapshot serves for ten times as long as it took: however often shops poll, stock costs a tenth of a core."""
+_COST_FACTOR: Final = 10.0
+_LONGEST_S: Final = 15.0
+"""A snapshot serves no longer than this even when nothing is written: keys expire by themselves."""
+
+_AVAILABLE: Final = (
+    "SELECT rows.sku, (SELECT count(*) FROM vault_key WHERE state = 'available' AND product = rows.sku"
+    " AND expires_at > rows.floor) FROM rows"
+)
+# What a pending delivery still lacks is sold already.
+_OWED: Final = (
+    "SELECT product, sum(quantity - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id"
+    " AND withdrawn_at IS NULL)) FROM delivery WHERE state = 'pending' GROUP BY product"
+)
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """Stock at one moment. ``products`` are those it was made for, ``head`` is the last audit entry it saw."""
+
+    rows: dict[str, dict[str, Any]]
+    products: Mapping[str, Product]
+    head: int
+    synced_at: int | None
+    stale_after: float
+    at: float
+    cost: float
 
 
 class Stock:
-    """Counts what is there. A snapshot is used again while nothing was written, or while counting anew costs more."""
+    """Counts what is there.
+
+    ``synced`` tells, blocking, when keys were last pulled (Unix seconds), and after how long that is stale.
+    """
 
     def __init__(
         self,
@@ -26,70 +60,68 @@ class Stock:
         products: Callable[[], Mapping[str, Product]],
         synced: Callable[[], tuple[int | None, float]],
     ) -> None:
-        """``synced`` tells, blocking, when keys were last pulled successfully (Unix seconds), and how old is stale."""
-        self._writer = writer
         self._database = writer.database
         self._clock = writer.database.clock
         self._products = products
         self._synced = synced
         self._lock = asyncio.Lock()
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._of: tuple[int, int] = (-1, 0)  # the writer's commits and the products that the snapshot is of
-        self._until = 0.0
+        self._last: _Snapshot | None = None
 
     async def snapshot(self, product: str | None = None) -> tuple[list[dict[str, Any]], str]:
         """(a row a product, JSON-ready, and an ETag that changes when anything but the age does).
 
-        Raises UnknownProductError.
+        A row: product, title, cached (keys that can be delivered now), reserved, upstream, sellable (cached less what
+        paid orders still wait for), price, age_s, stale. Never what the shop pays. Raises UnknownProductError.
         """
-        async with self._lock:
-            products = self._products()
-            state = (self._writer.commits, id(products))
-            now = self._clock.monotonic()
-            if state != self._of and (now >= self._until or state[1] != self._of[1]):
-                self._rows = await asyncio.to_thread(self._count, products)
-                self._of = state
-                self._until = self._clock.monotonic() + _COST_FACTOR * (self._clock.monotonic() - now)
-        if product is not None and product not in self._rows:
-            raise UnknownProductError("there is no such product")
-        rows = [self._rows[product]] if product is not None else list(self._rows.values())
-        tagged = [{name: value for name, value in row.items() if name != "age_s"} for row in rows]
-        return rows, hashlib.sha256(msgspec.json.encode(tagged)).hexdigest()[:32]
+        if product is not None and product not in self._products():
+            raise UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
+        found = self._last
+        if found is None or not self._serves(found):
+            async with self._lock:  # who waited here finds what the first one brought
+                found = self._last
+                if found is None or not self._serves(found):
+                    found = self._last = await asyncio.to_thread(self._renewed, found)
+        age = None if found.synced_at is None else max(0, int(self._clock.now() - found.synced_at))
+        stale = age is None or age > found.stale_after
+        chosen = found.rows.values() if product is None else [found.rows[product]]
+        rows = [{**row, "stale": stale} for row in chosen]
+        tag = hashlib.sha256(_encode(rows)).hexdigest()[:32]
+        return [{**row, "age_s": age} for row in rows], tag
 
-    def _count(self, products: Mapping[str, Product]) -> dict[str, dict[str, Any]]:
-        now = self._clock.now()
+    def _serves(self, found: _Snapshot) -> bool:
+        young = self._clock.monotonic() - found.at < _COST_FACTOR * found.cost
+        return young and found.products is self._products()
+
+    def _renewed(self, last: _Snapshot | None) -> _Snapshot:
+        """The stock now. If nothing was committed, here or by another daemon, the last one's counts still hold."""
+        products = self._products()
+        begun = self._clock.monotonic()
         synced_at, stale_after = self._synced()
-        age = None if synced_at is None else max(0, int(now - synced_at))
-        counted: dict[tuple[str, str], int] = {}
         with self._database.read() as connection:
+            head = int(connection.exec_driver_sql("SELECT seq FROM audit_head WHERE id = 1").scalar() or 0)
+            if last and last.products is products and last.head == head and begun - last.at < _LONGEST_S:
+                return last
+            rows = self._count(connection, products)
+        return _Snapshot(rows, products, head, synced_at, stale_after, begun, self._clock.monotonic() - begun)
 
-            def query(sql: str, *params: Any) -> list[Any]:
-                return list(connection.exec_driver_sql(self._database.marked(sql), params))
-
-            for sku, product in products.items():  # each count is one range of the index of available keys
-                ((number,),) = query(
-                    "SELECT count(*) FROM vault_key WHERE state = 'available' AND product = ? AND expires_at > ?",
-                    sku,
-                    int(now + product.min_life),
-                )
-                counted[sku, "available"] = number
-            # What a pending delivery still lacks is sold already.
-            for sku, number in query(
-                "SELECT d.product, sum(d.quantity - (SELECT count(*) FROM allotment a WHERE a.delivery_id = d.id"
-                " AND a.withdrawn_at IS NULL)) FROM delivery d WHERE d.state = 'pending' GROUP BY d.product"
-            ):
-                counted[sku, "owed"] = int(number)
+    def _count(self, connection: Connection, products: Mapping[str, Product]) -> dict[str, dict[str, Any]]:
+        now = self._clock.now()
+        wanted = [(sku, int(now + product.min_life)) for sku, product in products.items()]
+        cached: dict[str, int] = {}
+        for start in range(0, len(wanted), self._database.bulk_rows):
+            part = wanted[start : start + self._database.bulk_rows]
+            statement, bound = self._database.bulk_statement(_AVAILABLE, "sku text, floor int", part)
+            cached.update((row[0], int(row[1])) for row in connection.exec_driver_sql(statement, tuple(bound)))
+        owed = {row[0]: int(row[1]) for row in connection.exec_driver_sql(_OWED)}
         return {
             sku: {
                 "product": sku,
                 "title": product.title,
-                "cached": counted[sku, "available"],
+                "cached": cached[sku],
                 "reserved": 0,
                 "upstream": {"kind": "none"},
-                "sellable": max(0, counted[sku, "available"] - counted.get((sku, "owed"), 0)),
+                "sellable": max(0, cached[sku] - owed.get(sku, 0)),
                 "price": None if product.price is None else str(product.price),
-                "age_s": age,
-                "stale": age is None or age > stale_after,
             }
             for sku, product in products.items()
         }

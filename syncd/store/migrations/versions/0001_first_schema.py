@@ -247,4 +247,6 @@ def upgrade() -> None:
         [{"id": 1, "seq": 0, "mac": b""}],
     )
     for statement in rules(op.get_bind().dialect.name):
-        op.get_bind().exec_driver_sql(statement.replace("%", "%%") if op.get_bind().dialect.name == "postgresql" else statement)
+        op.get_bind().exec_driver_sql(
+            statement.replace("%", "%%") if op.get_bind().dialect.name == "postgresql" else statement
+        )
