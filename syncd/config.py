@@ -122,7 +122,6 @@ class SecretRef(_Table):
         except OSError as error:
             raise StartError(f"{path} cannot be read: {error.strerror}", hint="check its owner and mode") from None
 
-
     def secret(self) -> SecretText:
         """The secret as text. Raises StartError when nothing lies there."""
         data = self.read()
@@ -253,9 +252,7 @@ def load(path: Path) -> Settings:
     try:
         settings = Settings.model_validate({**tree, "file": path}, context={"base": path.parent})
     except ValidationError as error:
-        problems += [
-            _explained(item, origins, path) for item in error.errors(include_url=False, include_input=False)
-        ]
+        problems += [_explained(item, origins, path) for item in error.errors(include_url=False, include_input=False)]
         raise ConfigError(_unique(problems)) from None
     settings._origins.update(origins)  # noqa: SLF001 - the same module's class
     settings = _with_csv(settings, origins, problems)
@@ -298,7 +295,12 @@ def _read(file: Path, problems: list[Problem]) -> dict[str, Any] | None:
 
 
 def _merge(
-    tree: dict[str, Any], found: Mapping[str, Any], origins: dict[str, Path], file: Path, problems: list[Problem], at: str = ""
+    tree: dict[str, Any],
+    found: Mapping[str, Any],
+    origins: dict[str, Path],
+    file: Path,
+    problems: list[Problem],
+    at: str = "",
 ) -> None:
     """Add one file's tables; a table may be spread over files, a value stands once."""
     for name, value in found.items():

@@ -11,7 +11,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -118,7 +118,7 @@ class Daemon:
         self.stop = asyncio.Event()
         self.exit_code = 0
 
-    async def live(self) -> int:
+    async def live(self) -> int:  # noqa: PLR0915 - one page, read from top to bottom
         """Start in this order, serve, stop in the opposite one."""
         async with contextlib.AsyncExitStack() as stack:
             loop = asyncio.get_running_loop()
@@ -133,7 +133,7 @@ class Daemon:
                 database,
                 audit.chain(ring.audit_mac),
                 metrics=self.metrics,
-                on_fatal=lambda _error: loop.call_soon_threadsafe(self._fail),
+                on_fatal=lambda _error: self._failed(loop),
             )
             writer.start()
             stack.callback(writer.stop)
@@ -148,9 +148,13 @@ class Daemon:
                 """Keys came in, on whatever thread: deliveries that wait for them get theirs."""
                 asyncio.run_coroutine_threadsafe(deliveries.fill(product), loop)
 
+            async def ping() -> None:
+                """Answered once the writer has committed."""
+                await writer.submit(PING, None)
+
             intake = Intake(database, writer, vault, self._formats, self._products, self.metrics, arrived)
             sync = Sync(writer, ids, intake, self.metrics, self.loaded.settings, self.loaded.adapters)
-            access = Access(database, writer, ring, self.clock)
+            access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
             status = functools.partial(self._status, database, writer, sync, deliveries)
@@ -164,13 +168,12 @@ class Daemon:
                 sync=sync,
                 intake=intake,
                 access=access,
-                database=database,
                 writer=writer,
                 metrics=self.metrics,
                 kek=kek,
                 ring=ring,
                 status=status,
-                started_at=self.started_at,
+                ping=ping,
             )
             await sync.open()
             server = Server(build(parts), self.loaded.settings.daemon)
@@ -187,7 +190,7 @@ class Daemon:
 
             loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload(sync)))
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
-            watchdog = asyncio.create_task(self._watch(writer))
+            watchdog = asyncio.create_task(self._watch(ping))
             stack.callback(watchdog.cancel)
             for product in self.loaded.settings.products:
                 await deliveries.fill(product)
@@ -207,8 +210,12 @@ class Daemon:
             password = store.password.secret()
         database = Database(store.url, password=password, clock=self.clock)
         try:
-            database.lock()
-            database.check_schema()
+            before = os.umask(0o077)  # the database and what SQLite puts beside it are for the owner alone
+            try:
+                database.lock()
+                database.check_schema()
+            finally:
+                os.umask(before)
         except SyncdError:
             database.close()
             raise
@@ -241,7 +248,7 @@ class Daemon:
             path = settings.daemon.state_dir / name
             path.unlink(missing_ok=True)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-                file.write(token + "\n")
+                file.write(token.reveal() + "\n")
             files.append(path)
         return files
 
@@ -253,7 +260,7 @@ class Daemon:
         lines = [f"syncd {__version__} serves on http://{host}:{port}"]
         if tokens:
             lines += [
-                f"First start: made the database, a key-encryption key and {len(tokens)} tokens in {state}/, mode 0600.",
+                f"First start: made the database, a key-encryption key and {len(tokens)} tokens in {state}/, all 0600.",
                 "Keep a copy of the key apart from database backups: syncd vault kek export",
             ]
         if fenced:
@@ -272,18 +279,19 @@ class Daemon:
 
     # --- living -----------------------------------------------------------------------------------------------------
 
-    def _fail(self) -> None:
+    def _failed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The writer cannot go on: stop, for the service manager to start anew. Called on the writer's thread."""
         self.exit_code = 1
-        self.stop.set()
+        loop.call_soon_threadsafe(self.stop.set)
 
-    async def _watch(self, writer: Writer) -> None:
+    async def _watch(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Tell systemd that the daemon lives, as long as the writer answers."""
         interval = systemd.watchdog_interval()
         if interval is None:
             return
         while True:
             with contextlib.suppress(SyncdError):
-                await writer.submit(PING, None)
+                await ping()
                 systemd.watchdog()
             await asyncio.sleep(interval / 2)
 
@@ -350,7 +358,7 @@ class Daemon:
 
 async def _expire(writer: Writer, vault: Vault) -> None:
     """Set expired keys aside, a few at a time so that deliveries never wait for it."""
-    while await writer.submit(vault.expire, EXPIRE_AT_ONCE) == EXPIRE_AT_ONCE:
+    while await writer.submit(vault.expire, EXPIRE_AT_ONCE) == EXPIRE_AT_ONCE:  # noqa: ASYNC110 - makes room
         await asyncio.sleep(0.01)
 
 

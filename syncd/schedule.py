@@ -6,10 +6,11 @@ whole interval nor starts everything at once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
-from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from syncd.errors import SyncdError
@@ -24,25 +25,28 @@ class Schedule:
         self._scheduler = AsyncIOScheduler(
             timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
-        self._scheduler.add_listener(_failed, EVENT_JOB_ERROR)
 
     def every(self, seconds: float, job: Callable[[], Awaitable[object]]) -> None:
-        """Run ``job`` every so many seconds, the first time one interval from the start."""
-        self._scheduler.add_job(job, "interval", seconds=seconds)
+        """Run ``job`` every so many seconds, the first time one interval from the start. One that fails runs again."""
+        self._scheduler.add_job(partial(_once, job), "interval", seconds=seconds)
 
     def start(self) -> None:
         """Begin, on the running loop."""
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Start nothing more."""
+        """Start nothing more, and cut off what runs."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
 
 
-def _failed(event: JobExecutionEvent) -> None:
-    error = event.exception
-    if isinstance(error, SyncdError):
-        log.warning("job_failed", job=event.job_id, why=error.message)
-    else:
-        log.error("job_failed", job=event.job_id, exc_info=error)
+async def _once(job: Callable[[], Awaitable[object]]) -> None:
+    name = getattr(job, "__qualname__", type(job).__name__)
+    try:
+        await job()
+    except asyncio.CancelledError:
+        log.debug("job_cut_off", job=name)  # the daemon stops
+    except SyncdError as error:
+        log.warning("job_failed", job=name, why=error.message)
+    except Exception:
+        log.exception("job_failed", job=name)

@@ -25,7 +25,8 @@ from typing import Any, Final, Literal
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from syncd.config import Daemon
@@ -108,10 +109,13 @@ class _Protocol(HttpToolsProtocol):
 
     def stalled(self, now: float) -> bool:
         """Whether this connection waits for the rest of a request that does not come."""
-        if self.flow.read_paused or now - self.heard < _SILENT_S:
+        cycle: RequestResponseCycle | None = self.cycle  # uvicorn leaves its None untyped
+        flow: FlowControl | None = self.flow
+        if (flow and flow.read_paused) or now - self.heard < _SILENT_S:
             return False
-        idle = self.cycle is not None and self.cycle.response_complete
-        return bool(self._head) or (not idle and (self.cycle is None or self.cycle.more_body))
+        if cycle is None or cycle.response_complete:
+            return cycle is None or bool(self._head)
+        return cycle.more_body
 
 
 def _peer(listener: Literal["api", "operator"], connection: socket.socket) -> Peer:
@@ -234,7 +238,7 @@ def _tcp(host: str, port: int) -> socket.socket:
         raise StartError(f"{host} is not an address of this machine: {error.strerror}", hint=_LISTEN) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003 - the system's own signature
         sock.bind(found[0][4])
         sock.listen(_BACKLOG)
     except OSError as error:
@@ -249,11 +253,11 @@ _LISTEN: Final = "set another one in [daemon] listen"
 
 
 def _unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """A listening unix socket that only those may connect to who should, from its first moment on. Raises StartError."""
+    """A listening unix socket, which only those may connect to who should, from the start. Raises StartError."""
     _make_room(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003 - the system's own signature
         sock.bind(str(path))
         # Nobody can connect before listen(): until then, owner and mode are nobody's concern.
         path.chmod(mode)

@@ -1,0 +1,313 @@
+"""The operator's routes: suppliers, runs, keys, quarantine, tokens, recovery. Called by `native`; used by the commands.
+
+Every one takes the right to operate; those that show a secret take the right to reveal too, those that show all of them
+go over the operator's socket only, and each is in the audit before the secret leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
+
+import structlog
+from fastapi import FastAPI, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import iterate_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+
+from syncd.errors import NotFoundError
+from syncd.inventory.intake import TAKEN_FILE
+from syncd.model import NAME_PATTERN, SKU_PATTERN, Right, SecretText
+from syncd.orders.deliveries import UnknownProductError
+from syncd.store.database import Lane, Tx, Work
+from syncd.storefronts.guard import OPERATE, REVEAL, SOCKET, Rule, by
+from syncd.storefronts.payloads import MOST, opened, spooled
+from syncd.storefronts.problems import Problem, TooLargeError
+from syncd.vault.crypto import export_kek
+
+if TYPE_CHECKING:
+    from syncd.storefronts.native import Parts
+
+log = structlog.get_logger(__name__)
+
+_MOST_ROWS: Final = 64 << 20
+"""Bytes of an uploaded workbook: it is unpacked in memory."""
+
+Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
+Sku = Annotated[str, Path(pattern=SKU_PATTERN)]
+QuerySku = Annotated[str, Query(pattern=SKU_PATTERN)]
+Name = Annotated[str, Path(pattern=NAME_PATTERN)]
+Word = Annotated[str | None, Query(pattern=r"^[a-z_]{1,48}$")]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+FileName = Annotated[str, Query(max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Started(BaseModel):
+    """A run that begins."""
+
+    run: str
+
+
+class Imported(BaseModel):
+    """What became of an upload. ``report`` has a line for each slice that was quarantined, and no key."""
+
+    state: str
+    source: str
+    counts: dict[str, Any]
+    report: str
+
+
+class Release(_Body):
+    """How to read a slice again; by default as its product says."""
+
+    format: Text | None = None
+    split: Text | None = None
+
+
+class Released(BaseModel):
+    """The key that a slice became."""
+
+    key: str
+
+
+class Drop(_Body):
+    """Why a slice is no key to be sold."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+
+
+class Revealed(BaseModel):
+    """A slice in clear."""
+
+    text: str
+
+
+class NewToken(_Body):
+    """A token to be made. ``principal`` is a shop, or ``operator``."""
+
+    principal: Annotated[str, Field(pattern=NAME_PATTERN)]
+    rights: list[Literal["stock", "deliver", "reveal", "operate", "metrics"]] = Field(min_length=1, max_length=5)
+    label: Text = ""
+
+
+class MadeToken(BaseModel):
+    """A token, shown this once."""
+
+    id: str
+    token: str
+    principal: str
+    rights: list[str]
+    label: str
+
+
+class Passphrase(_Body):
+    """What a recovery copy opens under."""
+
+    passphrase: Annotated[str, Field(min_length=12, max_length=1024)]
+
+
+def _run_noted(tx: Tx, payloads: Sequence[tuple[str, Mapping[str, Any]]]) -> list[None]:
+    for kind, body in payloads:
+        tx.audit(kind, **body)
+    return [None] * len(payloads)
+
+
+_NOTED: Final[Work[tuple[str, Mapping[str, Any]], None]] = Work("noted", Lane.CONTROL, _run_noted)
+
+
+def install(app: FastAPI, parts: Parts) -> None:
+    """Add the operator's routes."""
+    _suppliers(app, parts)
+    _keys(app, parts)
+    _quarantine(app, parts)
+    _tokens(app, parts)
+    _recovery(app, parts)
+
+
+def _stated(rule: Rule, *tags: str, status: int = 200, **extra: Any) -> dict[str, Any]:
+    return {
+        "openapi_extra": {"rule": rule, **extra},
+        "tags": list(tags),
+        "status_code": status,
+        "responses": {"default": {"model": Problem, "description": "What is wrong."}},
+    }
+
+
+def _suppliers(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/status", **_stated(OPERATE, "operator"))
+    def status() -> dict[str, Any]:
+        """How the daemon is: suppliers, keys by product and state, what waits for somebody."""
+        return parts.status()
+
+    @app.get("/v1/suppliers", **_stated(OPERATE, "suppliers"))
+    def suppliers() -> dict[str, list[dict[str, Any]]]:
+        """Every configured supplier with its state and its last run."""
+        return {"suppliers": parts.sync.suppliers()}
+
+    @app.post("/v1/suppliers/{name}/sync", **_stated(OPERATE, "suppliers", status=202))
+    async def sync(name: Name, request: Request) -> Started:
+        """Sync a supplier now. 409 ``already_running`` names the run in ``run`` when it is one of this daemon's."""
+        return Started(run=str(await parts.sync.start(name, by(request))))
+
+    @app.get("/v1/suppliers/{name}/runs", **_stated(OPERATE, "suppliers"))
+    def runs(name: Name, limit: Annotated[int, Query(ge=1, le=500)] = 20) -> dict[str, list[dict[str, Any]]]:
+        """The last runs of a supplier, newest first."""
+        if name not in parts.settings().suppliers:
+            raise NotFoundError("there is no such supplier", hint="list them: syncd status")
+        return {"runs": parts.sync.runs(name, limit)}
+
+    @app.get("/v1/runs/{run}", **_stated(OPERATE, "suppliers"))
+    def run(run: Id) -> dict[str, Any]:
+        """One run, with its progress while it is under way here."""
+        return parts.sync.run(run)
+
+
+def _keys(app: FastAPI, parts: Parts) -> None:
+    @app.post("/v1/keys/import", **_stated(OPERATE, "keys", max_body=MOST + 1))
+    async def import_(
+        product: Annotated[str, Query(pattern=SKU_PATTERN)], name: FileName, request: Request
+    ) -> Imported:
+        """Take a payload of keys in: the body is the file. The same content again changes nothing."""
+        if product not in parts.settings().products:
+            raise UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
+
+        def seal(reader: BinaryIO, writer: BinaryIO) -> None:
+            parts.ring.seal_file(reader, writer, TAKEN_FILE)
+
+        spool, size = await spooled(_sent(request), parts.settings().daemon.state_dir, seal)
+        with spool:
+            if name.lower().endswith(".xlsx") and size > _MOST_ROWS:
+                raise TooLargeError("the workbook is too large", hint="save it as CSV")
+
+            def clear() -> BinaryIO:
+                return opened(spool, lambda file: parts.ring.open_file(file, TAKEN_FILE))
+
+            report = await asyncio.to_thread(parts.intake.import_file, product, name, size, clear)
+        return Imported(state=report.state, source=report.source, counts=asdict(report.counts), report=report.text)
+
+    @app.post("/v1/keys/unseal", response_class=StreamingResponse, **_stated(SOCKET, "keys", max_body=MOST + 1))
+    async def unseal(request: Request) -> Response:
+        """A sealed file in clear: both bodies are files. Nothing is answered unless all of it opens."""
+        spool, _ = await spooled(_sent(request), parts.settings().daemon.state_dir, _copied)
+
+        def chunks() -> Iterator[bytes]:
+            spool.seek(0)
+            return parts.ring.open_file(spool, TAKEN_FILE)
+
+        try:
+            size = await asyncio.to_thread(lambda: sum(map(len, chunks())))
+            await parts.writer.submit(_NOTED, ("file.unsealed", {"bytes": size, "by": by(request)}))
+        except BaseException:
+            spool.close()
+            raise
+
+        async def clear() -> AsyncIterator[bytes]:
+            with spool:
+                async for chunk in iterate_in_threadpool(chunks()):
+                    yield chunk
+
+        return StreamingResponse(
+            clear(), media_type="application/octet-stream", headers={"Content-Length": str(size), **_NO_STORE}
+        )
+
+    @app.post("/v1/products/{sku}/unhold", **_stated(OPERATE, "keys"))
+    async def unhold(sku: Sku, request: Request) -> dict[str, int]:
+        """Make a product's held keys available again: somebody vouches that they were not delivered."""
+        return {"released": await parts.quarantine.unhold(sku, by(request))}
+
+
+def _copied(reader: BinaryIO, writer: BinaryIO) -> None:
+    while block := reader.read(1 << 18):
+        writer.write(block)
+
+
+async def _sent(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise NotFoundError("the upload ended early") from None  # nobody is left to read this
+
+
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+
+
+def _quarantine(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/quarantine", **_stated(OPERATE, "quarantine"))
+    def entries(
+        product: QuerySku | None = None,
+        reason: Word = None,
+        state: Literal["held", "released", "dropped"] = "held",
+        after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1_000_000)] = 50,
+    ) -> dict[str, Any]:
+        """What waits for a decision, oldest first, a page of 500 at most; never the key itself."""
+        return parts.quarantine.list(product=product, reason=reason, state=state, after=after, limit=limit)
+
+    @app.get("/v1/quarantine/{entry}", **_stated(OPERATE, "quarantine"))
+    def entry(entry: Id) -> dict[str, Any]:
+        """One entry, its text masked."""
+        return parts.quarantine.show(entry)
+
+    @app.post("/v1/quarantine/{entry}/reveal", **_stated(REVEAL, "quarantine"))
+    async def reveal(entry: Id, request: Request, response: Response) -> Revealed:
+        """The text of one entry, in clear."""
+        response.headers.update(_NO_STORE)
+        return Revealed(text=await parts.quarantine.reveal(entry, by(request)))
+
+    @app.post("/v1/quarantine/{entry}/release", **_stated(OPERATE, "quarantine"))
+    async def release(entry: Id, how: Release, request: Request) -> Released:
+        """Read an entry again and put its key into the vault."""
+        return Released(key=str(await parts.quarantine.release(entry, how.format, how.split, by(request))))
+
+    @app.post("/v1/quarantine/{entry}/drop", **_stated(OPERATE, "quarantine"))
+    async def drop(entry: Id, why: Drop, request: Request) -> dict[str, str]:
+        """Decide that an entry is no key to be sold."""
+        await parts.quarantine.drop(entry, why.reason, by(request))
+        return {"state": "dropped"}
+
+
+def _tokens(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/tokens", **_stated(OPERATE, "tokens"))
+    def tokens() -> dict[str, list[dict[str, Any]]]:
+        """Every token ever made, without its text."""
+        return {"tokens": parts.access.list()}
+
+    @app.post("/v1/tokens", **_stated(OPERATE, "tokens", status=201))
+    async def create(new: NewToken, request: Request, response: Response) -> MadeToken:
+        """Make a token. Its text is in this answer and nowhere else."""
+        rights = [Right(right) for right in new.rights]
+        made, text = await parts.access.create(new.principal, rights, new.label, by=by(request))
+        response.headers.update(_NO_STORE)
+        return MadeToken(
+            id=str(made), token=text.reveal(), principal=new.principal, rights=sorted(set(rights)), label=new.label
+        )
+
+    @app.delete("/v1/tokens/{token}", **_stated(OPERATE, "tokens", status=204))
+    async def revoke(token: Id, request: Request) -> None:
+        """Make a token worthless, for ever."""
+        await parts.access.revoke(token, by=by(request))
+
+
+def _recovery(app: FastAPI, parts: Parts) -> None:
+    @app.post("/v1/recover", **_stated(OPERATE, "recovery"))
+    async def recover(request: Request) -> dict[str, int]:
+        """After a restore: hold every key that cannot be proven undelivered, then deliver again."""
+        held = await parts.quarantine.recover(by(request))
+        parts.deliveries.fenced = False
+        return {"held": held}
+
+    @app.post("/v1/vault/kek/export", **_stated(SOCKET, "recovery"))
+    async def export(under: Passphrase, request: Request, response: Response) -> dict[str, str]:
+        """A recovery copy of the key-encryption key under a passphrase."""
+        text = await asyncio.to_thread(export_kek, parts.kek, SecretText(under.passphrase))
+        await parts.writer.submit(_NOTED, ("kek.exported", {"kek": parts.kek.id, "by": by(request)}))
+        response.headers.update(_NO_STORE)
+        return {"text": text}
