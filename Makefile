@@ -35,7 +35,7 @@ lint: $(VENV)/.dev ## Style, types and the order of imports
 	@$(VENV)/bin/lint-imports --no-logo
 
 bench: $(VENV)/.dev ## Measure deliveries, claims and ingest against bare loops in the same run
-	@$(PY) -m bench $(ARGS)
+	@$(PY) -m tests.bench $(ARGS)
 
 docs: $(VENV)/.dev ## Check that the documents say what the code does
 	@$(PY) -m pytest -k "docs or walk or readme" $(ARGS)

@@ -21,7 +21,7 @@ NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 
 
 class SecretText:
-    """Text that must never be seen by accident: ``repr``, ``str`` and ``format`` print ``***``; ``reveal()`` gives it."""
+    """Text that must never be seen by accident: ``repr``, ``str``, ``format`` print ``***``; ``reveal()`` gives it."""
 
     __slots__ = ("_text",)
 

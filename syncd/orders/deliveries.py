@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -107,7 +107,7 @@ class Delivery:
 class Deliveries:
     """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``fence`` is T3's."""
 
-    def __init__(  # noqa: PLR0913 - the parts it is composed of
+    def __init__(
         self,
         vault: Vault,
         writer: Writer,
@@ -224,9 +224,7 @@ class Deliveries:
                 if isinstance(twin, BaseException):
                     outcomes.append(twin)
                     continue
-                known = Allotted(
-                    twin.id, twin.product, twin.quantity, twin.state, twin.reason, twin.created_at, True, twin.keys
-                )
+                known = replace(twin, repeat=True)
             outcomes.append(self._again(tx, request, known))
         return outcomes
 
@@ -334,8 +332,9 @@ class Deliveries:
     def _look(self, tx: Tx, need: Mapping[tuple[str, int], int], lock: str) -> dict[tuple[str, int], list[KeyRow]]:
         # One statement for all products of the batch: each branch reads its few rows off the partial index.
         branch = (
-            "SELECT * FROM (SELECT {which} AS which, id, sealed_sku, source_id, expires_at, sealed FROM vault_key"
-            " WHERE state = 'available' AND product = ? AND expires_at > ? ORDER BY expires_at, id LIMIT ?{lock}) k{which}"
+            "SELECT * FROM (SELECT {which} AS which, id, sealed_sku, source_id, expires_at, sealed"
+            " FROM vault_key WHERE state = 'available' AND product = ? AND expires_at > ?"
+            " ORDER BY expires_at, id LIMIT ?{lock}) k{which}"
         )
         sql = " UNION ALL ".join(branch.format(which=which, lock=lock) for which in range(len(need)))
         params: list[Any] = []

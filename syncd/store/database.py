@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -98,6 +98,17 @@ class Work(Generic[P, R]):
     name: str
     lane: Lane
     run: Callable[[Tx, Sequence[P]], Sequence[R | BaseException]]
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """How the writing of one batch goes."""
+
+    deadline: float
+    races: int = 0
+    tx: Tx | None = None
+    committing: bool = False
+    started: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -536,11 +547,11 @@ class Writer:
         except UnavailableError as error:  # the database is away: alone, each unit would only wait for it again
             for unit in batch:
                 unit.outcome = error
-        except Exception as error:  # noqa: BLE001 - sorted by unit below
+        except Exception as error:
             if len(batch) == 1:
                 batch[0].outcome = error
                 if not isinstance(error, SyncdError):
-                    log.error("unit_failed", unit=batch[0].work.name, exc_info=error)
+                    log.exception("unit_failed", unit=batch[0].work.name)
                 if self._metrics:
                     self._metrics.writer_failures.inc()
             else:
@@ -555,66 +566,72 @@ class Writer:
         groups: dict[int, list[_Unit]] = {}
         for unit in batch:
             groups.setdefault(id(unit.work), []).append(unit)
-        races = 0
-        deadline = time.monotonic() + self._backoff.reconnect_s
-        while True:
-            tx: Tx | None = None
-            committing = False
-            try:
-                if self._connection is None:
-                    self._connect()
-                started = time.perf_counter()
-                tx = self._begin()
-                for units in groups.values():
-                    outcomes = units[0].work.run(tx, [unit.payload for unit in units])
-                    for unit, outcome in zip(units, outcomes, strict=True):
-                        unit.outcome = outcome
-                if tx.notes:
-                    self._chain(tx)
-                if self.database.postgresql and tx.xid is None:
-                    tx.xid = str(tx.query("SELECT pg_current_xact_id()::text")[0][0])
-                committing = True
-                self._cursor.execute("COMMIT")
-            except RetryBatch:
-                self._rollback()
-                races += 1
-                if races > self._backoff.races:
-                    msg = "other daemons keep taking the same rows"
-                    raise UnavailableError(msg, hint="try again") from None
-                time.sleep(self._backoff.pause_s * races / self._backoff.races)
-                continue
-            except Exception as error:
-                if _fatal(error):
-                    raise _FatalStoreError(error) from error
-                if _race(error):
-                    self._rollback()
-                    races += 1
-                    if races > self._backoff.races:
-                        raise
-                    continue
-                if not self._lost(error):
-                    self._rollback()
-                    raise
-                self._disconnect()
-                if committing and tx and tx.xid and self._committed(tx.xid, deadline):
-                    break
-                if time.monotonic() > deadline:
-                    msg = "the database cannot be reached"
-                    raise UnavailableError(msg, hint="try again; what was recorded answers the same again") from error
-                time.sleep(self._backoff.pause_s)
-                continue
-            except BaseException:
-                self._rollback()
-                raise
-            break
+        attempt = _Attempt(time.monotonic() + self._backoff.reconnect_s)
+        while not self._try(groups.values(), attempt):
+            pass
         self.commits += 1
         if self._metrics:
             self._metrics.writer_batches.inc()
-            self._metrics.audit_entries.inc(len(tx.notes))
+            self._metrics.audit_entries.inc(len(attempt.tx.notes) if attempt.tx else 0)
             for units in groups.values():
                 self._metrics.writer_units.labels(units[0].work.name).inc(len(units))
             self._metrics.writer_batch_units.observe(len(batch))
-            self._metrics.writer_commit_seconds.observe(time.perf_counter() - started)
+            self._metrics.writer_commit_seconds.observe(time.perf_counter() - attempt.started)
+
+    def _try(self, groups: Iterable[list[_Unit]], attempt: _Attempt) -> bool:
+        """Run a batch once. Whether it is committed; if not, it is to be run again."""
+        attempt.tx, attempt.committing, attempt.started = None, False, time.perf_counter()
+        try:
+            if self._connection is None:
+                self._connect()
+            tx = attempt.tx = self._begin()
+            for units in groups:
+                outcomes = units[0].work.run(tx, [unit.payload for unit in units])
+                for unit, outcome in zip(units, outcomes, strict=True):
+                    unit.outcome = outcome
+            if tx.notes:
+                self._chain(tx)
+            if self.database.postgresql and tx.xid is None:
+                tx.xid = str(tx.query("SELECT pg_current_xact_id()::text")[0][0])
+            attempt.committing = True
+            self._cursor.execute("COMMIT")
+        except RetryBatch:
+            self._rollback()
+            attempt.races += 1
+            if attempt.races > self._backoff.races:
+                msg = "other daemons keep taking the same rows"
+                raise UnavailableError(msg, hint="try again") from None
+            time.sleep(self._backoff.pause_s * attempt.races / self._backoff.races)
+            return False
+        except Exception as error:  # noqa: BLE001 - sorted there; what is not expected is raised again
+            return self._survived(error, attempt)
+        except BaseException:
+            self._rollback()
+            raise
+        return True
+
+    def _survived(self, error: Exception, attempt: _Attempt) -> bool:
+        """Whether a batch is committed in spite of an error; if not, it is to be run again. Raises what forbids that."""
+        if _fatal(error):
+            raise _FatalStoreError(error) from error
+        if _race(error):
+            self._rollback()
+            attempt.races += 1
+            if attempt.races > self._backoff.races:
+                raise error
+            return False
+        if not self._lost(error):
+            self._rollback()
+            raise error
+        self._disconnect()
+        tx = attempt.tx
+        if attempt.committing and tx and tx.xid and self._committed(tx.xid, attempt.deadline):
+            return True
+        if time.monotonic() > attempt.deadline:
+            msg = "the database cannot be reached"
+            raise UnavailableError(msg, hint="try again; what was recorded answers the same again") from error
+        time.sleep(self._backoff.pause_s)
+        return False
 
     def _begin(self) -> Tx:
         self._cursor.execute("BEGIN" if self.database.postgresql else "BEGIN IMMEDIATE")

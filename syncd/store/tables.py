@@ -308,8 +308,9 @@ def rules(dialect: str) -> list[str]:
         illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
         statements.append(_trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal))
     for table, operations in APPEND_ONLY.items():
-        for operation in operations:
-            statements.append(_trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, ""))
+        statements += [
+            _trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, "") for operation in operations
+        ]
     return statements
 
 

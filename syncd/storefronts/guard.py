@@ -159,9 +159,8 @@ class Guarded(APIRoute):
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
-    return {
-        method for route in app.routes if isinstance(route, Guarded) and route.path == path for method in route.methods
-    }
+    same = [route for route in app.routes if isinstance(route, Guarded) and route.path == path]
+    return {method for route in same for method in route.methods or ()}
 
 
 def caller(request: Request) -> Principal:

@@ -58,7 +58,7 @@ async def spooled(
     Raises TooLargeError, whatever ``chunks`` raises, OSError when the disk is full.
     """
     loop = asyncio.get_running_loop()
-    target = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115 - the caller closes it
+    target = cast("BinaryIO", tempfile.TemporaryFile(dir=folder))  # noqa: SIM115 - the caller closes it
     size = 0
 
     async def following() -> bytes | None:
@@ -73,7 +73,7 @@ async def spooled(
             yield block
 
     def write() -> None:
-        store(cast(BinaryIO, io.BufferedReader(Blocks(blocks()), _BLOCK)), target)
+        store(cast("BinaryIO", io.BufferedReader(Blocks(blocks()), _BLOCK)), target)
         target.flush()
 
     try:

@@ -188,7 +188,7 @@ class Vault:
             )
         return keys, held
 
-    def _quarantined(  # noqa: PLR0913 - one row, its columns
+    def _quarantined(
         self, origin: Origin, row_id: int, position: int, raw: bytes, reason: str, detail: str
     ) -> SealedSlice:
         sealed = self.ring.seal(raw, associated("quarantine", row_id, origin.product, origin.name))
@@ -394,7 +394,7 @@ class Vault:
     def _hold(self, tx: Tx, limits: Sequence[int]) -> list[int | BaseException]:
         return [self._move(tx, KeyState.HELD, limit, "", ()) for limit in limits]
 
-    def _move(self, tx: Tx, state: KeyState, limit: int, where: str, params: tuple[Any, ...]) -> int:  # noqa: PLR0913
+    def _move(self, tx: Tx, state: KeyState, limit: int, where: str, params: tuple[Any, ...]) -> int:
         """Move up to ``limit`` available keys to ``state``; returns how many were moved."""
         lock = " FOR UPDATE SKIP LOCKED" if tx.postgresql else ""
         moved = tx.query(

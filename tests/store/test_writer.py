@@ -83,7 +83,7 @@ def together(writer: Writer, payloads: list[tuple[str, str]]) -> list[Any]:
     def one(index: int) -> None:
         try:
             outcomes[index] = writer.call(PUT, payloads[index])
-        except Exception as error:  # noqa: BLE001 - looked at by the test
+        except Exception as error:
             outcomes[index] = error
 
     holder = threading.Thread(target=writer.call, args=(Work("wait", Lane.DELIVERY, wait), gate))
@@ -221,8 +221,10 @@ def test_the_writer_survives_a_lost_connection(database: Database, writer: Write
     assert writer.call(PUT, ("a", "1")) == "1"
     with database.engine.connect() as connection:
         connection.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-                 " AND datname = current_database()")
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                " AND datname = current_database()"
+            )
         )
     assert writer.call(PUT, ("b", "2")) == "2"
     assert rows(database) == {"a": "1", "b": "2"}
