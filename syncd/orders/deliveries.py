@@ -290,15 +290,15 @@ class Deliveries:
         if tx.postgresql and short and self._recorded(tx, short):
             raise RetryBatch  # another daemon delivered these very orders while we waited for its keys
         if deliveries:
-            written = tx.bulk(
+            written = tx.change(
                 "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, created_at, completed_at)"
                 " SELECT id, shop, order_ref, product, quantity, 'delivered', ?, ? FROM rows WHERE true"
-                " ON CONFLICT (shop, order_ref) DO NOTHING RETURNING id",
+                " ON CONFLICT (shop, order_ref) DO NOTHING",
                 "id int, shop text, order_ref text, product text, quantity int",
                 deliveries,
                 (tx.at, tx.at),
             )
-            if len(written) != len(deliveries):
+            if written != len(deliveries):
                 raise RetryBatch  # another daemon recorded one of them just now
             self._hand_over(tx, allotments)
         return outcomes
@@ -311,13 +311,13 @@ class Deliveries:
             allotments,
         )
         # || '' keeps the partial index out of it: these rows are found by their id.
-        marked = tx.bulk(
+        marked = tx.change(
             "UPDATE vault_key SET state = 'delivered' FROM rows WHERE vault_key.id = rows.id"
-            " AND vault_key.state || '' = 'available' RETURNING vault_key.id",
+            " AND vault_key.state || '' = 'available'",
             "id int",
             [(key_id,) for key_id, _, _ in allotments],
         )
-        if len(marked) != len(allotments):
+        if marked != len(allotments):
             raise RetryBatch
 
     def _claim(self, tx: Tx, need: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[KeyRow]]:
@@ -340,7 +340,7 @@ class Deliveries:
         params: list[Any] = []
         for (product, min_life), number in need.items():
             params += [product, tx.at + min_life, number]
-        rows = tx.query(sql, params)
+        rows = tx.gather(sql, "which int, id int, sealed_sku text, source_id int, expires_at int, sealed bytes", params)
         names = self._vault.source_names(tx, {row[3] for row in rows})
         order = list(need)
         stock: dict[tuple[str, int], list[KeyRow]] = {product: [] for product in order}

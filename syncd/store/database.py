@@ -68,6 +68,7 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 _json = msgspec.json.Encoder().encode
+_from_json = msgspec.json.Decoder(list[list[Any]]).decode
 _PAGE: Final = 4096
 _U32: Final = struct.Struct("=I")
 
@@ -165,6 +166,36 @@ class Tx:
             if self._cursor.description:
                 found.extend(self._cursor.fetchall())
         return found
+
+    def change(self, sql: str, columns: str, rows: Sequence[Sequence[Any]], params: Sequence[Any] = ()) -> int:
+        """As `bulk`, for a statement that returns nothing: the number of rows that it changed."""
+        changed = 0
+        for start in range(0, len(rows), self._database.bulk_rows):
+            statement, bound = self._database.bulk_statement(
+                sql, columns, rows[start : start + self._database.bulk_rows]
+            )
+            # sqlite3 keeps no rowcount of a statement that begins with WITH
+            before = 0 if self.postgresql else self._cursor.connection.total_changes
+            self._cursor.execute(statement, [*bound, *params])
+            changed += (self._cursor.rowcount if self.postgresql else self._cursor.connection.total_changes) - before
+        return changed
+
+    def gather(self, sql: str, columns: str, params: Sequence[Any] = ()) -> list[Row]:
+        """As `query`, for many rows: on SQLite they come as one document, in no given order.
+
+        sqlite3 gives the interpreter to another thread at every row that it fetches: beside a busy event loop, each
+        costs more than all of the query. ``columns`` are the query's own, as in `bulk`.
+        """
+        if self.postgresql:
+            return self.query(sql, params)
+        statement = self._database.gathering(sql, columns)
+        ((document,),) = self.query(statement, params)
+        wide = [index for index, column in enumerate(columns.split(",")) if column.split()[1] == "bytes"]
+        found: list[list[Any]] = _from_json(document)
+        for row in found:
+            for index in wide:
+                row[index] = bytes.fromhex(row[index])
+        return [tuple(row) for row in found]
 
     def now(self) -> float:
         """The database's time in Unix seconds: what leases are measured with (D3)."""
@@ -396,6 +427,15 @@ class Database:
             values = ", ".join([row] * len(rows))
             statement = self._bulk[sql, len(rows)] = f"WITH rows({', '.join(names)}) AS (VALUES {values}) {sql}"
         return statement, [value for row in rows for value in row]
+
+    def gathering(self, sql: str, columns: str) -> str:
+        """The statement of `Tx.gather` on SQLite."""
+        statement = self._bulk.get((sql, 0))
+        if statement is None:
+            named = [column.split() for column in columns.split(",")]
+            values = ", ".join(f"hex({name})" if kind == "bytes" else name for name, kind in named)
+            statement = self._bulk[sql, 0] = f"SELECT json_group_array(json_array({values})) FROM ({sql})"  # noqa: S608
+        return statement
 
 
 def _migrations() -> ScriptDirectory:

