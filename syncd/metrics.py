@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -79,6 +80,10 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"syncd_{name}", text, labels, registry=registry)
 
+        # Finding a child by its labels costs more than counting in it; names that `know` replaces clear these.
+        self._delivered = lru_cache(4096)(self._find_delivered)
+        self._requested = lru_cache(1024)(self._find_requested)
+
         def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(f"syncd_{name}", text, labels, buckets=buckets, registry=registry)
 
@@ -130,6 +135,7 @@ class Metrics:
         Pairs begin at 0, so that a rate sees the first failure.
         """
         self._products, self._shops, self._suppliers = frozenset(products), frozenset(shops), frozenset(suppliers)
+        self._delivered.cache_clear()
         for shop in self._shops:
             self._repeats.labels(shop)
             for product in self._products:
@@ -142,9 +148,16 @@ class Metrics:
 
     def delivered(self, shop: str, product: str, keys: int) -> None:
         """An order line got its ``keys`` for the first time."""
+        lines, delivered = self._delivered(shop, product)
+        lines.inc()
+        delivered.inc(keys)
+
+    def _find_delivered(self, shop: str, product: str) -> tuple[Counter, Counter]:
         product = self._product(product)
-        self._deliveries.labels(self._shop(shop), product).inc()
-        self._delivered_keys.labels(product).inc(keys)
+        return self._deliveries.labels(self._shop(shop), product), self._delivered_keys.labels(product)
+
+    def _find_requested(self, route: str, method: str, status: int) -> Counter:
+        return self._requests.labels(route, method, str(status))
 
     def delivery_repeated(self, shop: str) -> None:
         """A request was answered with the delivery that its order line has already."""
@@ -187,7 +200,7 @@ class Metrics:
 
     def answered(self, route: str, method: str, status: int) -> None:
         """A request was answered; ``route`` is the route's pattern, never the path that was asked for."""
-        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._requested(route, method if method in _METHODS else "other", status).inc()
 
     def refused(self, route: str, code: str) -> None:
         """A request was answered with the problem ``code``."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 NEVER: Final = 253402300799
@@ -148,6 +149,7 @@ class Clock:
         return time.monotonic()
 
 
+@lru_cache(4096)
 def utc(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC, whole seconds; the form in which every API answer and report gives a time."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -21,7 +21,7 @@ from syncd.errors import InvalidRequestError, SyncdError
 from syncd.model import Principal, Right
 from syncd.storefronts import problems
 from syncd.storefronts.access import OPERATOR, Access, Peer
-from syncd.storefronts.problems import Header, Receive, Scope, Send
+from syncd.storefronts.wire import Header, Receive, Scope, Send
 
 MAX_BODY: Final = 64 * 1024
 """Bytes of a JSON body that any route reads."""

@@ -17,7 +17,8 @@ from syncd.model import NEVER, ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, ut
 from syncd.orders.deliveries import MAX_QUANTITY, Deliveries, Delivery
 from syncd.storefronts import problems
 from syncd.storefronts.guard import MAX_BODY, SHOP_DELIVER, admit, check_media, limited
-from syncd.storefronts.problems import NO_STORE, Header, Receive, Scope, Send, send_problem, send_whole
+from syncd.storefronts.problems import NO_STORE, send_problem
+from syncd.storefronts.wire import Header, Receive, Scope, Send, send_whole
 
 if TYPE_CHECKING:
     from syncd.metrics import Metrics

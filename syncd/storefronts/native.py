@@ -29,7 +29,8 @@ from syncd.storefronts import hot, operating, problems
 from syncd.storefronts.access import Access
 from syncd.storefronts.guard import METRICS, PUBLIC, SHOP_DELIVER, SHOP_STOCK, caller, install
 from syncd.storefronts.hot import DeliveryAnswer, DeliveryRequest, Hot
-from syncd.storefronts.problems import Problem, Receive, Scope, Send
+from syncd.storefronts.problems import Problem
+from syncd.storefronts.wire import Receive, Scope, Send
 from syncd.vault.crypto import Kek
 from syncd.vault.keyring import Keyring
 

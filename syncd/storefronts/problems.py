@@ -7,7 +7,7 @@ own: nothing that a caller sent is ever said back, because it may be a key or a 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -15,13 +15,9 @@ import structlog
 from pydantic import BaseModel, Field
 
 from syncd.errors import InvalidRequestError, NotFoundError, SyncdError, UnavailableError
+from syncd.storefronts.wire import Header, Send, send_whole
 
 log = structlog.get_logger(__name__)
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
 
 MEDIA: Final = "application/problem+json"
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
@@ -89,12 +85,6 @@ class MediaTypeError(SyncdError):
     status = 415
 
 
-class OverloadedError(UnavailableError):
-    """More requests are under way than this daemon takes at once."""
-
-    code = "overloaded"
-
-
 class NotReadyError(UnavailableError):
     """The daemon runs, but cannot do its work."""
 
@@ -151,10 +141,3 @@ def internal(error: BaseException, route: str) -> InternalError:
 async def send_problem(send: Send, error: SyncdError, **more: Any) -> None:
     """Answer with a problem."""
     await send_whole(send, error.status, document(error, **more), headers(error))
-
-
-async def send_whole(send: Send, status: int, body: bytes, found: list[Header]) -> None:
-    """Answer with a whole body."""
-    found.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": found})
-    await send({"type": "http.response.body", "body": body})
