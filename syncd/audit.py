@@ -40,9 +40,11 @@ def chain(mac: Mac) -> Callable[[Tx], None]:
     """
 
     def append(tx: Tx) -> None:
-        lock = " FOR UPDATE" if tx.postgresql else ""
-        ((seq, last),) = tx.query(f"SELECT seq, mac FROM audit_head WHERE id = 1{lock}")  # noqa: S608 - constant
-        last = bytes(last)
+        if tx.head is None:
+            lock = " FOR UPDATE" if tx.postgresql else ""
+            tx.head = tuple(tx.query(f"SELECT seq, mac FROM audit_head WHERE id = 1{lock}")[0])  # noqa: S608 - constant
+        before, last = tx.head
+        seq, last = before, bytes(last)
         rows: list[tuple[int, int, str, str, bytes]] = []
         for kind, body in tx.notes:
             seq += 1
@@ -58,8 +60,9 @@ def chain(mac: Mac) -> Callable[[Tx], None]:
             ((tx.xid,),) = tx.query(
                 "UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1 RETURNING pg_current_xact_id()::text", (seq, last)
             )
-        else:
-            tx.execute("UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1", (seq, last))
+        elif not tx.execute("UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1 AND seq = ?", (seq, last, before)):
+            raise AuditError("the audit's head was moved by somebody else", seq=before)
+        tx.head = seq, last
 
     return append
 

@@ -124,7 +124,7 @@ class _Unit:
 class Tx:
     """One transaction of the writer, as a unit of work sees it."""
 
-    __slots__ = ("_cursor", "_database", "at", "notes", "xid")
+    __slots__ = ("_cursor", "_database", "at", "head", "notes", "xid")
 
     def __init__(self, database: Database, cursor: Any) -> None:
         self._database = database
@@ -132,6 +132,8 @@ class Tx:
         self.at = int(database.clock.now())
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.xid: str | None = None
+        self.head: tuple[int, bytes] | None = None
+        """The audit's last entry (number, mac), where it is known: on SQLite, this writer wrote it."""
 
     @property
     def postgresql(self) -> bool:
@@ -479,6 +481,7 @@ class Writer:
         self.delivered_at = 0.0
         """Monotonic time at which a delivery was last taken up: an import keeps its chunks short for a while."""
         self._chain = chain
+        self._head: tuple[int, bytes] | None = None
         self._metrics = metrics
         self._on_fatal = on_fatal
         self._backoff = _Backoff()
@@ -610,6 +613,8 @@ class Writer:
         while not self._try(groups.values(), attempt):
             pass
         self.commits += 1
+        if attempt.tx and not self.database.postgresql:
+            self._head = attempt.tx.head
         if self._metrics:
             self._metrics.writer_batches.inc()
             self._metrics.audit_entries.inc(len(attempt.tx.notes) if attempt.tx else 0)
@@ -651,7 +656,7 @@ class Writer:
         return True
 
     def _survived(self, error: Exception, attempt: _Attempt) -> bool:
-        """Whether a batch is committed in spite of an error; if not, it is to be run again. Raises what forbids that."""
+        """Whether a batch is committed in spite of an error; if not, it is run again. Raises what forbids that."""
         if _fatal(error):
             raise _FatalStoreError(error) from error
         if _race(error):
@@ -675,7 +680,9 @@ class Writer:
 
     def _begin(self) -> Tx:
         self._cursor.execute("BEGIN" if self.database.postgresql else "BEGIN IMMEDIATE")
-        return Tx(self.database, self._cursor)
+        tx = Tx(self.database, self._cursor)
+        tx.head = self._head
+        return tx
 
     def _rollback(self) -> None:
         with contextlib.suppress(Exception):  # a lost connection has rolled back by itself
