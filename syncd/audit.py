@@ -40,10 +40,12 @@ def chain(mac: Mac) -> Callable[[Tx], None]:
     """
 
     def append(tx: Tx) -> None:
-        if tx.head is None:
-            lock = " FOR UPDATE" if tx.postgresql else ""
-            tx.head = tuple(tx.query(f"SELECT seq, mac FROM audit_head WHERE id = 1{lock}")[0])  # noqa: S608 - constant
-        before, last = tx.head
+        if tx.postgresql:
+            ((before, last, tx.xid),) = tx.query(
+                "SELECT seq, mac, pg_current_xact_id()::text FROM audit_head WHERE id = 1 FOR UPDATE"
+            )
+        else:
+            ((before, last),) = [tx.head] if tx.head else tx.query("SELECT seq, mac FROM audit_head WHERE id = 1")
         seq, last = before, bytes(last)
         rows: list[tuple[int, int, str, str, bytes]] = []
         for kind, body in tx.notes:
@@ -51,16 +53,14 @@ def chain(mac: Mac) -> Callable[[Tx], None]:
             text = _encode(body).decode()
             last = mac(_entry(seq, tx.at, kind, text, last))
             rows.append((seq, tx.at, kind, text, last))
-        tx.bulk(
-            "INSERT INTO audit (seq, at, kind, body, mac) SELECT seq, at, kind, body, mac FROM rows",
-            "seq int, at int, kind text, body text, mac bytes",
-            rows,
-        )
+        insert = "INSERT INTO audit (seq, at, kind, body, mac) SELECT seq, at, kind, body, mac FROM rows"
+        columns = "seq int, at int, kind text, body text, mac bytes"
         if tx.postgresql:
-            ((tx.xid,),) = tx.query(
-                "UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1 RETURNING pg_current_xact_id()::text", (seq, last)
-            )
-        elif not tx.execute("UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1 AND seq = ?", (seq, last, before)):
+            tx.last(insert, columns, rows)
+            tx.last("UPDATE audit_head SET seq = rows.seq, mac = rows.mac FROM rows WHERE id = 1", columns, rows[-1:])
+            return
+        tx.bulk(insert, columns, rows)
+        if not tx.execute("UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1 AND seq = ?", (seq, last, before)):
             raise AuditError("the audit's head was moved by somebody else", seq=before)
         tx.head = seq, last
 

@@ -45,7 +45,7 @@ from syncd.vault.vault import Vault, has_ring, key_counts, load_ring, restored_a
 
 log = structlog.get_logger(__name__)
 
-SWITCH_S: Final = 0.0005
+SWITCH_S: Final = 0.0001
 """How long a thread may keep the interpreter from the others: an import must not hold up a delivery."""
 SHOP_RIGHTS: Final = frozenset({Right.STOCK, Right.DELIVER, Right.REVEAL})
 EXPIRE_AT_ONCE: Final = 2000

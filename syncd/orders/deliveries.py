@@ -15,7 +15,7 @@ import structlog
 
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
-from syncd.store.database import Lane, RetryBatch, Tx, Work, Writer
+from syncd.store.database import Change, Lane, RetryBatch, Tx, Work, Writer
 from syncd.vault.vault import KeyRow, OpenedKey, Vault
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Deliveries:
         if tx.postgresql and short and self._recorded(tx, short):
             raise RetryBatch  # another daemon delivered these very orders while we waited for its keys
         if deliveries:
-            written = tx.change(
+            recorded = Change(
                 "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, created_at, completed_at)"
                 " SELECT id, shop, order_ref, product, quantity, 'delivered', ?, ? FROM rows WHERE true"
                 " ON CONFLICT (shop, order_ref) DO NOTHING",
@@ -298,26 +298,31 @@ class Deliveries:
                 deliveries,
                 (tx.at, tx.at),
             )
-            if written != len(deliveries):
-                raise RetryBatch  # another daemon recorded one of them just now
-            self._hand_over(tx, allotments)
+            self._hand_over(tx, allotments, recorded)
         return outcomes
 
-    def _hand_over(self, tx: Tx, allotments: Sequence[tuple[int, int, int]]) -> None:
-        """Write allotments (key, delivery, unit) and mark their keys delivered."""
-        tx.bulk(
-            "INSERT INTO allotment (key_id, delivery_id, unit) SELECT key_id, delivery_id, unit FROM rows",
-            "key_id int, delivery_id int, unit int",
-            allotments,
-        )
-        # || '' keeps the partial index out of it: these rows are found by their id.
-        marked = tx.change(
-            "UPDATE vault_key SET state = 'delivered' FROM rows WHERE vault_key.id = rows.id"
-            " AND vault_key.state || '' = 'available'",
-            "id int",
-            [(key_id,) for key_id, _, _ in allotments],
-        )
-        if marked != len(allotments):
+    def _hand_over(self, tx: Tx, allotments: Sequence[tuple[int, int, int]], *before: Change) -> None:
+        """Write allotments (key, delivery, unit) and mark their keys delivered; ``before`` is what they refer to.
+
+        Raises RetryBatch when another daemon recorded one of the orders, or took one of the keys, just now.
+        """
+        changes = [
+            *before,
+            Change(
+                "INSERT INTO allotment (key_id, delivery_id, unit)"
+                " SELECT rows.key_id, d.id, rows.unit FROM rows JOIN delivery d ON d.id = rows.delivery_id",
+                "key_id int, delivery_id int, unit int",
+                allotments,
+            ),
+            # || '' keeps the partial index out of it: these rows are found by their id.
+            Change(
+                "UPDATE vault_key SET state = 'delivered' FROM rows WHERE vault_key.id = rows.id"
+                " AND vault_key.state || '' = 'available'",
+                "id int",
+                [(key_id,) for key_id, _, _ in allotments],
+            ),
+        ]
+        if tx.change(changes) != [len(change.rows) for change in changes]:
             raise RetryBatch
 
     def _claim(self, tx: Tx, need: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[KeyRow]]:

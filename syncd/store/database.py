@@ -121,10 +121,20 @@ class _Unit:
     outcome: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One set-based statement that returns nothing, as `Tx.bulk` takes it."""
+
+    sql: str
+    columns: str
+    rows: Sequence[Sequence[Any]]
+    params: Sequence[Any] = ()
+
+
 class Tx:
     """One transaction of the writer, as a unit of work sees it."""
 
-    __slots__ = ("_cursor", "_database", "at", "head", "notes", "xid")
+    __slots__ = ("_begun", "_cursor", "_database", "_last", "at", "head", "notes", "xid")
 
     def __init__(self, database: Database, cursor: Any) -> None:
         self._database = database
@@ -134,6 +144,11 @@ class Tx:
         self.xid: str | None = None
         self.head: tuple[int, bytes] | None = None
         """The audit's last entry (number, mac), where it is known: on SQLite, this writer wrote it."""
+        self._last: list[tuple[str, Sequence[Any]]] = []
+        # PostgreSQL: BEGIN travels with the first statement, a round trip less.
+        self._begun = not database.postgresql
+        if self._begun:
+            cursor.execute("BEGIN IMMEDIATE")
 
     @property
     def postgresql(self) -> bool:
@@ -146,12 +161,12 @@ class Tx:
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one statement with ``?`` markers, return its rows."""
-        self._cursor.execute(self._database.marked(sql), params)
+        self._run(self._database.marked(sql), params)
         return self._cursor.fetchall() if self._cursor.description else []
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one statement with ``?`` markers, return the number of rows it changed."""
-        self._cursor.execute(self._database.marked(sql), params)
+        self._run(self._database.marked(sql), params)
         return int(self._cursor.rowcount)
 
     def bulk(self, sql: str, columns: str, rows: Sequence[Sequence[Any]], params: Sequence[Any] = ()) -> list[Row]:
@@ -164,23 +179,62 @@ class Tx:
         for start in range(0, len(rows), self._database.bulk_rows):
             part = rows[start : start + self._database.bulk_rows]
             statement, bound = self._database.bulk_statement(sql, columns, part)
-            self._cursor.execute(statement, [*bound, *params])
+            self._run(statement, [*bound, *params])
             if self._cursor.description:
                 found.extend(self._cursor.fetchall())
         return found
 
-    def change(self, sql: str, columns: str, rows: Sequence[Sequence[Any]], params: Sequence[Any] = ()) -> int:
-        """As `bulk`, for a statement that returns nothing: the number of rows that it changed."""
-        changed = 0
-        for start in range(0, len(rows), self._database.bulk_rows):
-            statement, bound = self._database.bulk_statement(
-                sql, columns, rows[start : start + self._database.bulk_rows]
-            )
-            # sqlite3 keeps no rowcount of a statement that begins with WITH
-            before = 0 if self.postgresql else self._cursor.connection.total_changes
-            self._cursor.execute(statement, [*bound, *params])
-            changed += (self._cursor.rowcount if self.postgresql else self._cursor.connection.total_changes) - before
+    def change(self, changes: Sequence[Change]) -> list[int]:
+        """Run statements that return nothing one after the other: the rows that each changed. One round trip."""
+        size = self._database.bulk_rows
+        parts = [
+            (which, *self._database.bulk_statement(change.sql, change.columns, change.rows[start : start + size]))
+            for which, change in enumerate(changes)
+            for start in range(0, len(change.rows), size)
+        ]
+        statements = [(statement, [*bound, *changes[which].params]) for which, statement, bound in parts]
+        changed = [0] * len(changes)
+        for (which, _, _), number in zip(parts, self._run_all(statements), strict=True):
+            changed[which] += number
         return changed
+
+    def _run(self, statement: str, params: Sequence[Any]) -> None:
+        if self._begun:
+            self._cursor.execute(statement, params)
+            return
+        self._begun = True
+        connection = self._cursor.connection
+        with connection.pipeline():
+            connection.cursor().execute("BEGIN")
+            self._cursor.execute(statement, params)
+
+    def _run_all(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[int]:
+        """Run statements, on PostgreSQL without waiting in between; the rows that each changed."""
+        connection = self._cursor.connection
+        if self.postgresql:
+            with connection.pipeline():
+                if not self._begun:
+                    self._begun = True
+                    connection.cursor().execute("BEGIN")
+                cursors = [connection.cursor().execute(statement, params) for statement, params in statements]
+            return [int(cursor.rowcount) for cursor in cursors]
+        changed = []
+        for statement, params in statements:
+            before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
+            self._cursor.execute(statement, params)
+            changed.append(connection.total_changes - before)
+        return changed
+
+    def last(self, sql: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+        """A statement as `bulk` takes it, to travel with the commit: nobody asks for its outcome. PostgreSQL only."""
+        self._last.append(self._database.bulk_statement(sql, columns, rows))
+
+    def commit(self) -> None:
+        """End the transaction. Called by the writer."""
+        if self._last:
+            self._run_all([*self._last, ("COMMIT", ())])
+        else:
+            self._run("COMMIT", ())
 
     def gather(self, sql: str, columns: str, params: Sequence[Any] = ()) -> list[Row]:
         """As `query`, for many rows: on SQLite they come as one document, in no given order.
@@ -639,7 +693,7 @@ class Writer:
             if self.database.postgresql and tx.xid is None:
                 tx.xid = str(tx.query("SELECT pg_current_xact_id()::text")[0][0])
             attempt.committing = True
-            self._cursor.execute("COMMIT")
+            tx.commit()
         except RetryBatch:
             self._rollback()
             attempt.races += 1
@@ -679,7 +733,6 @@ class Writer:
         return False
 
     def _begin(self) -> Tx:
-        self._cursor.execute("BEGIN" if self.database.postgresql else "BEGIN IMMEDIATE")
         tx = Tx(self.database, self._cursor)
         tx.head = self._head
         return tx

@@ -19,6 +19,7 @@ from syncd.orders.deliveries import (
     OrderRefReusedError,
     UnknownProductError,
 )
+from syncd.store.database import Tx
 
 TODAY = 1_800_000_000
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -283,7 +284,8 @@ def test_control_without_the_unique_constraint_and_the_state_check_the_books_do_
         look = stack.deliveries._look
         monkeypatch.setattr(stack.deliveries, "_look", lambda tx, need, _lock, look=look: look(tx, need, ""))
 
-        def hand_over(tx: Any, allotments: Any) -> None:
+        def hand_over(tx: Any, allotments: Any, *before: Any) -> None:
+            tx.change(before)
             for row in allotments:
                 tx.execute("INSERT INTO allotment (key_id, delivery_id, unit) VALUES (?, ?, ?)", row)
                 tx.execute("UPDATE vault_key SET state = 'delivered' WHERE id = ?", row[:1])
@@ -352,33 +354,41 @@ def test_a_key_opens_for_its_own_product_only(stack: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [20_000])
-def test_plans_stay_index_lookups_however_many_keys_there_are(stack: Any, rows: int) -> None:
+def test_plans_stay_index_lookups_however_many_keys_there_are(
+    stack: Any, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hot statements never scan: looked up in the engine's own plan, on a table worth scanning."""
     chunk = 2000
     for start in range(0, rows, chunk):
         stack.add("steam", *[f"K-{n}" for n in range(start, start + chunk)])
     seen: list[tuple[str, Any]] = []
-    real = stack.writer._cursor
+    run, run_all = Tx._run, Tx._run_all
 
-    class Recorder:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
+    def note(sql: str, params: Any) -> None:
+        # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
+        if sql.lstrip().startswith(("WITH", "SELECT", "UPDATE")) and "INSERT INTO delivery" not in sql:
+            seen.append((sql, params))
 
-        def execute(self, sql: str, params: Any = ()) -> Any:
-            # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
-            if sql.lstrip().startswith(("WITH", "SELECT", "UPDATE")) and "INSERT INTO delivery" not in sql:
-                seen.append((sql, params))
-            return real.execute(sql, params)
+    def noted(tx: Tx, sql: str, params: Any) -> None:
+        note(sql, params)
+        run(tx, sql, params)
 
-    stack.writer._cursor = Recorder()
+    def all_noted(tx: Tx, statements: Any) -> Any:
+        for statement in statements:
+            note(*statement)
+        return run_all(tx, statements)
+
+    monkeypatch.setattr(Tx, "_run", noted)
+    monkeypatch.setattr(Tx, "_run_all", all_noted)
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     assert len(seen) > 10
     explain = "EXPLAIN " if stack.database.postgresql else "EXPLAIN QUERY PLAN "
     # The writer has its own planner settings on PostgreSQL: ask on its connection.
+    cursor = stack.writer._cursor
     for sql, params in seen:
-        real.execute(explain + sql, params)
-        plan = "\n".join(" ".join(str(cell) for cell in row) for row in real.fetchall())
+        cursor.execute(explain + sql, params)
+        plan = "\n".join(" ".join(str(cell) for cell in row) for row in cursor.fetchall())
         for table in ("vault_key", "delivery", "allotment", "fingerprint"):
             assert f"SCAN {table}" not in plan, plan
             assert f"Seq Scan on {table}" not in plan, plan

@@ -190,25 +190,21 @@ def test_K1_a_constraint_that_fails_rolls_back_only_its_own_unit(database: Datab
 def test_K1_a_commit_whose_answer_is_lost_is_read_back(
     database: Database, writer: Writer, monkeypatch: pytest.MonkeyPatch, *, committed: bool
 ) -> None:
-    real = writer._cursor
     lost: list[str] = []
+    commit = Tx.commit
 
-    class Losing:
-        """A cursor whose connection dies around COMMIT, once."""
+    def losing(tx: Tx) -> None:
+        """The connection dies around COMMIT, once."""
+        if lost:
+            commit(tx)
+            return
+        lost.append("COMMIT")
+        if committed:
+            commit(tx)
+        tx._cursor.connection.close()
+        raise store.psycopg.OperationalError("server closed the connection unexpectedly")
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-        def execute(self, sql: str, params: Any = None) -> Any:
-            if sql == "COMMIT" and not lost:
-                lost.append(sql)
-                if committed:
-                    real.execute("COMMIT")
-                real.connection.close()
-                raise store.psycopg.OperationalError("server closed the connection unexpectedly")
-            return real.execute(sql, params)
-
-    monkeypatch.setattr(writer, "_cursor", Losing())
+    monkeypatch.setattr(Tx, "commit", losing)
     assert writer.call(PUT, ("a", "1")) == "1"
     assert lost == ["COMMIT"]
     assert rows(database) == {"a": "1"}
