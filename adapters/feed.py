@@ -58,13 +58,14 @@ class File(Consignment):
         """Seal or delete the file, leave the report. A kill between any two steps only repeats them."""
         taken = self.path.parent / "taken"
         taken.mkdir(mode=0o750, exist_ok=True)
-        sealed = taken / f"{self.label}.sealed"
-        if sealed.exists():  # of an earlier file of that name, or of this one before a kill
-            sealed = taken / f"{self.label}.{self.stamp[1]}.sealed"
+        name = taken / self.label
+        if any(name.with_name(f"{name.name}{kind}").exists() for kind in (".sealed", ".report.txt")):
+            # Of an earlier file of that name, or of this one before a kill. Inodes are given out again: time as well.
+            name = taken / f"{self.label}.{self.stamp[1]:x}-{self.stamp[3]:x}"
         if self.after == "seal":
-            with self.open() as source, _replacing(sealed) as target:
+            with self.open() as source, _replacing(name.with_name(f"{name.name}.sealed")) as target:
                 seal(source, target)
-        with _replacing(sealed.with_suffix(".report.txt")) as target:
+        with _replacing(name.with_name(f"{name.name}.report.txt")) as target:
             target.write(report.encode())
         _sync(taken)
         if self.unchanged():  # what came in its place meanwhile is another file
