@@ -128,7 +128,7 @@ class House:
                 raise Killed
             return committed
 
-        self.writer._try = once  # type: ignore[method-assign]
+        self.writer._try = once
 
     def rows(self, sql: str) -> list[Any]:
         with self.database.read() as connection:
@@ -205,7 +205,7 @@ def build(url: str, folder: Path, configuration: str = CONFIGURATION) -> House:
         house.chunks.append(len(cards))
         return seal(origin, cards)
 
-    vault.seal = counted  # type: ignore[method-assign]
+    vault.seal = counted
     return house
 
 
@@ -309,6 +309,11 @@ def assert_unseen() -> Callable[[str, str], None]:
         assert not found, f"{len(found)} spellings of the canary were found"
 
     return check
+
+
+@pytest.fixture
+def kill() -> type[Killed]:
+    return Killed
 
 
 @pytest.fixture
