@@ -51,7 +51,7 @@ def product(sku: str, form: str = "auto", more: str = "") -> str:
 
 
 class Daemon:
-    """One installation. ``start`` as often as needed; ``wrap`` is put before the interpreter, ``script`` runs instead."""
+    """One installation, started as often as needed: ``wrap`` goes before the interpreter, ``script`` runs instead."""
 
     def __init__(self, folder: Path, url: str, products: str, *, settle: str = "50ms", lease: str = "3s") -> None:
         self.folder = folder
