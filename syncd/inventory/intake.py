@@ -415,16 +415,27 @@ def _rows(stream: IO[bytes], label: str) -> Iterator[Iterator[tuple[int, list[st
             unpacked = sum(item.file_size for item in archive.infolist())
         book = openpyxl.load_workbook(stream, read_only=True, data_only=True) if unpacked < _MAX_UNPACKED else None
     except Exception as error:  # openpyxl raises whatever a damaged file makes it stumble over
-        raise AdapterError(f"{label} is not a sound .xlsx file", hint="open and save it again, or use CSV") from error
+        raise _damaged(label) from error
     if book is None:
         raise AdapterError(f"{label} unpacks to {unpacked >> 20} MiB", hint="save it as CSV")
     try:
-        yield (
-            (number, [_cell(cell, number, label) for cell in row])
-            for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1)
-        )
+        yield _sound(book, label)
     finally:
         book.close()
+
+
+def _sound(book: openpyxl.Workbook, label: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1):
+            yield number, [_cell(cell, number, label) for cell in row]
+    except AdapterError:
+        raise
+    except Exception as error:  # the sheet is unpacked as it is read, so this is where most damage shows
+        raise _damaged(label) from error
+
+
+def _damaged(label: str) -> AdapterError:
+    return AdapterError(f"{label} is not a sound .xlsx file", hint="open and save it again, or use CSV")
 
 
 def _cell(value: Any, row: int, label: str) -> str:

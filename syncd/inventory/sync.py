@@ -7,6 +7,7 @@ nothing: it has its own thread, its error is recorded in its run, and its next r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -177,8 +178,8 @@ class Sync:
         )
         try:
             kept = await self._writer.submit(leases.END, outcome)
-        except SyncdError as caught:
-            log.warning("run_not_recorded", supplier=name, why=caught.message)
+        except Exception as caught:  # noqa: BLE001 - a run that cannot be recorded must not keep out the next one
+            log.warning("run_not_recorded", supplier=name, why=_why(caught))
             kept = False
         self._runs.pop(name, None)
         self._metrics.sync_ended(name, seconds=elapsed, succeeded_at=None if error else self._clock.now())
@@ -200,8 +201,9 @@ class Sync:
             await asyncio.sleep(ttl / 3)
             try:
                 kept = await self._writer.submit(leases.RENEW, (run.lease, ttl))
-            except SyncdError:
-                continue  # the database is away: the epoch decides once it is back
+            except Exception as error:  # noqa: BLE001 - the database is away, or full: the epoch decides
+                log.warning("lease_not_prolonged", supplier=run.lease.supplier, why=_why(error))
+                continue
             if not kept:
                 run.stop.set()
                 return
@@ -234,9 +236,10 @@ class Sync:
             report = self._intake.take(consignment, ask)
         except LeaseLostError:
             raise
-        except (SyncdError, OSError) as error:
-            why = str(error) if isinstance(error, SyncdError) else f"{type(error).__name__}: {error.strerror}"
-            run.complaints.append(f"{consignment.product}/{consignment.label}: {why}")
+        except Exception as error:
+            if not isinstance(error, SyncdError | OSError):
+                log.exception("payload_failed", supplier=ask.supplier, product=consignment.product)
+            run.complaints.append(f"{consignment.product}/{consignment.label}: {_why(error)}")
             return
         if report.state == "changed":
             run.complaints.append(f"{report.product}/{report.label} changed while it was read: it is taken again")
@@ -313,6 +316,14 @@ def _shown(row: RowMapping) -> dict[str, Any]:
     return {"id": str(row["id"]), **shown, **times, "error": row["error"]}
 
 
+def _why(error: Exception) -> str:
+    """What went wrong, in words that hold no key: another's message is not ours to print."""
+    if isinstance(error, SyncdError):
+        return str(error)
+    known = f": {error.strerror}" if isinstance(error, OSError) else ""
+    return f"{type(error).__name__}{known}"
+
+
 def _time(seconds: float | None) -> str | None:
     return None if seconds is None else utc(seconds)
 
@@ -336,7 +347,11 @@ async def _in_thread(name: str, call: Callable[[], None]) -> None:
             call()
         except BaseException as caught:  # noqa: BLE001 - handed to the task that waits
             error = caught
-        loop.call_soon_threadsafe(settle, error)
+            if not isinstance(caught, Exception) or isinstance(caught, StopIteration):
+                # These do not travel through a future: they would end the daemon, or never arrive.
+                error = SyncdError(f"the adapter failed: {type(caught).__name__}")
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is waiting any more
+            loop.call_soon_threadsafe(settle, error)
 
     # A daemon thread: one that hangs must not keep the process from stopping.
     threading.Thread(target=run, name=name, daemon=True).start()
