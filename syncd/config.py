@@ -26,11 +26,15 @@ _SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SECRET_WORDS: Final = re.compile(r"kek|secret|password|token|key$", re.IGNORECASE)
 DEFAULT_TIMEZONE: Final = "Asia/Shanghai"
 RESERVED_SHOP: Final = "operator"
+_LIVE: Final = {"daemon.log_level", "daemon.adapters", "daemon.formats", "daemon.products_csv", "daemon.max_body"}
+"""Of [daemon], what a reload takes over."""
 
 
 def _duration(value: object) -> float:
     if isinstance(value, float | int) and not isinstance(value, bool):
-        raise ValueError(f'a duration needs a unit: write "{value}s" for seconds, or "10m", "2h", "7d"')
+        raise ValueError(  # noqa: TRY004 - pydantic takes ValueError for a wrong value
+            f'a duration needs a unit: write "{value}s" for seconds, or "10m", "2h", "7d"'
+        )
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
     if not found:
         raise ValueError('this is not a duration: write a number and a unit, such as "30s", "10m", "2h" or "7d"')
@@ -114,9 +118,8 @@ class SecretRef(_Table):
             if folder is None:
                 return None
             path = Path(folder) / self.credential
-        assert path is not None
         try:
-            return path.read_bytes()
+            return path.read_bytes() if path else None
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -248,12 +251,10 @@ def load(path: Path) -> Settings:
             _merge(tree, found, origins, file, problems)
     if problems and not tree:
         raise ConfigError(problems)
-    _defaults(tree, path)
-    try:
-        settings = Settings.model_validate({**tree, "file": path}, context={"base": path.parent})
-    except ValidationError as error:
-        problems += [_explained(item, origins, path) for item in error.errors(include_url=False, include_input=False)]
-        raise ConfigError(_unique(problems)) from None
+    _refuse_ours(tree, origins, path, problems)
+    settings = _validated(tree, origins, path, problems)
+    if settings is None:
+        raise ConfigError(_unique(problems))
     settings._origins.update(origins)  # noqa: SLF001 - the same module's class
     settings = _with_csv(settings, origins, problems)
     problems += _crosscheck(settings)
@@ -267,15 +268,12 @@ def diff(old: Settings, new: Settings) -> list[str]:
     changed: list[str] = []
     for part in ("daemon", "store", "vault"):
         before, after = getattr(old, part), getattr(new, part)
-        changed += [
-            f"{part}.{name}"
-            for name in type(before).model_fields
-            if getattr(before, name) != getattr(after, name) and (part, name) != ("daemon", "formats")
-        ]
+        paths = {f"{part}.{name}": getattr(before, name) != getattr(after, name) for name in type(before).model_fields}
+        changed += [path for path, differs in paths.items() if differs and path not in _LIVE]
     return changed
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _read(file: Path, problems: list[Problem]) -> dict[str, Any] | None:
@@ -331,6 +329,45 @@ def _origin(origins: Mapping[str, Path], path: str, default: Path) -> Path:
     return origins.get(path, default)
 
 
+def _refuse_ours(tree: dict[str, Any], origins: Mapping[str, Path], path: Path, problems: list[Problem]) -> None:
+    """Two fields of the models are filled in here, not read: written down, they would be ignored in silence."""
+    if tree.pop("file", None) is not None:
+        problems.append(Problem(str(_origin(origins, "file", path)), "file", "there is no such setting", "take it out"))
+    products = tree.get("products")
+    for sku, product in products.items() if isinstance(products, dict) else ():
+        if isinstance(product, dict) and product.pop("sku", None) is not None:
+            at = f"products.{sku}.sku"
+            fix = "a product's sku is its table's name: [products.SKU]"
+            problems.append(Problem(str(_origin(origins, at, path)), at, "there is no such setting", fix))
+
+
+def _validated(
+    tree: dict[str, Any], origins: Mapping[str, Path], path: Path, problems: list[Problem]
+) -> Settings | None:
+    """The settings; without what is wrong, so that what is wrong elsewhere is found too. None if nothing can be made of it."""
+    for _ in range(3):  # without a wrong value, another one may be missing
+        _defaults(tree, path)
+        try:
+            return Settings.model_validate({**tree, "file": path}, context={"base": path.parent})
+        except ValidationError as error:
+            items = error.errors(include_url=False, include_input=False)
+        problems += [_explained(item, origins, path) for item in items]
+        for item in items:
+            _take_out(tree, item["loc"][:-1] if item["type"] == "missing" else item["loc"])
+    return None
+
+
+def _take_out(tree: Any, loc: tuple[int | str, ...]) -> None:
+    """Remove the value at a place, or the innermost table or list around it that the place can be found in."""
+    at = tree
+    for depth, part in enumerate(loc):
+        inner = at.get(part) if isinstance(at, dict) else None
+        if isinstance(at, dict) and (depth == len(loc) - 1 or not isinstance(inner, dict)):
+            at.pop(part, None)
+            return
+        at = inner
+
+
 def _defaults(tree: dict[str, Any], path: Path) -> None:
     """What depends on other settings or on systemd's environment."""
     daemon, store, vault = (tree.setdefault(name, {}) for name in ("daemon", "store", "vault"))
@@ -365,7 +402,7 @@ def _bundled(name: str) -> Path:
     return inside if inside.exists() else Path(__file__).parent.parent / "config" / name
 
 
-# --- problems -------------------------------------------------------------------------------------------------------------
+# --- problems ---------------------------------------------------------------------------------------------------------
 
 
 def _explained(item: Any, origins: Mapping[str, Path], file: Path) -> Problem:
@@ -392,13 +429,13 @@ def _explained(item: Any, origins: Mapping[str, Path], file: Path) -> Problem:
 
 def _names(loc: list[str]) -> list[str]:
     """The settings that a table may have."""
-    model: Any = Settings
-    tables = {"suppliers": Supplier, "products": Product, "shops": Shop}
+    model: type[BaseModel] = Settings
+    tables: dict[str, type[BaseModel]] = {"suppliers": Supplier, "products": Product, "shops": Shop}
     for part in loc:
         if model is Settings and part in tables:
             model = tables[part]
             break
-        field = model.model_fields.get(part) if isinstance(model, type) else None
+        field = model.model_fields.get(part)
         kinds = [kind for kind in _arguments(field.annotation) if issubclass(kind, BaseModel)] if field else []
         if not kinds:
             return []
@@ -419,7 +456,7 @@ def _crosscheck(settings: Settings) -> list[Problem]:
         problems += [
             settings.problem(f"{table}.{name}", "this name has characters that it may not have", f"match {pattern}")
             for name in getattr(settings, table)
-            if not re.match(pattern, name)
+            if not re.fullmatch(pattern, name)
         ]
     if RESERVED_SHOP in settings.shops:
         problems.append(settings.problem("shops.operator", "this name is the operator's own", "choose another name"))
@@ -428,14 +465,17 @@ def _crosscheck(settings: Settings) -> list[Problem]:
         problems.append(
             settings.problem("store.url", "this is not a database that syncd uses", "sqlite:///PATH or postgresql://…")
         )
-    elif re.search(r"://[^/@]*:[^/@]+@", url):
+    elif re.search(r"://[^/@]*:[^?]+@|[?&]password=", url):
         problems.append(
             settings.problem("store.url", "a password stands in it", 'take it out and set password = { file = "PATH" }')
         )
     for name in settings.suppliers:
-        interval, _ = settings.interval(name)
-        if interval < 1:
+        own = settings.suppliers[name].interval
+        if own is not None and own < 1:
             problems.append(settings.problem(f"suppliers.{name}.interval", "it is shorter than 1s", 'write "10m"'))
+    for at, least, usual in (("interval", settings.sync.interval, "10m"), ("lease", settings.sync.lease, "60s")):
+        if least < 1:
+            problems.append(settings.problem(f"sync.{at}", "it is shorter than 1s", f'write "{usual}"'))
     for path, ref in (("vault.kek", settings.vault.kek), ("store.password", settings.store.password)):
         if ref is not None and sum(place is not None for place in (ref.credential, ref.file, ref.env)) != 1:
             problems.append(

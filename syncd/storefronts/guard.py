@@ -23,9 +23,6 @@ from syncd.storefronts import problems
 from syncd.storefronts.access import OPERATOR, Access, Peer
 from syncd.storefronts.wire import Header, Receive, Scope, Send
 
-MAX_BODY: Final = 64 * 1024
-"""Bytes of a JSON body that any route reads."""
-
 _FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
 _JSON: Final = b"application/json"
 
@@ -144,7 +141,7 @@ class Guarded(APIRoute):
             msg = f"the route {path} does not say who may use it"
             raise TypeError(msg)
         self.rule = rule
-        self.max_body: int = extra.pop("max_body", MAX_BODY)
+        self.max_body: int | None = extra.pop("max_body", None)
         super().__init__(path, endpoint, openapi_extra={**extra, **rule.described()}, **options)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,7 +152,8 @@ class Guarded(APIRoute):
         scope["syncd.caller"] = admit(scope["app"].state.access, self.rule, scope)
         if self.body_field is not None:
             check_media(scope["headers"])
-        await self.app(scope, limited(scope["headers"], receive, self.max_body), send)
+        most = self.max_body or scope["app"].state.max_body()
+        await self.app(scope, limited(scope["headers"], receive, most), send)
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
@@ -179,9 +177,12 @@ def by(request: Request) -> str:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def install(app: FastAPI, access: Access) -> None:
-    """Guard every route that is added from now on, and answer every error of the framework in our form."""
-    app.state.access = access
+def install(app: FastAPI, access: Access, max_body: Callable[[], int]) -> None:
+    """Guard every route that is added from now on, and answer every error of the framework in our form.
+
+    ``max_body`` is the bytes of a body that a route reads unless it says so itself.
+    """
+    app.state.access, app.state.max_body = access, max_body
     app.router.route_class = Guarded
     app.add_exception_handler(SyncdError, _answer)
     app.add_exception_handler(RequestValidationError, _answer)

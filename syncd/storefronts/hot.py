@@ -7,6 +7,7 @@ are its entries in the OpenAPI document, and a test holds both together. docs/ad
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
@@ -16,7 +17,7 @@ from syncd.errors import InvalidRequestError, SyncdError
 from syncd.model import NEVER, ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, utc
 from syncd.orders.deliveries import MAX_QUANTITY, Deliveries, Delivery
 from syncd.storefronts import problems
-from syncd.storefronts.guard import MAX_BODY, SHOP_DELIVER, admit, check_media, limited
+from syncd.storefronts.guard import SHOP_DELIVER, admit, check_media, limited
 from syncd.storefronts.problems import NO_STORE, send_problem
 from syncd.storefronts.wire import Header, Receive, Scope, Send, send_whole
 
@@ -128,8 +129,9 @@ def head(delivery: Delivery) -> list[Header]:
 class Hot:
     """The route."""
 
-    def __init__(self, deliveries: Deliveries, access: Access, metrics: Metrics) -> None:
+    def __init__(self, deliveries: Deliveries, access: Access, metrics: Metrics, max_body: Callable[[], int]) -> None:
         self._deliveries = deliveries
+        self._max_body = max_body
         self._access = access
         self._metrics = metrics
 
@@ -141,7 +143,7 @@ class Hot:
             principal = admit(self._access, SHOP_DELIVER, scope)
             shop = principal.name if principal else ""
             check_media(scope["headers"])
-            asked = await _read(scope, receive)
+            asked = await _read(limited(scope["headers"], receive, self._max_body()))
             delivery = await self._deliveries.deliver(shop, asked.order_ref, asked.product, asked.quantity)
             status = 200 if delivery.state == DeliveryState.DELIVERED else 202
             body = encoded(delivery, with_keys=True)
@@ -172,8 +174,7 @@ class _GoneError(Exception):
     """The caller went away before the request was whole: nothing was asked for."""
 
 
-async def _read(scope: Scope, receive: Receive) -> _Request:
-    receive = limited(scope["headers"], receive, MAX_BODY)
+async def _read(receive: Receive) -> _Request:
     body = b""
     while True:
         message = await receive()

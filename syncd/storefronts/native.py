@@ -116,6 +116,10 @@ class Front:
 
 def build(parts: Parts) -> Front:
     """The application over these parts."""
+
+    def max_body() -> int:
+        return parts.settings().daemon.max_body
+
     api = FastAPI(
         title="syncd",
         version=__version__,
@@ -125,8 +129,8 @@ def build(parts: Parts) -> Front:
         redoc_url=None,
         redirect_slashes=False,
     )
-    install(api, parts.access)
-    hot_route = Hot(parts.deliveries, parts.access, parts.metrics)
+    install(api, parts.access, max_body)
+    hot_route = Hot(parts.deliveries, parts.access, parts.metrics, max_body)
     _shop(api, parts)
     operating.install(api, parts)
     _health(api, parts)

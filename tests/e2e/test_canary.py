@@ -1,0 +1,216 @@
+"""S4: keys that went every way through the real daemon are nowhere to be read: files, logs, metrics, problems, backups.
+
+Each canary is looked for as it is, in base64 (at each of its three offsets), hexadecimal, UTF-16, JSON- and URL-escaped,
+and backwards through the folders of the daemon and of PostgreSQL, its server log included. What is planted in the open
+is found by the same search.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+PRODUCTS = (
+    '[products.a]\ntitle = "a"\nformat = "opaque"\n'
+    '[products.b]\ntitle = "b"\nformat = "opaque"\n'
+    '[products.none]\ntitle = "none"\n'
+    '[products.pairs]\ntitle = "pairs"\nformat = "account"\n'
+)
+FED, IMPORTED, TWICE, LEFT, PROSE, SENT = (
+    f"CANARY/{word}+{word * 2}=ÄÖ{number}"
+    for number, word in enumerate(("FED", "IMPORTED", "TWICE", "LEFT", "PROSE", "SENT"))
+)
+CANARIES = (FED, IMPORTED, TWICE, LEFT, PROSE, SENT)
+
+
+def spellings(text: str) -> set[bytes]:
+    """The ways in which a text may lie about."""
+    found = {
+        text.encode(),
+        text.encode("utf-16-le"),
+        text.encode("utf-16-be"),
+        text.encode("gb18030", "replace"),
+        json.dumps(text)[1:-1].encode(),
+        quote(text).encode(),
+        quote(text, safe="").encode(),
+        text.encode().hex().encode(),
+        text.encode().hex().upper().encode(),
+    }
+    for shift in range(3):  # whatever stands before it moves its base64
+        encoded = base64.b64encode(b"\0" * shift + text.encode())
+        found.add(encoded[4:-4])
+        found.add(encoded[4:-4].replace(b"+", b"-").replace(b"/", b"_"))
+    # The accented end is what encodings disagree about: the plain word must not be seen either.
+    word = text[: text.index("=")]
+    return found | {word.encode(), word.encode().hex().encode(), word.encode("utf-16-le")}
+
+
+def found_in(data: bytes, canaries: Iterable[str] = CANARIES) -> set[str]:
+    return {canary for canary in canaries if any(spelling in data for spelling in spellings(canary))}
+
+
+def files(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        yield from (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def assert_unseen(folders: Iterable[Path], texts: Iterable[str]) -> None:
+    """No canary in any file or text. The files that a test itself wrote in clear are gone by then."""
+    for path in files(*folders):
+        with contextlib.suppress(FileNotFoundError):
+            assert not found_in(path.read_bytes()), f"a key can be read in {path}"
+    for text in texts:
+        assert not found_in(text.encode("utf-8", "surrogatepass")), f"a key can be read in: {text[:40]}…"
+
+
+def postgres_dump(url: str) -> str:
+    """All rows, as text: what a backup by others would hold. The data folder may compress what it stores."""
+    lines = []
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        for (table,) in tables:
+            lines += [str(row) for row in connection.execute(f'SELECT t::text FROM "{table}" t').fetchall()]
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tuple[Any, list[Path], list[str]]:
+    """(the daemon, the folders it wrote to, the texts it answered that must hold no key)."""
+    daemon = install("d", engine_url, PRODUCTS)
+    folders = [daemon.folder]
+    if engine_url.startswith("postgresql"):
+        folders.append(request.getfixturevalue("postgres_folder"))
+    texts: list[str] = []
+
+    def said(answer: tuple[int, Any], status: int) -> None:
+        assert answer[0] == status, answer
+        texts.append(json.dumps(answer[1], ensure_ascii=False))
+
+    daemon.drop("a", "first.txt", f"{FED}\n{TWICE}\n{LEFT}\n{LEFT}\n")
+    daemon.drop("pairs", "prose.txt", f"user1----pass1\nuser2----pass2\nuser3----pass3\n{PROSE}\n")
+    daemon.start()
+    texts.append(daemon.syncd("sync"))
+    daemon.drop("a", "second.txt", f"{TWICE}\nplain-key-1\n")
+    texts.append(daemon.syncd("sync"))
+    clear = daemon.folder.parent / "import.txt"
+    clear.write_text(f"{IMPORTED}\n{TWICE}\n")
+    texts.append(daemon.syncd("keys", "import", str(clear), "--product", "a"))
+
+    # Keys go to whoever paid for them, and to nobody else.
+    assert FED in json.dumps(daemon.deliver("o-1", "a", 1)[1], ensure_ascii=False)
+    assert daemon.deliver("o-1", "a", 1)[1]["repeat"] is True
+    said(daemon.deliver("o-1", "a", 2), 422)
+    said(daemon.deliver("o-2", "none", 1), 409)
+    said(daemon.deliver("o-3", "unknown", 1), 404)
+
+    # What a confused shop sends back is not repeated to it.
+    for body in (
+        {"order_ref": SENT, "product": "a", "quantity": 1},
+        {"order_ref": "o-4", "product": SENT, "quantity": 1},
+        {"order_ref": "o-4", "product": "a", "quantity": SENT},
+        {"order_ref": "o-4", "product": "a", "quantity": 1, SENT: 1},
+        SENT.encode(),
+        b'{"order_ref": "' + SENT.encode(),
+    ):
+        said(daemon.call("POST", "/v1/deliveries", body), 400)
+    said(daemon.call("GET", f"/v1/deliveries/{quote(SENT, safe='')}"), 404)
+    said(daemon.call("GET", f"/v1/stock?product={quote(SENT)}"), 400)
+    said(daemon.call("GET", f"/{quote(SENT)}"), 404)
+    said(daemon.call("GET", "/v1/stock", token=quote(SENT)), 401)
+
+    texts.append(daemon.syncd("keys", "quarantine", "list"))
+    held = json.loads(daemon.syncd("keys", "quarantine", "list", "--json"))["items"]
+    assert {item["reason"] for item in held} >= {"duplicate"}
+    for item in held:
+        texts.append(daemon.syncd("keys", "quarantine", "show", item["id"]))
+    revealed = daemon.syncd("keys", "quarantine", "reveal", held[0]["id"])
+    assert found_in(revealed.encode())
+    (sealed, *_) = daemon.feeds.glob("a/taken/first*.sealed")
+    assert FED in daemon.syncd("keys", "unseal", str(sealed))
+    texts.append(daemon.syncd("backup", str(daemon.folder / "copy.backup")))
+    texts += [daemon.syncd("status"), daemon.syncd("token", "list"), daemon.call("GET", "/metrics", token="")[1]]
+    clear.unlink()
+    return daemon, folders, texts
+
+
+def test_S4_no_key_is_to_be_read_anywhere(walked: Any, engine_url: str) -> None:
+    daemon, folders, texts = walked
+    assert_unseen(folders, texts)
+    if engine_url.startswith("postgresql"):
+        texts.append(postgres_dump(engine_url))
+    daemon.kill()  # as it lies after a crash, write-ahead log included
+    assert_unseen(folders, texts)
+    daemon.start()
+    assert FED in json.dumps(daemon.deliver("o-1", "a", 1)[1], ensure_ascii=False)
+    daemon.stop()
+    assert_unseen(folders, texts)
+
+
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("where", ["file", "base64 in a table", "log", "answer"])
+def test_control_a_key_that_can_be_read_is_found(walked: Any, engine_url: str, where: str) -> None:
+    daemon, folders, texts = walked
+    if where == "file":
+        (daemon.state / "notes.txt").write_text(f"x{LEFT}x")
+    elif where == "base64 in a table":
+        daemon.stop()
+        with contextlib.closing(sqlite3.connect(daemon.state / "syncd.db")) as connection:
+            connection.execute("CREATE TABLE notes (text TEXT)")
+            connection.execute("INSERT INTO notes VALUES (?)", (base64.b64encode(f"..{LEFT}..".encode()).decode(),))
+            connection.commit()
+    elif where == "log":
+        with daemon.log.open("a") as log:
+            log.write(json.dumps({"event": LEFT}) + "\n")
+    else:
+        texts.append(f"the key {quote(LEFT)} is taken")
+    with pytest.raises(AssertionError, match="can be read in"):
+        assert_unseen(folders, texts)
+
+
+def test_T3_what_a_restore_forgot_is_not_sold_again(install: Any, engine_url: str, tmp_path: Path) -> None:
+    """Copy, deliver 20, restore the copy: not one of the 20 is delivered again."""
+    daemon = install("d", engine_url, '[products.a]\ntitle = "a"\nformat = "opaque"\n')
+    daemon.drop("a", "a.txt", "".join(f"KEY-{number:06d}\n" for number in range(60)))
+    daemon.start()
+    daemon.syncd("sync")
+    copy = tmp_path / "copy.backup"
+    daemon.syncd("backup", str(copy))
+    sold = [key["text"] for number in range(20) for key in daemon.deliver(f"o-{number}", "a")[1]["keys"]]
+    daemon.stop(signal.SIGTERM)
+    if engine_url.startswith("sqlite"):
+        for path in daemon.state.glob("syncd.db*"):
+            path.unlink()
+    else:
+        with psycopg.connect(engine_url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+    daemon.syncd("restore", str(copy))
+    daemon.launch()
+    deadline = time.monotonic() + 30
+    status = 0
+    while status != 503:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(OSError, http.client.HTTPException, subprocess.TimeoutExpired):
+            status, problem = daemon.deliver("o-new", "a")
+        time.sleep(0.05)
+    assert problem["code"] == "restored_not_recovered"
+    assert daemon.call("GET", "/readyz", token="")[0] == 503
+    assert "60 keys are held" in daemon.syncd("recover")
+    assert daemon.deliver("o-new", "a")[1]["code"] == "insufficient_stock"
+    daemon.drop("a", "b.txt", "NEW-1\n" + "\n".join(sold) + "\n")
+    daemon.syncd("sync")
+    assert daemon.deliver("o-new", "a")[1]["keys"][0]["text"] == "NEW-1"
+    assert daemon.deliver("o-other", "a")[0] == 409
