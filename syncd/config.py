@@ -344,16 +344,19 @@ def _refuse_ours(tree: dict[str, Any], origins: Mapping[str, Path], path: Path, 
 def _validated(
     tree: dict[str, Any], origins: Mapping[str, Path], path: Path, problems: list[Problem]
 ) -> Settings | None:
-    """The settings; without what is wrong, so that what is wrong elsewhere is found too. None if nothing can be made of it."""
+    """The settings without what is wrong, so that what is wrong elsewhere is found too; None if nothing is left."""
     for _ in range(3):  # without a wrong value, another one may be missing
         _defaults(tree, path)
         try:
             return Settings.model_validate({**tree, "file": path}, context={"base": path.parent})
         except ValidationError as error:
             items = error.errors(include_url=False, include_input=False)
-        problems += [_explained(item, origins, path) for item in items]
+        fresh = [_explained(item, origins, path) for item in items]
+        known = {problem.path for problem in problems}
+        problems += [problem for problem in fresh if problem.path not in known]
         for item in items:
-            _take_out(tree, item["loc"][:-1] if item["type"] == "missing" else item["loc"])
+            whole = item["type"] == "missing" or item["loc"][-1:] == ("sku",)  # a sku is its table's name
+            _take_out(tree, item["loc"][:-1] if whole else item["loc"])
     return None
 
 
