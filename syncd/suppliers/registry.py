@@ -68,7 +68,7 @@ def load(path: Path) -> type[Adapter]:
     sys.modules[loader.name] = module  # annotations of its settings are looked up there
     try:
         loader.exec_module(module)
-    except Exception as error:  # an adapter may fail in any way, and it must not take the daemon along
+    except (Exception, SystemExit) as error:  # an adapter may fail in any way, and must not take the daemon along
         line = getattr(error, "lineno", None)
         where = f"{path}, line {line}" if line else str(path)
         raise SyncdError(
@@ -98,4 +98,7 @@ def build(settings: Settings) -> tuple[dict[str, Adapter], list[Problem]]:
                 problems.append(settings.problem(path, str(item["msg"]), f"settings of {supplier.adapter}: {known}"))
         except SyncdError as error:
             problems.append(settings.problem(f"suppliers.{name}.adapter", error.message, error.hint))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - its constructor or its validators, likewise
+            why = f"{supplier.adapter} does not start: {type(error).__name__}"
+            problems.append(settings.problem(f"suppliers.{name}.adapter", why, "mend the adapter's __init__"))
     return adapters, problems
