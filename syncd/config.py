@@ -145,7 +145,7 @@ class Daemon(_Table):
     adapters: list[PathText] = Field(
         default=[Path("/etc/syncd/adapters")], description="Folders of drop-in adapters, one file each."
     )
-    formats: list[PathText] = Field(default=[], description="Files of key formats; later ones win.")
+    formats: list[PathText] = Field(default=[], description="Files of key formats; a name stands in one of them.")
     products_csv: PathText | None = Field(None, description="Products as a table, beside those of [products].")
     max_body: Size = Field(64 * 1024, description="Largest API request that is read.")
 

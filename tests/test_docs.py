@@ -1,0 +1,229 @@
+"""The documents say what the code does: every setting, metric and command that they name exists, and none is left out.
+
+A document that lies is worse than none, and nobody finds out by reading it. Each check has a negative control: a
+planted lie that it must see.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from syncd import config, daemon
+from syncd.config import Product, SecretRef, Settings, Shop, Supplier
+from syncd.suppliers import registry
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = (ROOT / "config" / "syncd.toml").read_text(encoding="utf-8")
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults must not come from whatever runs the tests."""
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY", "SYNCD_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def inner_models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation, however deep: dict[str, Model], Model | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from inner_models(part)
+
+
+NAMED: Mapping[type[BaseModel], str] = {
+    Supplier: "suppliers.NAME",
+    Product: "products.SKU",
+    Shop: "shops.NAME",
+    SecretRef: "secret",
+}
+
+
+def modelled(model: type[BaseModel] = Settings, section: str = "") -> dict[str, set[str]]:
+    """Section → names of its settings, as the models have them."""
+    found: dict[str, set[str]] = {}
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        if section:
+            found.setdefault(section, set()).add(name)
+        for inner in inner_models(field.annotation):
+            found |= modelled(inner, NAMED.get(inner, name))
+    return found
+
+
+def with_adapters(sections: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same, with the settings of each bundled adapter."""
+    found = dict(sections)
+    for path in sorted(registry.bundled().glob("*.py")):
+        found[f"suppliers.NAME {path.stem}"] = set(registry.load(path).Settings.model_fields)
+    return found
+
+
+Row = tuple[str, str]
+"""(name, default) of a documented setting."""
+
+
+def documented(text: str) -> dict[str, list[Row]]:
+    """Section → its documented settings, in order."""
+    found: dict[str, list[Row]] = {}
+    section = ""
+    for line in text.splitlines():
+        if heading := re.match(r"#{2,3} (.*)", line):
+            name = re.match(r'\[([\w.]+)\](?: with adapter = "(\w+)")?$', heading[1])
+            section = " ".join(part for part in name.groups() if part) if name else ""
+            if "A secret" in heading[1]:
+                section = "secret"
+        elif section and (row := re.match(r"\| `(\w+)` \| [^|]+ \| ([^|]+) \| \S", line)):
+            found.setdefault(section, []).append((row[1], row[2].strip()))
+    return found
+
+
+def documented_names(text: str) -> dict[str, set[str]]:
+    return {section: {name for name, _ in rows} for section, rows in documented(text).items()}
+
+
+def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
+    assert documented_names(CONFIGURATION) == with_adapters(modelled())
+
+
+def test_no_setting_is_documented_twice() -> None:
+    for section, rows in documented(CONFIGURATION).items():
+        names = [name for name, _ in rows]
+        assert len(names) == len(set(names)), section
+
+
+def test_the_walk_over_the_models_sees_all_of_it() -> None:
+    # A walk that finds nothing would find every document whole.
+    sections = modelled()
+    assert set(sections) == {"daemon", "store", "vault", "sync", *NAMED.values()}
+    assert {"listen", "max_body"} <= sections["daemon"]
+    assert sections["secret"] == {"credential", "file", "env"}
+    assert "sku" not in sections["products.SKU"]  # the table's name, no setting
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("| `lease` | duration |", "| `leese` | duration |"),  # misspelt: one is missing, one does not exist
+        ("| `after` | text |", "| after | text |"),  # an adapter's own
+        ("| `env` | text |", "| `env` | text | none | Old. |\n| `vault_path` | text |"),
+        ("## [shops.NAME]", "## Shops"),  # a whole section
+    ],
+)
+def test_negative_control_a_lie_about_a_setting_is_found(right: str, wrong: str) -> None:
+    assert right in CONFIGURATION
+    assert documented_names(CONFIGURATION.replace(right, wrong)) != with_adapters(modelled())
+
+
+def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
+    """Written down, a documented default changes nothing."""
+    (tmp_path / "formats.toml").write_text("")
+    base = '[suppliers.NAME]\nadapter = "feed"\n[products.SKU]\n[shops.NAME]\n'.replace("NAME", "name")
+    file = tmp_path / "syncd.toml"
+
+    def loaded(text: str) -> dict[str, Any]:
+        file.write_text(text, encoding="utf-8")
+        return config.load(file).model_dump()
+
+    plain = loaded(base)
+    tried = 0
+    for section, rows in documented(CONFIGURATION).items():
+        if section == "secret" or " " in section:
+            continue  # a secret has no default; an adapter's own settings are not read by the core
+        table = f"[{section.replace('NAME', 'name')}]\n"
+        for name, default in rows:
+            if not default.startswith("`"):
+                assert default in {"none", "required", "of `[sync]`"}, (section, name)
+                continue
+            line = f"{name} = {default.strip('`')}\n"
+            assert loaded(base.replace(table, table + line) if table in base else base + table + line) == plain, line
+            tried += 1
+    assert tried >= 15
+
+
+def test_the_feeds_documented_default_is_its_default() -> None:
+    feed = registry.load(registry.bundled() / "feed.py").Settings
+    defaults = dict(documented(CONFIGURATION)["suppliers.NAME feed"])
+    assert defaults == {"folder": "required", "after": f'`"{feed.model_fields["after"].default}"`'}
+    assert feed.model_fields["folder"].is_required()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def uncommented(text: str) -> str:
+    """A sample with its commented-out settings put in."""
+    return re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+
+
+def shown(text: str) -> dict[str, set[str]]:
+    """Section → names of the settings that a configuration writes, tables of one kind put together."""
+    tree = tomllib.loads(text)
+    kinds = {"suppliers": "NAME", "products": "SKU", "shops": "NAME"}
+    found: dict[str, set[str]] = {}
+    for section, table in tree.items():
+        if section in kinds:
+            found[f"{section}.{kinds[section]}"] = {name for one in table.values() for name in one}
+        else:
+            found[section] = set(table)
+    return found
+
+
+def expected_in_a_sample() -> dict[str, set[str]]:
+    sections = with_adapters(modelled())
+    sections["suppliers.NAME"] = sections["suppliers.NAME"] | sections.pop("suppliers.NAME feed")
+    return {section: names for section, names in sections.items() if " " not in section and section != "secret"}
+
+
+def test_every_setting_stands_in_the_sample_and_nothing_else() -> None:
+    assert shown(uncommented(SAMPLE)) == expected_in_a_sample()
+    for place in modelled()["secret"]:
+        assert f"{{ {place} = " in SAMPLE
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("# lease = ", "# leese = "), ("# issuer = ", "#issuer = "), ("# max_body = ", "# x = 1\n# max_body = ")],
+)
+def test_negative_control_a_lie_in_the_sample_is_found(right: str, wrong: str) -> None:
+    assert right in SAMPLE
+    assert shown(uncommented(SAMPLE.replace(right, wrong))) != expected_in_a_sample()
+
+
+def test_the_examples_show_every_setting_and_load(tmp_path: Path) -> None:
+    text = "".join(blocks(CONFIGURATION, "toml"))
+    assert shown(text) == expected_in_a_sample()
+    (tmp_path / "syncd.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "formats.toml").write_bytes((ROOT / "config" / "formats.toml").read_bytes())
+    (tmp_path / "my-formats.toml").write_text("")
+    (tmp_path / "postgresql.password").write_text("x")
+    (tmp_path / "products.csv").write_text(blocks(CONFIGURATION, "csv")[0], encoding="utf-8")
+    assert daemon.check(tmp_path / "syncd.toml") == []
+
+
+def test_what_needs_a_restart_is_as_documented(tmp_path: Path) -> None:
+    """Change everything there is: `diff` names what the last section of the document names."""
+    (tmp_path / "syncd.toml").write_text('[daemon]\nlisten = "127.0.0.1:1"\n', encoding="utf-8")
+    old = config.load(tmp_path / "syncd.toml")
+    (tmp_path / "syncd.toml").write_text("".join(blocks(CONFIGURATION, "toml")), encoding="utf-8")
+    (tmp_path / "products.csv").write_text(blocks(CONFIGURATION, "csv")[0], encoding="utf-8")
+    (tmp_path / "postgresql.password").write_text("x")
+    new = config.load(tmp_path / "syncd.toml")
+    needs = {path for path in config.diff(old, new) if path.startswith("daemon.")}
+    last = CONFIGURATION.rpartition("in `[daemon]` the settings")[2]
+    named = {f"daemon.{name}" for name in re.findall(r"`(\w+)`", last)}
+    assert needs == named
