@@ -104,6 +104,7 @@ def run(settings: Settings) -> int:
     systemd.not_dumpable()
     logs.configure(loaded.settings.daemon.log_level)
     sys.setswitchinterval(SWITCH_S)
+    systemd.few_arenas()
     return uvloop.run(Daemon(loaded).live())
 
 

@@ -59,7 +59,7 @@ PRAGMAS: Final = {
     "busy_timeout": "5000",
     "wal_autocheckpoint": "0",  # the writer checkpoints, off the commit path, on its own connection
     "temp_store": "2",
-    "cache_size": "-65536",
+    "cache_size": "-24576",  # KiB
 }
 _ADVISORY_CLASS: Final = 0x73796E63  # "sync": the namespace of our advisory locks on PostgreSQL
 _ROWS_A_STATEMENT: Final = 64  # SQLite: more rows in one VALUES list gain nothing, and each length is prepared once
@@ -326,6 +326,7 @@ class Database:
                 raise StartError(msg, hint="the file must lie on a local disk that supports shared memory")
         if read_only:
             connection.execute("PRAGMA query_only=1")
+            connection.execute("PRAGMA cache_size=-2048")  # each reader has a cache of its own
 
     def _prepare_postgresql(self, connection: Any, *, read_only: bool) -> None:
         connection.autocommit = True

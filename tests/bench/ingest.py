@@ -44,7 +44,7 @@ def bare(parts: Parts, file: Path, postgresql: bool) -> float:
         connection = psycopg.connect(url.render_as_string(hide_password=False).replace("+psycopg", ""), autocommit=True)
     else:
         connection = sqlite3.connect(url.database or "", isolation_level=None)
-        for name in ("synchronous=2", "foreign_keys=1", "wal_autocheckpoint=4000", "cache_size=-65536"):
+        for name in ("synchronous=2", "foreign_keys=1", "wal_autocheckpoint=4000", "cache_size=-24576"):
             connection.execute(f"PRAGMA {name}")
     cursor = connection.cursor()
     mark = "%s" if postgresql else "?"
