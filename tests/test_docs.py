@@ -6,17 +6,22 @@ planted lie that it must see.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import subprocess
+import sys
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import BaseModel
 
 from syncd import config, daemon
+from syncd.adapter import Consignment, Context, Pull
 from syncd.config import Product, SecretRef, Settings, Shop, Supplier
 from syncd.suppliers import registry
 
@@ -227,3 +232,83 @@ def test_what_needs_a_restart_is_as_documented(tmp_path: Path) -> None:
     last = CONFIGURATION.rpartition("in `[daemon]` the settings")[2]
     named = {f"daemon.{name}" for name in re.findall(r"`(\w+)`", last)}
     assert needs == named
+
+
+# --- the guide for authors of adapters --------------------------------------------------------------------------------
+
+GUIDE = (ROOT / "adapters" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """The guide's complete example, in a folder of drop-in adapters, with the test that the guide gives for it."""
+    adapter, test = blocks(GUIDE, "python")
+    folder = tmp_path / "adapters"
+    folder.mkdir(mode=0o755)
+    (folder / "test_spool.py").write_text(test, encoding="utf-8")
+    path = folder / "spool.py"
+    path.write_text(adapter, encoding="utf-8")
+    path.chmod(0o644)
+    return path
+
+
+def test_the_guides_example_loads_and_pulls(example: Path, tmp_path: Path) -> None:
+    kind = registry.load(example)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "a.b.1.keys").write_bytes(b"KEY-1\n")
+    (spool / "a.b.1.ready").touch()
+    own = kind.Settings.model_validate({"folder": "spool"}, context={"base": tmp_path})
+    pull = Pull(frozenset({"a.b"}), True, 0.0, lambda: False, pytest.fail, pytest.fail)
+    (batch,) = kind(Context("wang", own, ZoneInfo("Asia/Shanghai"))).pull_keys(pull)
+    assert isinstance(batch, Consignment)
+    with batch.open() as stream:
+        assert stream.read() == b"KEY-1\n"
+    assert (batch.product, batch.label, batch.media, batch.size) == ("a.b", "a.b.1.keys", "text", 6)
+
+
+def test_the_guides_configuration_uses_it(example: Path, tmp_path: Path) -> None:
+    file = tmp_path / "syncd.toml"
+    file.write_text(f'[daemon]\nadapters = ["{example.parent}"]\n' + "".join(blocks(GUIDE, "toml")), encoding="utf-8")
+    assert daemon.check(file) == []
+    # As the guide says, a file that others can write is refused: they could read every key.
+    example.chmod(0o666)
+    assert "could be written by others" in str(daemon.check(file))
+
+
+def run_tests(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_spool.py"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_guides_tests_of_the_example_pass(example: Path) -> None:
+    done = run_tests(example.parent)
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("seal(source, target)  #", "target.write(source.read())  #"),  # a copy in the clear
+        ("return self.path.exists() and _stamp(self.path) == self.stamp", "return True"),
+        ('elif not path.with_suffix(".ready").exists():', "elif False:"),
+        ("mkdir(mode=0o700, exist_ok=True)", "mkdir(mode=0o700)"),  # not to be repeated
+    ],
+)
+def test_negative_control_the_guides_tests_see_its_common_mistakes(example: Path, right: str, wrong: str) -> None:
+    text = example.read_text(encoding="utf-8")
+    assert right in text
+    example.write_text(text.replace(right, wrong), encoding="utf-8")
+    assert run_tests(example.parent).returncode == 1
+
+
+def test_the_guide_names_all_that_an_adapter_is_given() -> None:
+    for name in (field.name for field in dataclasses.fields(Pull)):
+        assert re.search(rf"^\| `{name}(\(\w*\))?` \|", GUIDE, re.MULTILINE), name
+    for name in ("product", "label", "media", "size", "open()", "unchanged()", "finish(report, seal)"):
+        assert f"\n| `{name}` |" in GUIDE, name
+    core = set(Supplier.model_fields)
+    named = re.search(r"none of the core's settings \(([^)]*)\)", GUIDE)
+    assert named
+    assert set(re.findall(r"`(\w+)`", named[1])) == core
