@@ -114,7 +114,11 @@ class Feed(Adapter):
             if folder.is_symlink():
                 pull.complain(f"{folder} is a link: use a folder")
                 continue
-            files = {path: info for path in sorted(folder.iterdir()) if (info := self._candidate(path, pull))}
+            try:
+                files = {path: info for path in sorted(folder.iterdir()) if (info := self._candidate(path, pull))}
+            except OSError as error:
+                pull.complain(f"{folder} cannot be read ({error.strerror}): give syncd's user the right to")
+                continue
             if files and folder.name not in pull.products:
                 pull.complain(
                     f"{folder} holds {len(files)} files, but no product has the sku {folder.name!r}:"

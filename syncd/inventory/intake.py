@@ -18,10 +18,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import IO, Any, BinaryIO, Final
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final
 from zoneinfo import ZoneInfo
 
-import openpyxl
 import structlog
 from sqlalchemy import select
 
@@ -45,6 +44,9 @@ from syncd.store.database import Database, Lane, Tx, Work, Writer
 from syncd.store.leases import Lease
 from syncd.store.tables import quarantine, source
 from syncd.vault.vault import Chunk, Counts, Origin, Slice, Vault
+
+if TYPE_CHECKING:
+    import openpyxl
 
 log = structlog.get_logger(__name__)
 
@@ -312,11 +314,18 @@ class Intake:
                 "UPDATE source SET state = 'taking' WHERE product = ? AND name = ? AND state = 'changed'",
                 (origin.product, origin.name),
             )
-        ((row_id, supersedes, state, stored, consumed, position),) = tx.query(
-            "SELECT id, supersedes, state, reading, consumed, position FROM source WHERE product = ? AND name = ?",
+        ((row_id, state, stored, consumed, position),) = tx.query(
+            "SELECT id, state, reading, consumed, position FROM source WHERE product = ? AND name = ?",
             (origin.product, origin.name),
         )
-        found = Origin(row_id, origin.name, origin.product, origin.issuer, supersedes)
+        # A payload that keeps changing supersedes a whole row of sources, and repeats what each of them brought.
+        chain = tx.query(
+            "WITH RECURSIVE chain(id) AS (SELECT supersedes FROM source WHERE id = ? UNION"
+            " SELECT s.supersedes FROM source s JOIN chain ON s.id = chain.id) SELECT id FROM chain",
+            (row_id,),
+        )
+        superseded = frozenset(source_id for (source_id,) in chain if source_id is not None)
+        found = Origin(row_id, origin.name, origin.product, origin.issuer, superseded)
         return _Mark(found, state, Reading.load(stored), consumed, position)
 
     def _run_close(self, tx: Tx, payloads: Sequence[tuple[Origin, str, Lease | None]]) -> list[BaseException | None]:
@@ -408,6 +417,8 @@ class Upload(Consignment):
 @contextlib.contextmanager
 def _rows(stream: IO[bytes], label: str) -> Iterator[Iterator[tuple[int, list[str]]]]:
     """(row number, cells as text) of a workbook's first sheet. Raises AdapterError for what is no sound workbook."""
+    import openpyxl
+
     if not stream.seekable():
         stream = io.BytesIO(stream.read())
     try:

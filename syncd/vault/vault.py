@@ -77,13 +77,16 @@ class SealedSlice:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The payload that a chunk of cards comes from; ``name`` (``feed:SHA256``) is bound into every seal (K3)."""
+    """The payload that a chunk of cards comes from; ``name`` (``feed:SHA256``) is bound into every seal (K3).
+
+    ``supersedes`` are the sources that were this payload before it changed while it was being read.
+    """
 
     source_id: int
     name: str
     product: str
     issuer: str = ""
-    supersedes: int | None = None
+    supersedes: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, repr=False)
@@ -254,7 +257,7 @@ class Vault:
 
     def _sort(self, tx: Tx, chunk: Chunk, counts: Counts) -> tuple[list[SealedKey], list[SealedSlice]]:
         """Which keys are new, and which were seen before, by their own source (a repeat) or another (quarantine)."""
-        mine = {chunk.origin.source_id, chunk.origin.supersedes}
+        mine = {chunk.origin.source_id} | chunk.origin.supersedes
         seen = self._seen(tx, {fp for key in chunk.keys for fp in (key.fp, key.raw_fp)})
         fresh: list[SealedKey] = []
         aside: list[SealedSlice] = []
@@ -342,7 +345,6 @@ class Vault:
                     quarantine.c.reason,
                     source.c.id,
                     source.c.name,
-                    source.c.supersedes,
                 )
                 .join(source, source.c.id == quarantine.c.source_id)
                 .where(quarantine.c.id == quarantine_id)
@@ -351,7 +353,7 @@ class Vault:
             msg = f"there is no quarantine entry {quarantine_id}"
             raise NotFoundError(msg, hint="list them: syncd keys quarantine list")
         raw = self.ring.open(row.sealed, associated("quarantine", quarantine_id, row.product, row.name))
-        origin = Origin(row.id, row.name, row.product, supersedes=row.supersedes)
+        origin = Origin(row.id, row.name, row.product)
         return origin, row.position, raw, row.reason
 
     def prepare_release(self, quarantine_id: int, origin: Origin, card: Slice) -> tuple[int, Origin, SealedKey]:
