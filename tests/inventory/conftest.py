@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
 import pytest
+import structlog
 
 from syncd import audit, config
 from syncd.adapter import Adapter, Consignment, Context, Pull, Seal, Settings
@@ -207,6 +208,16 @@ def build(url: str, folder: Path, configuration: str = CONFIGURATION) -> House:
 
     vault.seal = counted
     return house
+
+
+@pytest.fixture(autouse=True)
+def unrendered_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tracebacks of planted kills are not drawn (a quarter of a second each), but where a test reads what is shown."""
+    if "capsys" in request.fixturenames:
+        yield
+        return
+    with structlog.testing.capture_logs():
+        yield
 
 
 @pytest.fixture

@@ -68,6 +68,25 @@ def test_what_cannot_be_taken_is_complained_of_and_the_rest_is_taken(feed: Any, 
         assert part in said
 
 
+def test_one_folder_that_cannot_be_read_does_not_keep_the_others_waiting(
+    feed: Any, told: Any, drop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop("good.txt", "x\n")
+    shut = drop("keys.txt", "x\n", product="cards-1").parent
+    real = Path.iterdir
+
+    def iterdir(self: Path) -> Any:
+        if self == shut:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert found(feed, told.pull()) == ["opaque-1/good.txt"]
+    (said,) = told.complaints
+    assert str(shut) in said
+    assert "Permission denied" in said
+
+
 def test_a_folder_that_is_not_there_ends_the_run_with_what_to_do(feed: Any, told: Any) -> None:
     feed.folder.rmdir()
     with pytest.raises(AdapterError, match="correct `folder`"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -22,6 +24,8 @@ from syncd.store.database import Lane, Tx, Work
 from syncd.store.leases import Lease
 
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+# One engine is enough where the database has no say.
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 PATIENCE_S = 60.0  # only a test that fails waits so long
 
 
@@ -115,6 +119,7 @@ async def test_every_run_leaves_a_row_with_what_it_did(house: Any, payload: Any)
     assert house.verified() == len(kinds)
 
 
+@SQLITE
 async def test_the_feed_is_synced_from_its_folder_to_the_vault(house: Any, feed: Any, drop: Any) -> None:
     drop("keys.txt", text("key-1", "key-2"))
     drop("keys.pdf", "x")
@@ -126,6 +131,7 @@ async def test_the_feed_is_synced_from_its_folder_to_the_vault(house: Any, feed:
     assert house.keys() == ["key-1", "key-2"]
 
 
+@SQLITE
 async def test_an_unknown_supplier_and_one_that_is_switched_off(house: Any) -> None:
     sync = house.sync(alpha=of())
     with pytest.raises(NotFoundError, match="does not exist"):
@@ -173,6 +179,7 @@ async def test_P2_an_adapter_that_fails_is_recorded_and_costs_the_others_nothing
     assert 0 < due_in(house) <= 600  # its next run comes at its usual time
 
 
+@SQLITE
 @pytest.mark.parametrize("raised", [Odd(), SystemExit(3), KeyboardInterrupt(), StopIteration()])
 async def test_P2_what_does_not_travel_through_a_future_ends_its_run_only(
     house: Any, payload: Any, raised: BaseException
@@ -188,6 +195,7 @@ async def test_P2_what_does_not_travel_through_a_future_ends_its_run_only(
         assert (await ran(sync))["error"] == f"the adapter failed: {type(raised).__name__}"
 
 
+@SQLITE
 async def test_P2_one_payload_that_cannot_be_read_does_not_stop_the_next(house: Any, payload: Any) -> None:
     stream = io.BytesIO()
     openpyxl.Workbook().save(stream)
@@ -262,6 +270,22 @@ async def test_P2_a_hanging_adapter_holds_up_neither_the_others_nor_the_stop(
     await ended(sync)
 
 
+def test_P2_a_thread_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    script = """
+import asyncio, threading
+from syncd.inventory.sync import _in_thread
+
+async def main():
+    inside = threading.Event()
+    hanging = asyncio.create_task(_in_thread("sync-alpha", lambda: (inside.set(), threading.Event().wait())))
+    await asyncio.to_thread(inside.wait)
+
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S, check=True, capture_output=True)
+    assert ended.stderr == b""
+
+
 async def test_an_adapter_that_lies_loses_nothing_and_hides_nothing(house: Any, payload: Any) -> None:
     """Products that are none, a wrong size, a payload that cannot be opened, one that never stays the same."""
     lost, moving = payload("opaque-1", "x\n", label="lost.txt"), payload("opaque-1", "y\n", label="moving.txt")
@@ -284,6 +308,7 @@ async def test_an_adapter_that_lies_loses_nothing_and_hides_nothing(house: Any, 
     assert due_in(house) <= 0  # what changed is settled soon: settle is 0 s here
 
 
+@SQLITE
 async def test_a_very_long_error_is_cut_not_refused(house: Any) -> None:
     def talks(pull: Any) -> Iterator[Any]:
         for number in range(1000):
@@ -319,6 +344,7 @@ async def test_one_run_at_a_time_and_the_second_is_told_which(house: Any, payloa
     assert sync.run(run_id)["new"] == 20
 
 
+@SQLITE
 async def test_many_starts_at_once_make_one_run(house: Any, payload: Any) -> None:
     sync = house.sync(alpha=of(payload("opaque-1", text("key-1"))))
     await sync.open()
@@ -400,6 +426,7 @@ async def test_what_is_overdue_runs_once_at_a_start_however_many_runs_were_misse
     ]
 
 
+@SQLITE
 async def test_runs_are_spread_by_their_jitter(make_house: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     file = """
 [sync]
@@ -425,6 +452,7 @@ jitter = "0s"
     assert due_in(house, "beta") <= 60
 
 
+@SQLITE
 async def test_an_adapter_may_ask_for_an_early_next_run_but_not_for_a_later_one(house: Any) -> None:
     def asks(seconds: float) -> Callable[[Any], Iterator[Any]]:
         def pull(pull: Any) -> Iterator[Any]:
@@ -441,6 +469,7 @@ async def test_an_adapter_may_ask_for_an_early_next_run_but_not_for_a_later_one(
     assert due_in(house, "beta") <= 600
 
 
+@SQLITE
 async def test_a_reload_brings_a_new_supplier_in_and_takes_a_removed_one_out(house: Any) -> None:
     sync = house.sync(alpha=of())
     await sync.open()
@@ -573,7 +602,9 @@ async def test_D3_a_holder_that_stalls_before_its_end_closes_nothing(
 async def test_D3_a_lease_that_is_lost_stops_its_run_and_one_that_is_kept_does_not(
     make_house: Callable[..., Any], payload: Any
 ) -> None:
-    house = make_house('[sync]\nlease = "0.3s"\njitter = "0s"\n[suppliers.alpha]\nadapter = "feed"\nfolder = "a"\n')
+    house = make_house()
+    short = house.settings.sync.model_copy(update={"lease": 0.3})
+    house.settings = house.settings.model_copy(update={"sync": short})
     stops = threading.Event()
 
     def waits(pull: Any) -> Iterator[Any]:
