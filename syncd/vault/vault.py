@@ -17,7 +17,7 @@ from sqlalchemy import func, insert, select
 
 from syncd.errors import ConflictError, KekError, LeaseLostError, NotFoundError, UnreadableKeyError
 from syncd.model import CardKey, IdSource, KeyState, QuarantineState
-from syncd.store.database import Database, Lane, RetryBatch, Tx, Work, Writer
+from syncd.store.database import Change, Database, Lane, RetryBatch, Tx, Work, Writer
 from syncd.store.leases import Lease
 from syncd.store.tables import keyring as keyring_table
 from syncd.store.tables import meta, quarantine, source, vault_key
@@ -211,8 +211,9 @@ class Vault:
         fresh, aside = self._sort(tx, chunk, counts)
         held = [*chunk.slices, *aside]
         self._insert_keys(tx, origin, fresh)
+        written = 0
         if held:
-            tx.bulk(
+            change = Change(
                 "INSERT INTO quarantine (id, product, source_id, position, raw_fp, reason, detail, first_source_id,"
                 " sealed, state, created_at) SELECT id, ?, ?, position, raw_fp, reason, detail, first_source_id,"
                 " sealed, 'held', ? FROM rows WHERE true ON CONFLICT (source_id, position, raw_fp) DO NOTHING",
@@ -220,9 +221,11 @@ class Vault:
                 [(s.id, s.position, s.raw_fp, s.reason, s.detail, s.first_source_id, s.sealed) for s in held],
                 (origin.product, origin.source_id, tx.at),
             )
+            (written,) = tx.change([change])
+        counts.cards -= len(held) - written  # after a kill, the pieces of a line of megabytes come once more
         for item in held:
             counts.reasons[item.reason] = counts.reasons.get(item.reason, 0) + 1
-        counts.sealed, counts.quarantined = len(fresh), len(held)
+        counts.sealed, counts.quarantined = len(fresh), written
         moved = tx.execute(
             "UPDATE source SET consumed = ?, position = ?, cards = cards + ?, sealed = sealed + ?,"
             " repeats = repeats + ?, duplicates = duplicates + ?, quarantined = quarantined + ?"
