@@ -581,3 +581,25 @@ def test_K5_a_file_that_grows_during_import_after_import_is_taken_whole_in_the_e
     assert not path.exists()
     assert sorted(house.keys()) == keys
     assert house.held() == []
+
+
+@pytest.mark.parametrize("commits", range(2, 6))
+def test_the_pieces_of_an_endless_line_are_counted_once_over_a_kill(
+    make_house: Callable[..., Any], payload: Any, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    """Such a line is cut into chunks though reading cannot be taken up inside it: its pieces come once more."""
+    monkeypatch.setattr(intake_module, "_MAX_CHUNK_BYTES", 100_000)
+    endless = "".join(f"{number:06d}" for number in range(70_000))
+    content = text(["good-1", endless, "good-2"])
+    house = make_house()
+    house.kill_after(commits, acknowledged=True)
+    with contextlib.suppress(UnavailableError):
+        house.take(payload("opaque-1", content))
+    house.stop()
+    house = make_house()
+    house.take(payload("opaque-1", content))
+    row = house.source("keys.txt")
+    pieces = len(house.held())
+    assert pieces > 2
+    assert (row["cards"], row["sealed"], row["quarantined"]) == (2 + pieces, 2, pieces)
+    assert house.keys() == ["good-1", "good-2"]
