@@ -154,6 +154,8 @@ class Vault:
         self.ring = ring
         self.ids = ids
         self._names: dict[int, str] = {}
+        self._mixed = 0
+        """The last payload that held keys seen before."""
         self.intake: Work[Chunk, Counts] = Work("intake", Lane.INGEST, self._intake)
         self.release: Work[tuple[int, Origin, SealedKey, str], bool] = Work("release", Lane.CONTROL, self._release)
         self.drop: Work[tuple[int, str], bool] = Work("drop", Lane.CONTROL, self._drop)
@@ -208,9 +210,8 @@ class Vault:
         if chunk.lease:
             chunk.lease.check(tx)
         counts = Counts(cards=len(chunk.keys) + len(chunk.slices))
-        fresh, aside = self._sort(tx, chunk, counts)
+        fresh, aside = self._write_keys(tx, chunk, counts)
         held = [*chunk.slices, *aside]
-        self._insert_keys(tx, origin, fresh)
         written = 0
         if held:
             change = Change(
@@ -258,6 +259,27 @@ class Vault:
         )
         return counts
 
+    def _write_keys(self, tx: Tx, chunk: Chunk, counts: Counts) -> tuple[list[SealedKey], list[SealedSlice]]:
+        """Write a chunk's keys: (those that were new, those to set aside).
+
+        Most payloads hold new keys only. So they are written as if all were, which the unique fingerprints decide; a
+        payload in which they find a repeat is looked up first from there on.
+        """
+        if not chunk.keys:
+            return [], []
+        if self._mixed != chunk.origin.source_id:
+            tx.execute("SAVEPOINT as_if_new")
+            if self._insert_keys(tx, chunk.origin, chunk.keys):
+                tx.execute("RELEASE SAVEPOINT as_if_new")
+                return list(chunk.keys), []
+            tx.execute("ROLLBACK TO SAVEPOINT as_if_new")
+            tx.execute("RELEASE SAVEPOINT as_if_new")
+            self._mixed = chunk.origin.source_id
+        fresh, aside = self._sort(tx, chunk, counts)
+        if fresh and not self._insert_keys(tx, chunk.origin, fresh):
+            raise RetryBatch  # another daemon wrote one of them just now: sort again
+        return fresh, aside
+
     def _sort(self, tx: Tx, chunk: Chunk, counts: Counts) -> tuple[list[SealedKey], list[SealedSlice]]:
         """Which keys are new, and which were seen before, by their own source (a repeat) or another (quarantine)."""
         mine = {chunk.origin.source_id} | chunk.origin.supersedes
@@ -290,24 +312,28 @@ class Vault:
         )
         return {bytes(fp): source_id for fp, source_id in rows}
 
-    def _insert_keys(self, tx: Tx, origin: Origin, keys: Sequence[SealedKey]) -> None:
-        if not keys:
-            return
-        tx.bulk(
-            "INSERT INTO vault_key (id, product, sealed_sku, source_id, position, state, expires_at, sealed)"
-            " SELECT id, ?, ?, ?, position, 'available', expires_at, sealed FROM rows",
-            "id int, position int, expires_at int, sealed bytes",
-            [(key.id, key.position, key.expires_at, key.sealed) for key in keys],
-            (origin.product, origin.product, origin.source_id),
-        )
+    def _insert_keys(self, tx: Tx, origin: Origin, keys: Sequence[SealedKey]) -> bool:
+        """Write keys with their fingerprints; whether nobody had any of these, which otherwise leaves half of them."""
         # In order: neighbouring entries share pages, and daemons that meet lock in the same order.
         prints = sorted({(fp, key.id) for key in keys for fp in (key.fp, key.raw_fp)})
-        statement = "INSERT INTO fingerprint (fp, key_id) SELECT fp, key_id FROM rows"
-        if tx.postgresql:
-            statement += " ON CONFLICT (fp) DO NOTHING RETURNING fp"
-        written = tx.bulk(statement, "fp bytes, key_id int", prints)
-        if tx.postgresql and len(written) != len(prints):
-            raise RetryBatch  # another daemon wrote one of them just now: sort again
+        written = tx.change(
+            [
+                Change(
+                    "INSERT INTO vault_key (id, product, sealed_sku, source_id, position, state, expires_at, sealed)"
+                    " SELECT id, ?, ?, ?, position, 'available', expires_at, sealed FROM rows",
+                    "id int, position int, expires_at int, sealed bytes",
+                    [(key.id, key.position, key.expires_at, key.sealed) for key in keys],
+                    (origin.product, origin.product, origin.source_id),
+                ),
+                Change(
+                    "INSERT INTO fingerprint (fp, key_id) SELECT fp, key_id FROM rows WHERE true"
+                    " ON CONFLICT (fp) DO NOTHING",
+                    "fp bytes, key_id int",
+                    prints,
+                ),
+            ]
+        )
+        return written == [len(keys), len(prints)]
 
     # --- going out --------------------------------------------------------------------------------------------------
 
@@ -376,7 +402,8 @@ class Vault:
             first = next(iter(seen.values()))
             name = self.source_names(tx, {first})[first]
             return ConflictError(f"this key is in the vault already, from {name}", hint="drop it instead")
-        self._insert_keys(tx, origin, [key])
+        if not self._insert_keys(tx, origin, [key]):
+            raise RetryBatch  # another daemon wrote it just now
         _resolve(tx, quarantine_id, QuarantineState.RELEASED)
         tx.audit("quarantine.released", quarantine=quarantine_id, key=key.id, product=origin.product, by=by)
         return True

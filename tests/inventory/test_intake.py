@@ -484,18 +484,13 @@ def test_planted_bug_a_duplicate_that_is_not_looked_for_is_caught(
 ) -> None:
     """Blind to what it has seen and with fingerprints that give way, the same key comes in twice."""
     monkeypatch.setattr(Vault, "_seen", lambda *_: {})
-    real = Tx.bulk
+    real = Vault._insert_keys
 
-    def bulk(self: Tx, sql: str, columns: str, rows: Any, params: Any = ()) -> Any:
-        if sql.startswith("INSERT INTO fingerprint"):
-            sql = sql.split(" ON CONFLICT", maxsplit=1)[0].replace(
-                "FROM rows", "FROM rows WHERE true ON CONFLICT DO NOTHING"
-            )
-            real(self, sql, columns, rows, params)
-            return rows
-        return real(self, sql, columns, rows, params)
+    def insert(self: Vault, tx: Any, origin: Any, keys: Any) -> bool:
+        real(self, tx, origin, keys)
+        return True  # whatever the constraint said
 
-    monkeypatch.setattr(Tx, "bulk", bulk)
+    monkeypatch.setattr(Vault, "_insert_keys", insert)
     house = make_house()
     house.take(payload("opaque-1", text(lines(3)), label="one.txt"))
     house.take(payload("opaque-1", text([*lines(3), "new-key"]), label="two.txt"))
@@ -510,8 +505,8 @@ def test_planted_bug_a_chunk_that_is_dropped_is_caught(
     """A chunk whose keys are not written, though its mark is."""
     real = Vault._insert_keys
 
-    def insert(self: Vault, tx: Any, origin: Any, keys: Any) -> None:
-        real(self, tx, origin, [key for key in keys if key.position != 7])
+    def insert(self: Vault, tx: Any, origin: Any, keys: Any) -> bool:
+        return real(self, tx, origin, [key for key in keys if key.position != 7])
 
     monkeypatch.setattr(Vault, "_insert_keys", insert)
     house = make_house()
