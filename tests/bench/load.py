@@ -110,7 +110,7 @@ class Load:
                 else:
                     self.waiting.append(due)
                 due += 1 / self.args.rate
-            while self.sent or self.waiting:
+            while self.sent or self.waiting:  # noqa: ASYNC110 - the load is over in a moment
                 await asyncio.sleep(0.01)
         else:
             for connection in connections:
