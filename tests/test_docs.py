@@ -6,8 +6,10 @@ planted lie that it must see.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -18,15 +20,23 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import typer
 from pydantic import BaseModel
 
 from syncd import config, daemon
 from syncd.adapter import Consignment, Context, Pull
+from syncd.cli.app import app
+from syncd.cli.operator import EXIT_UNREACHABLE
 from syncd.config import Product, SecretRef, Settings, Shop, Supplier
+from syncd.errors import EXIT_CONFIG, KekError, SyncdError
+from syncd.inventory.quarantine import HELD
+from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
+from syncd.vault.crypto import parse_kek
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = (ROOT / "config" / "syncd.toml").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "adapters" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
@@ -312,3 +322,253 @@ def test_the_guide_names_all_that_an_adapter_is_given() -> None:
     named = re.search(r"none of the core's settings \(([^)]*)\)", GUIDE)
     assert named
     assert set(re.findall(r"`(\w+)`", named[1])) == core
+
+
+# --- operations: metrics, messages, reasons ---------------------------------------------------------------------------
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+SOURCES = [*(ROOT / "syncd").rglob("*.py"), *(ROOT / "adapters").glob("*.py")]
+
+
+def exported() -> dict[str, str]:
+    """Name → kind of each metric of ours, as Prometheus reads it."""
+    metrics = Metrics("1")
+    metrics.levels = Levels
+    found = re.findall(r"^# TYPE (syncd_\w+) (\w+)$", metrics.render().decode(), re.MULTILINE)
+    return dict(found)
+
+
+def metrics_named(text: str) -> set[str]:
+    """Every metric that a text names; a histogram's series count as the histogram."""
+    kinds = exported()
+    found = set()
+    for name in re.findall(r"\bsyncd_[a-z_]+\b", text):
+        whole = re.sub(r"_(bucket|sum|count)$", "", name)
+        found.add(whole if kinds.get(whole) == "histogram" else name)
+    return found
+
+
+def metrics_listed(text: str) -> set[str]:
+    return set(re.findall(r"^\| `(syncd_\w+)` \|", text, re.MULTILINE))
+
+
+def test_every_metric_is_listed_and_every_metric_that_is_named_exists() -> None:
+    assert metrics_listed(OPERATIONS) == set(exported())
+    for path in DOCUMENTS:
+        assert metrics_named(path.read_text(encoding="utf-8")) <= set(exported()), path
+
+
+def test_negative_control_a_lie_about_a_metric_is_found() -> None:
+    assert len(exported()) > 25
+    assert metrics_listed(OPERATIONS.replace("| `syncd_wal_bytes` |", "| wal_bytes |")) != set(exported())
+    assert not metrics_named("rate(syncd_delivery_total[5m])") <= set(exported())
+    assert not metrics_named("syncd_wal_bytes_bucket") <= set(exported())  # no histogram
+    assert metrics_named("syncd_delivery_seconds_bucket") == {"syncd_delivery_seconds"}
+
+
+def test_the_labels_of_every_metric_are_as_documented() -> None:
+    """As the objects have them: a metric without a sample does not show its labels in an exposition."""
+    labels = {}
+    for collector in Metrics("1")._registry._collector_to_names:
+        if hasattr(collector, "_labelnames"):  # not those that are read at the scrape
+            (family,) = collector.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels[name] = collector._labelnames
+    rows = dict(re.findall(r"^\| `(syncd_\w+)` \|([^|]*)\|", OPERATIONS, re.MULTILINE))
+    checked = 0
+    for name, documented_labels in rows.items():
+        if name in labels:
+            assert tuple(filter(None, documented_labels.strip().split(", "))) == tuple(labels[name]), name
+            checked += 1
+    assert checked >= 25
+
+
+def said_by_the_code() -> str:
+    """Every text in the sources, with … where a value is put in; one a line."""
+    texts = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                texts.append("".join(str(part) for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def messages_of(text: str) -> list[str]:
+    """What the runbook's tables quote."""
+    return re.findall(r'^\| "([^"]+)" \|', text, re.MULTILINE)
+
+
+PYTHONS_OWN = {"PermissionError: Permission denied"}
+
+
+def test_every_message_in_the_runbook_is_one_that_the_code_says() -> None:
+    messages = messages_of(OPERATIONS)
+    assert len(messages) >= 15
+    said = said_by_the_code()
+    assert [message for message in messages if message not in said and message not in PYTHONS_OWN] == []
+
+
+def test_negative_control_a_message_that_nobody_says_is_found() -> None:
+    assert messages_of('| "the vault is on fire" | Run. |') == ["the vault is on fire"]
+    assert "the vault is on fire" not in said_by_the_code()
+
+
+def test_every_error_code_and_log_event_in_the_runbook_exists() -> None:
+    codes = {kind.code for kind in every_error(SyncdError)}
+    section = OPERATIONS.partition("### The shop is refused")[2].partition("###")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    assert len(named) >= 6
+    assert named <= codes
+    said = said_by_the_code().splitlines()
+    for event in ("reload_refused", "restart_needed", "unit_failed", "checkpoint_failed", "sync_failed"):
+        assert f"`{event}`" in OPERATIONS
+        assert event in said
+
+
+def every_error(kind: type[SyncdError]) -> Iterator[type[SyncdError]]:
+    yield kind
+    for inner in kind.__subclasses__():
+        yield from every_error(inner)
+
+
+def test_every_reason_of_quarantine_has_its_line() -> None:
+    reasons = {HELD, "duplicate", "respelled"}
+    for path in (ROOT / "syncd" / "inventory" / "formats").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args:
+                reasons |= {part.value for part in words_of(node.args[0])}
+    assert len(reasons) >= 10
+    section = OPERATIONS.partition("## Quarantine")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == reasons
+
+
+def words_of(node: ast.expr) -> list[Any]:
+    """The constants that an argument may be: itself, or either branch of a condition."""
+    if isinstance(node, ast.IfExp):
+        return words_of(node.body) + words_of(node.orelse)
+    return [node] if isinstance(node, ast.Constant) else []
+
+
+def test_exit_codes_are_as_documented() -> None:
+    rows = set(re.findall(r"^\| (\d+) \|", OPERATIONS, re.MULTILINE))
+    assert rows == {"0", "1", "2", str(EXIT_UNREACHABLE), str(EXIT_CONFIG)}
+
+
+def test_the_kek_of_the_installation_guide_is_one_that_the_daemon_reads() -> None:
+    (command,) = re.findall(r"^(head .*?) \| systemd-creds encrypt", OPERATIONS, re.MULTILINE)
+    made = subprocess.run(["sh", "-c", command], capture_output=True, check=True, timeout=10).stdout
+    assert parse_kek(made, "the guide").id
+    with pytest.raises(KekError):  # negative control: the bytes as they are would be refused at the first start
+        parse_kek(subprocess.run(command.partition(" |")[0].split(), capture_output=True, check=True).stdout, "here")
+
+
+def test_links_within_a_document_lead_somewhere() -> None:
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        anchors = {
+            re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        } | set(re.findall(r'<a id="(\w+)">', text))
+        assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors, path
+
+
+def test_files_that_the_documents_name_are_there() -> None:
+    for path in DOCUMENTS:
+        for name in re.findall(r"`((?:docs|adapters|config)/[\w./-]+)`", path.read_text(encoding="utf-8")):
+            if not name.endswith("docs/api.md"):  # written apart from these
+                assert (ROOT / name).exists(), (path, name)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+AT_COMMAND = re.compile(
+    r"(?:^|[|;&(])\s*(?:\w+=\S+ )*(?:sudo (?:-u \w+ )?)?"  # where a command begins, and what may stand before it
+    r"(?:(?:[\w./]*/)?syncd|with_kek)(?=\s)(.*?)(?=$|[|;&#)>])"
+)
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words after `syncd`, of every command in code blocks and in backticks."""
+    fenced = [
+        line
+        for language in ("", "sh")
+        for block in blocks(text, language)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    for line in fenced + inline:
+        for found in AT_COMMAND.findall(line):
+            words = shlex.split(found)
+            if words and not words[0].startswith("{"):
+                yield words
+
+
+def wrong_with(words: list[str]) -> str:
+    """What is wrong with a command, by the program's own tree; empty if it exists."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
+        inner = command.commands.get(rest[0])
+        if inner is None:
+            return f"there is no command {rest[0]!r}"
+        command = inner
+        rest.pop(0)
+    options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+    unknown = [word for word in rest if word.startswith("--") and word.partition("=")[0] not in options]
+    if unknown:
+        return f"there is no option {unknown[0]}"
+    flags = {name for option in command.params if getattr(option, "is_flag", False) for name in option.opts}
+    positional: list[str] = []
+    takes_value = False
+    for word in rest:
+        if takes_value:
+            takes_value = False
+        elif word.startswith("--"):
+            takes_value = "=" not in word and word not in flags | {"--help"}
+        else:
+            positional.append(word)
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    if positional and len(positional) > len(arguments) and not any(one.nargs < 0 for one in arguments):
+        return f"it takes no {positional[-1]!r}"
+    return ""
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_command_in_a_document_exists(path: Path) -> None:
+    found = list(commands_in(path.read_text(encoding="utf-8")))
+    assert [f"syncd {' '.join(words)}: {wrong}" for words in found if (wrong := wrong_with(words))] == []
+
+
+def test_the_commands_are_found_at_all() -> None:
+    found = {" ".join(words[:3]) for words in commands_in(OPERATIONS)}
+    assert len(found) >= 25
+    assert {"vault kek export", "audit verify", "db upgrade", "backup /var/backups/syncd", "recover"} <= found
+    readme = {" ".join(words) for words in commands_in((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert {"status", "sync", "keys import keys.csv --product office-licence"} <= readme
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("Run `syncd recovr`.", "no command 'recovr'"),
+        ("```sh\nsyncd keys qarantine list\n```", "no command 'qarantine'"),
+        ("```sh\nsudo -u syncd syncd backup --fast FILE   # now\n```", "no option --fast"),
+        ("```sh\nx && .venv/bin/syncd status now\n```", "takes no 'now'"),
+        ("```sh\nwith_kek audit verfy\n```", "no command 'verfy'"),
+        ("`syncd vault kek\nimprot COPY`", "no command 'improt'"),
+    ],
+)
+def test_negative_control_a_command_that_does_not_exist_is_found(text: str, wrong: str) -> None:
+    (words,) = commands_in(text)
+    assert wrong in wrong_with(words)
+
+
+def test_the_documents_speak_of_the_project_alone() -> None:
+    """No path of whoever wrote them, no number of a ticket."""
+    for path in [*DOCUMENTS, ROOT / "config" / "syncd.toml"]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"/work\b|/tmp\b|(?<![\w&])#\d+\b|pypi\.org|\bTODO\b", text), path
