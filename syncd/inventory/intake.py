@@ -61,6 +61,9 @@ _MIN_CHUNK: Final = 50
 _MAX_CHUNK_BYTES: Final = 4 << 20
 _BUSY_S: Final = 0.004
 """How long a chunk may hold the writer while deliveries come in."""
+_BUSY_SHARE: Final = 0.4
+"""What part of the writer's time an import takes then: the log that it fills has to be moved, which stops all."""
+_LONGEST_REST_S: Final = 0.05
 _IDLE_S: Final = 0.05
 _REPORT_ROWS: Final = 1000
 _MAX_UNPACKED: Final = 1 << 30
@@ -234,6 +237,8 @@ class Intake:
             pace = took if not pace else 0.8 * pace + 0.2 * took
             busy = time.monotonic() - self._writer.delivered_at < 1.0
             size = int(min(_MAX_CHUNK, max(_MIN_CHUNK, (_BUSY_S if busy else _IDLE_S) / pace)))
+            if busy:
+                time.sleep(min(_LONGEST_REST_S, pace * number / _BUSY_SHARE))
             counts.add(landed)
             ask.progress.counts.add(landed)
             self._count(ask.supplier, mark.origin.product, landed)

@@ -519,7 +519,9 @@ class Writer:
     BATCH: Final = 128
     STARVE: Final = 8  # batches of deliveries that may pass before a waiting chunk of ingest gets its turn
     WAL_SOFT: Final = 16 << 20
-    WAL_HARD: Final = 192 << 20
+    WAL_HARD: Final = 224 << 20
+    SETTLED_S: Final = 1.0
+    """For so long nothing must have been taken in before the log is moved in a quiet moment: an import has none."""
 
     def __init__(
         self,
@@ -537,6 +539,7 @@ class Writer:
         """Monotonic time at which a delivery was last taken up: an import keeps its chunks short for a while."""
         self._chain = chain
         self._head: tuple[int, bytes] | None = None
+        self._ingested_at = -self.SETTLED_S
         self._metrics = metrics
         self._on_fatal = on_fatal
         self._backoff = _Backoff()
@@ -606,7 +609,8 @@ class Writer:
                     self._die(error, batch)
                     return
                 continue
-            if self.database.wal_backlog() > self.WAL_SOFT:
+            quiet = time.monotonic() - self._ingested_at > self.SETTLED_S
+            if quiet and self.database.wal_backlog() > self.WAL_SOFT:
                 self._checkpoint("PASSIVE")
                 if any(self._lanes):
                     continue
@@ -633,6 +637,7 @@ class Writer:
             return batch
         self._passed = 0
         if ingest:
+            self._ingested_at = time.monotonic()
             batch.append(ingest.popleft())
         return batch
 
