@@ -57,7 +57,9 @@ class File(Consignment):
     def finish(self, report: str, seal: Seal) -> None:
         """Seal or delete the file, leave the report. A kill between any two steps only repeats them."""
         taken = self.path.parent / "taken"
-        taken.mkdir(mode=0o750, exist_ok=True)
+        if not taken.is_dir():
+            taken.mkdir()
+            taken.chmod(0o750)  # whatever the umask: who drops files may read what became of them
         name = taken / self.label
         if any(name.with_name(f"{name.name}{kind}").exists() for kind in (".sealed", ".report.txt")):
             # Of an earlier file of that name, or of this one before a kill. Inodes are given out again: time as well.
@@ -172,9 +174,10 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
     temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "wb") as target:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
         yield target
         target.flush()
+        os.fchmod(target.fileno(), 0o640)
         os.fsync(target.fileno())
     temporary.replace(path)
 

@@ -241,6 +241,14 @@ class Settings(_Table):
 
 def load(path: Path) -> Settings:
     """Read the configuration. Raises ConfigError with every problem there is."""
+    settings, problems = examine(path)
+    if problems or settings is None:
+        raise ConfigError(problems)
+    return settings
+
+
+def examine(path: Path) -> tuple[Settings | None, list[Problem]]:
+    """(the settings without what is wrong in them, None if nothing is left; every problem there is)."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links out of the folder
     problems: list[Problem] = []
     tree: dict[str, Any] = {}
@@ -250,17 +258,14 @@ def load(path: Path) -> Settings:
         if found is not None:
             _merge(tree, found, origins, file, problems)
     if problems and not tree:
-        raise ConfigError(problems)
+        return None, problems
     _refuse_ours(tree, origins, path, problems)
     settings = _validated(tree, origins, path, problems)
-    if settings is None:
-        raise ConfigError(_unique(problems))
-    settings._origins.update(origins)  # noqa: SLF001 - the same module's class
-    settings = _with_csv(settings, origins, problems)
-    problems += _crosscheck(settings)
-    if problems:
-        raise ConfigError(_unique(problems))
-    return settings
+    if settings is not None:
+        settings._origins.update(origins)  # noqa: SLF001 - the same module's class
+        settings = _with_csv(settings, origins, problems)
+        problems += _crosscheck(settings)
+    return settings, _unique(problems)
 
 
 def diff(old: Settings, new: Settings) -> list[str]:

@@ -91,11 +91,13 @@ def complete(settings: Settings) -> Loaded:
 
 def check(path: Path) -> list[Problem]:
     """Every problem of a configuration; none when the daemon would take it."""
-    try:
-        complete(config.load(path))
-    except ConfigError as error:
-        return error.problems
-    return []
+    settings, problems = config.examine(path)
+    if settings is not None:
+        try:
+            complete(settings)
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    return problems
 
 
 def run(settings: Settings) -> int:

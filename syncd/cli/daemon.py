@@ -27,7 +27,7 @@ state_dir = {state}
 listen = "127.0.0.1:8750"                 # the HTTP API; shops on this machine may use api_socket instead
 api_socket = {api}
 operator_socket = {operator}
-{group}socket_group = "syncd-shop"               # who may connect to api_socket
+# socket_group = "syncd-shop"             # who may connect to api_socket; syncd.service sets it by itself
 adapters = [{adapters}]
 
 [store]
@@ -85,7 +85,6 @@ def init(
         state=_quoted(state),
         api=_quoted(sockets / "api.sock"),
         operator=_quoted(sockets / "operator.sock"),
-        group="" if systemd else "# ",
         adapters=_quoted(path.parent / "adapters"),
         kek=kek,
         feeds=_quoted(feeds),

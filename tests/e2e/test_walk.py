@@ -172,7 +172,8 @@ def test_a_broken_configuration_is_named_whole(install: Any, tmp_path: Path) -> 
     daemon.config.write_text(daemon.config.read_text() + '[suppliers.x]\nadapter = "none"\n[sinc]\n')
     done = subprocess.run(daemon.command("check"), capture_output=True, text=True, check=False)
     assert done.returncode == 78
-    assert "sinc" in done.stderr
+    for problem in ("sinc", "suppliers.x.adapter", "products.a.format"):
+        assert problem in done.stderr
 
 
 @pytest.mark.parametrize("engine_url", ["postgresql"], indirect=True)
