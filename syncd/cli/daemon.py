@@ -155,5 +155,8 @@ def status(config: ConfigFile = None, json_: AsJson = False) -> None:
     answer = Operator.of(config).get("/v1/status")
     if json_:
         output.as_json(answer)
-    else:
-        output.facts(answer)
+        return
+    for row in answer.get("suppliers", []):
+        last = row.pop("last_run", None)
+        row["last run"] = f"{last['new']} new of {last['seen']}" if last else None
+    output.facts(answer)

@@ -1,7 +1,7 @@
 """POST /v1/deliveries: the one route that must be fast, as bare ASGI with msgspec. Called by `native`.
 
 It says what the FastAPI routes say, in the same words and with the same guard; `DeliveryRequest` and `DeliveryAnswer`
-are its entries in the OpenAPI document, and a test holds both together. docs/adr/0006 says what this is worth.
+are its entries in the OpenAPI document, and a test holds both together. docs/adr/0008 says what makes it fast.
 """
 
 from __future__ import annotations
