@@ -269,6 +269,7 @@ class Daemon:
         if fenced:
             lines.append("RESTORED FROM A BACKUP: nothing is delivered until you run: syncd recover")
         product = next(iter(settings.products), "SKU")
+        program = "python -m syncd" if sys.argv[0].endswith("__main__.py") else _shown(Path(sys.argv[0]))
         if (settings.daemon.state_dir / "shop.token").exists():
             bearer = f'-H "Authorization: Bearer $(cat {state}/shop.token)"'
             body = f'{{"order_ref": "order-1", "product": "{product}", "quantity": 1}}'
@@ -276,7 +277,7 @@ class Daemon:
                 "Try, in another terminal:",
                 f"  curl -s {bearer} http://{host}:{port}/v1/stock",
                 f"  curl -s {bearer} -H 'Content-Type: application/json' -d '{body}' http://{host}:{port}/v1/deliveries",
-                f"  {_shown(Path(sys.argv[0]))} status --config {_shown(settings.file)}",
+                f"  {program} status --config {_shown(settings.file)}",
             ]
         print("\n".join(lines), flush=True)  # noqa: T201 - this is for people
 

@@ -157,6 +157,6 @@ def status(config: ConfigFile = None, json_: AsJson = False) -> None:
         output.as_json(answer)
         return
     for row in answer.get("suppliers", []):
-        last = row.pop("last_run", None)
-        row["last run"] = f"{last['new']} new of {last['seen']}" if last else None
+        if last := row.get("last_run"):
+            row["last_run"] = f"{last['new']} new of {last['seen']}"
     output.facts(answer)
