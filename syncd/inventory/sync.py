@@ -55,7 +55,10 @@ class _Run:
         self.lease = lease
         self.progress = Progress()
         self.stop = threading.Event()
+        self.problems: list[str] = []
+        """What failed: payloads that could not be taken."""
         self.complaints: list[str] = []
+        """What was left out on purpose: the supplier was read all the same."""
         self.next_in: float | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = time.monotonic()
@@ -151,10 +154,10 @@ class Sync:
             log.exception("sync_failed", supplier=name)
         finally:
             renewal.cancel()
-        problems = [*([error] if error else []), *run.complaints]
-        await self._end(name, run, "; ".join(problems) or None)
+        problems = [*([error] if error else []), *run.problems]
+        await self._end(name, run, "; ".join(problems) or None, "; ".join(run.complaints) or None)
 
-    async def _end(self, name: str, run: _Run, error: str | None) -> None:
+    async def _end(self, name: str, run: _Run, error: str | None, left_out: str | None) -> None:
         interval, jitter = self._settings.interval(name) if name in self._settings.suppliers else (600.0, 0.0)
         elapsed = time.monotonic() - run.started
         next_in = interval + random.uniform(0, jitter) - elapsed  # noqa: S311 - spreading load, not a secret
@@ -175,6 +178,7 @@ class Sync:
             },
             error,
             next_in,
+            left_out,
         )
         try:
             kept = await self._writer.submit(leases.END, outcome)
@@ -192,6 +196,7 @@ class Sync:
             repeats=counts.repeats,
             quarantined=counts.quarantined,
             problem=error,
+            left_out=left_out,
         )
 
     async def _renew(self, run: _Run) -> None:
@@ -239,7 +244,7 @@ class Sync:
         except Exception as error:
             if not isinstance(error, SyncdError | OSError):
                 log.exception("payload_failed", supplier=ask.supplier, product=consignment.product)
-            run.complaints.append(f"{consignment.product}/{consignment.label}: {_why(error)}")
+            run.problems.append(f"{consignment.product}/{consignment.label}: {_why(error)}")
             return
         if report.state == "changed":
             run.complaints.append(f"{report.product}/{report.label} changed while it was read: it is taken again")

@@ -48,13 +48,17 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: its counts, its error (None when it succeeded), seconds from its start to the next one."""
+    """How a run ended: its counts, its error (None when it succeeded), seconds from its start to the next one.
+
+    ``left_out`` is what the operator should look at, though the supplier was read: kept with the run, no failure.
+    """
 
     lease: Lease
     run_id: int
     counts: dict[str, int]
     error: str | None
     next_in: float
+    left_out: str | None = None
 
 
 def _ensure(tx: Tx, payloads: Sequence[Sequence[str]]) -> list[None]:
@@ -122,7 +126,7 @@ def _end_one(tx: Tx, outcome: Outcome) -> bool:
     """Close a run and give its lease back; false when it was lost, and then nothing is written."""
     lease, counts, now = outcome.lease, outcome.counts, tx.now()
     failed = outcome.error is not None
-    error = outcome.error[:ERROR_CHARS] if outcome.error else None
+    error = "; ".join(filter(None, (outcome.error, outcome.left_out)))[:ERROR_CHARS] or None
     # Measured from the run's start, never in the past: runs that were missed are not made up for.
     given_back = tx.execute(
         "UPDATE supplier SET holder = NULL, leased_until = NULL, due_at = ?, last_error = ?,"
