@@ -1,28 +1,98 @@
 """PUBLIC: the one module that an adapter imports.
 
-An adapter is a file with one subclass of `Adapter`. It is told where its supplier is and hands over what the supplier
-has; it never splits, cleans or reads a key (K14): that is the core's part, and so are scheduling, leases, retries,
-sealing, de-duplication and reports. ``adapters/README.md`` is the guide.
+An adapter is a file with one subclass of `Adapter`. It says what the supplier's protocol says, and nothing more: it
+never splits, cleans or reads a key (K14), and retries, limits, leases, sealing and reports are the core's.
+``adapters/README.md`` is the guide.
+
+What a supplier can do is seen from the methods that its adapter implements. A feed implements `pull_keys`. A supplier
+that sells by order implements `list_offers`, `place_order` and `get_order`, and whatever else its protocol has. What
+cannot be seen from a method, the adapter promises in `Adapter.promises`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal
+from typing import Annotated, Any, BinaryIO, ClassVar, Final, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
-__all__ = ["Adapter", "AdapterError", "Consignment", "Context", "FolderPath", "Media", "Pull", "Seal", "Settings"]
+from syncd.config import SecretRef
+from syncd.errors import StartError, SyncdError
+from syncd.model import Money, SecretText
 
-from syncd.errors import SyncdError
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "Answer",
+    "ApiKey",
+    "Auth",
+    "Authentication",
+    "BadResponse",
+    "Basic",
+    "Bearer",
+    "Check",
+    "Config",
+    "Connect",
+    "Consignment",
+    "Context",
+    "FolderPath",
+    "Forged",
+    "Hint",
+    "Http",
+    "InsufficientBalance",
+    "Media",
+    "Money",
+    "NotForSale",
+    "NotSent",
+    "OAuth2",
+    "Offer",
+    "Order",
+    "OrderRequest",
+    "OrderStatus",
+    "OutOfStock",
+    "OutcomeUnknown",
+    "Page",
+    "PriceChanged",
+    "Promises",
+    "Pull",
+    "RateLimited",
+    "RawKey",
+    "Refused",
+    "Request",
+    "Seal",
+    "Secret",
+    "SecretText",
+    "Settings",
+    "Signer",
+    "Stock",
+    "Transient",
+    "Webhook",
+    "hmac_sha256_hex",
+    "md5_hex",
+    "money",
+    "same",
+    "sha1_hex",
+]
 
 Media = Literal["text", "csv", "xlsx"]
 Seal = Callable[[BinaryIO, BinaryIO], None]
 """Seals everything read from the first stream into the second."""
+
+
+# --- errors: named by what happens next -------------------------------------------------------------------------------
+#
+# A message says what is wrong, ``hint`` what to do. Neither may hold a key, a credential or a line of a payload. What
+# an adapter raises besides these is mapped by the core: in `place_order` to OutcomeUnknown once anything was sent that
+# may have bought something, elsewhere to BadResponse.
 
 
 class AdapterError(SyncdError):
@@ -30,6 +100,326 @@ class AdapterError(SyncdError):
 
     code = "supplier_failed"
     status = 502
+
+
+class NotSent(AdapterError):
+    """Nothing left this machine (DNS, refused or timed-out connect, TLS, pool, open breaker): nothing was bought.
+
+    A purchase closes as refused, and another supplier may be asked (K9).
+    """
+
+    code = "supplier_not_reached"
+
+
+class Transient(AdapterError):
+    """It failed now and may work in a moment: reading is tried again."""
+
+    code = "supplier_transient"
+
+
+class RateLimited(Transient):
+    """Too many requests. ``retry_after`` in seconds, where the supplier says it."""
+
+    code = "supplier_rate_limited"
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class Auth(AdapterError):
+    """Our credentials are refused: this supplier is not asked again until its configuration changes; one alert."""
+
+    code = "supplier_auth"
+
+
+class Refused(AdapterError):
+    """The supplier says no, with certainty: nothing was bought. Another supplier may be asked."""
+
+    code = "supplier_refused"
+
+
+class OutOfStock(Refused):
+    """There is not enough of it."""
+
+    code = "supplier_out_of_stock"
+
+
+class PriceChanged(Refused):
+    """It costs more than the limit that was sent."""
+
+    code = "supplier_price_changed"
+
+
+class InsufficientBalance(Refused):
+    """Our account at the supplier does not cover it."""
+
+    code = "supplier_insufficient_balance"
+
+
+class NotForSale(Refused):
+    """The offer is gone, paused, or not for us."""
+
+    code = "supplier_not_for_sale"
+
+
+class OutcomeUnknown(AdapterError):
+    """It was sent, and nobody can say whether it was bought. Never repeated blindly, never failed over (M1)."""
+
+    code = "supplier_outcome_unknown"
+
+
+class BadResponse(AdapterError):
+    """The answer is not what the protocol says (HTML, ``{}``, cut off): the last good data is kept (P1)."""
+
+    code = "supplier_bad_response"
+
+
+class Config(AdapterError):
+    """The configuration cannot work: said once, and not tried again until it changes."""
+
+    code = "supplier_misconfigured"
+
+
+class Forged(AdapterError):
+    """A webhook's signature is wrong, or is too old. It is answered with 401 and has no effect."""
+
+    code = "webhook_forged"
+    status = 401
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """How much of an offer there is: a number, a word, no limit, or nobody knows. Unknown is not zero (P1)."""
+
+    kind: Literal["exact", "coarse", "unlimited", "unknown"]
+    quantity: int | None = None
+    """For ``exact``: units, 0 or more."""
+    level: Literal["out", "low", "plenty"] | None = None
+    """For ``coarse``."""
+
+    def __post_init__(self) -> None:
+        if (self.kind == "exact") != (self.quantity is not None) or (self.kind == "coarse") != (self.level is not None):
+            raise BadResponse("a stock is a quantity, a level, unlimited or unknown")
+        if self.quantity is not None and (isinstance(self.quantity, bool) or self.quantity < 0):
+            raise BadResponse("a stock cannot be negative", hint="if -1 means unlimited: Stock.exact(n, unlimited=-1)")
+
+    @classmethod
+    def exact(cls, quantity: object, *, unlimited: int | None = None) -> Stock:
+        """A number of units (an int, or a text of digits). ``unlimited``: the number with which the supplier says that.
+
+        Raises BadResponse for anything else, negative numbers among it.
+        """
+        number = _integer(quantity)
+        if number is None:
+            raise BadResponse("a stock that is not a whole number")
+        return UNLIMITED if unlimited is not None and number == unlimited else cls("exact", quantity=number)
+
+    @classmethod
+    def coarse(cls, level: Literal["out", "low", "plenty"]) -> Stock:
+        """A word for how much there is."""
+        return cls("coarse", level=level)
+
+    @classmethod
+    def unlimited(cls) -> Stock:
+        """As much as one likes."""
+        return UNLIMITED
+
+    @classmethod
+    def unknown(cls) -> Stock:
+        """The supplier does not say."""
+        return UNKNOWN
+
+
+UNLIMITED: Final = Stock("unlimited")
+UNKNOWN: Final = Stock("unknown")
+
+
+def _integer(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        return int(value)
+    if isinstance(value, Decimal | float) and value == int(value):
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
+def money(value: object, currency: str) -> Money:
+    """An amount as a supplier writes it: text, int, or Decimal (which `Answer.json` gives for 2.7). Raises BadResponse.
+
+    Exact: 2.7 stays 2.7. Thousands separators, signs of currency and exponents are refused.
+    """
+    text = str(value) if isinstance(value, str | int | Decimal) and not isinstance(value, bool) else ""
+    if not re.fullmatch(r"-?\d{1,12}(\.\d{1,12})?", text.strip()) or not re.fullmatch(r"[A-Z]{3}", currency):
+        raise BadResponse("an amount that is not a number, or without a currency")
+    return Money(Decimal(text.strip()), currency)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One thing that a supplier lists. ``sku`` is its name there, unique in the listing and stable over time."""
+
+    sku: str
+    title: str
+    price: Money | None
+    """What one unit costs us, before tiers; None where only a question at buying time tells."""
+    stock: Stock
+    for_sale: bool = True
+    min_quantity: int = 1
+    max_quantity: int | None = None
+    """Largest quantity of one order."""
+    step: int = 1
+    """Orders are multiples of it."""
+    tiers: tuple[tuple[int, Money], ...] = ()
+    """(from this quantity on, price of one unit), ascending."""
+    region: str = ""
+    """Where it can be used, or not, in words for people."""
+    group: str = ""
+    """The supplier's own category, for people who look for an offer."""
+    updated_at: datetime | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """What `place_order` needs back to order exactly this. No secret."""
+
+    def __post_init__(self) -> None:
+        if not self.sku or len(self.sku) > 200 or self.sku != self.sku.strip() or "\n" in self.sku:  # noqa: PLR2004
+            raise BadResponse("an offer without a sound sku: 1 to 200 characters, no blanks around it")
+        if self.price is not None and self.price.amount < 0:
+            raise BadResponse(f"offer {self.sku}: a negative price")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing."""
+
+    offers: Sequence[Offer]
+    total: int | None = None
+    """How many offers the whole listing has, where the supplier says it: fewer seen means a listing cut off."""
+    incremental: bool = False
+    """Whether this listing holds only what changed since ``since``: it never implies that anything is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What `Adapter.check` found: our account as the supplier calls it, its balance, and what a person should know."""
+
+    account: str = ""
+    balance: Money | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRequest:
+    """One purchase of ours. ``reference`` is unique for ever, and is committed before this is handed over."""
+
+    reference: str
+    """At most 19 characters of A-Z and 0-9 (`Promises` may ask for fewer)."""
+    offer: Offer
+    """As it was last listed."""
+    quantity: int
+    max_unit_cost: Money | None = None
+    """Send it along where the supplier has a price guard; where it has none, ask for the price just before."""
+    callback_url: str = ""
+    """Where the supplier may say that something happened; "" when nobody listens."""
+
+
+OrderStatus = Literal["pending", "partial", "completed", "canceled", "refunded"]
+
+
+@dataclass(frozen=True, slots=True)
+class RawKey:
+    """A key as the supplier sent it, or a text with several: never split, never stripped (K14). Exactly one of
+    ``text``, ``fields`` and ``image`` is set.
+    """
+
+    text: SecretText | None = None
+    fields: Mapping[str, SecretText] | None = None
+    """The supplier's own names (``card_no``, ``card_password``), and what stands there, empty ones too."""
+    image: bytes | None = field(default=None, repr=False)
+    """The picture's bytes; its kind is seen from them."""
+    id: str = ""
+    """The supplier's own id of this key: to return it, and to know it again in a later, partial answer."""
+    expires: str = ""
+    """Until when it is good, in the supplier's own words."""
+
+    def __post_init__(self) -> None:
+        if sum(part is not None for part in (self.text, self.fields, self.image)) != 1:
+            raise BadResponse("a key is a text, fields or an image")
+
+    @classmethod
+    def of(cls, text: str, *, id: str = "", expires: str = "") -> RawKey:  # noqa: A002 - the field's own name
+        """A text, as it came."""
+        return cls(text=SecretText(text), id=id, expires=expires)
+
+    @classmethod
+    def card(cls, fields: Mapping[str, str], *, id: str = "", expires: str = "") -> RawKey:  # noqa: A002
+        """Named parts, as they came."""
+        return cls(fields={name: SecretText(value) for name, value in fields.items()}, id=id, expires=expires)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order of ours as the supplier sees it now."""
+
+    id: str
+    """The supplier's own id: `get_order` takes it."""
+    status: OrderStatus
+    reference: str = ""
+    charged: Money | None = None
+    """What it cost in all, where the answer says it."""
+    quantity: int | None = None
+    """Units that the supplier says were ordered."""
+    keys: Sequence[RawKey] = field(default=(), repr=False)
+    """What has been handed over so far; `Adapter.fetch_keys` may bring more."""
+    note: str = ""
+    """A word of the supplier's for people. No key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A request that a supplier sent to us, as it came."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    query: Mapping[str, str]
+    body: bytes = field(repr=False)
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a webhook is about. It is a hint to ask again, never a source of keys."""
+
+    event: Literal["order", "offer", "test"]
+    order_id: str = ""
+    reference: str = ""
+    sku: str = ""
+    answer: bytes = b""
+    """The body that the supplier wants to read, sent with 200 (204 when empty)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What a supplier keeps to, which no method shows. Promise only what its documentation says or a test has shown."""
+
+    same_reference_same_order: bool = False
+    """Sending a reference again gives the existing order and buys nothing. Never two at once."""
+    exact_stock: bool = False
+    """A stock number is what can be bought at this moment."""
+    serial_trades: bool = False
+    """One order at a time per account."""
+    incremental: bool = False
+    """`list_offers` understands ``since``."""
+    reference_length: int = 19
+    reference_alphabet: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def _inside(value: Path, info: ValidationInfo) -> Path:
@@ -40,22 +430,222 @@ FolderPath = Annotated[Path, AfterValidator(_inside)]
 """A path in an adapter's settings; a relative one is relative to the configuration file's folder."""
 
 
+def _secret(value: object, info: ValidationInfo) -> SecretText:
+    if isinstance(value, SecretText):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(  # noqa: TRY004 - pydantic takes ValueError for a wrong value
+            'a secret is never written into the configuration: { credential = "NAME" }, { file = "PATH" } or'
+            ' { env = "NAME" } says where it lies'
+        )
+    ref = SecretRef.model_validate(value, context=info.context)
+    if sum(place is not None for place in (ref.credential, ref.file, ref.env)) != 1:
+        raise ValueError("a secret lies in exactly one place: name one of credential, file, env")
+    try:
+        found = ref.secret()
+    except StartError as error:
+        raise ValueError(str(error)) from None
+    if not found.reveal():
+        raise ValueError(f"{ref.where} is empty: put the secret there")
+    return found
+
+
+Secret = Annotated[SecretText, BeforeValidator(_secret)]
+"""A credential in an adapter's settings: written as a reference, read as a SecretText, which prints as ``***``."""
+
+
 class Settings(BaseModel):
     """The adapter's own part of ``[suppliers.NAME]``. Subclass it, name each setting and its default.
 
     Unknown settings and wrong types are configuration problems, reported with all others before the daemon starts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+
+
+# --- talking to the supplier ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A fixed key in a header, or in the query when ``query`` names a parameter."""
+
+    key: SecretText
+    header: str = "X-Api-Key"
+    query: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """``Authorization: Bearer TOKEN``."""
+
+    token: SecretText
+
+
+@dataclass(frozen=True, slots=True)
+class Basic:
+    """``Authorization: Basic …``."""
+
+    user: str
+    password: SecretText
+
+
+@dataclass(frozen=True, slots=True)
+class OAuth2:
+    """Client credentials: a token is fetched, used until shortly before it ends, and fetched anew once after a 401.
+
+    Answers of both shapes are read: {access_token, expires_in} and {value, expiresIn}.
+    """
+
+    token_url: str
+    client_id: str
+    client_secret: SecretText
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """More fields of the token request, such as ``audience``."""
+    send_as: Literal["form", "json", "query"] = "form"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request just before it is sent, for a `Signer`: exactly these bytes leave."""
+
+    method: str
+    path: str
+    """From the root, with the base URL's own path, without the query."""
+    query: Mapping[str, str]
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str]
+    at: datetime
+    """The clock's time: sign with this one, so that a test can know it."""
+
+
+Signer = Callable[[Request], Mapping[str, str]]  # not a class: a method of the adapter will do
+"""Returns the headers to add. Called anew for every try, so that each has its own time."""
+
+Authentication = ApiKey | Bearer | Basic | OAuth2 | Signer
+
+
+def hmac_sha256_hex(secret: SecretText, text: bytes | str) -> str:
+    """Lower-hex HMAC-SHA256 of the text (UTF-8) under the secret."""
+    return hmac.new(secret.reveal().encode(), _bytes(text), hashlib.sha256).hexdigest()
+
+
+def md5_hex(text: bytes | str) -> str:
+    """Lower-hex MD5 of the text (UTF-8): where a protocol asks for it, not because it is any good."""
+    return hashlib.md5(_bytes(text), usedforsecurity=False).hexdigest()
+
+
+def sha1_hex(text: bytes | str) -> str:
+    """Lower-hex SHA-1 of the text (UTF-8): as `md5_hex`."""
+    return hashlib.sha1(_bytes(text), usedforsecurity=False).hexdigest()
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two signatures are equal, in constant time."""
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+class Answer(Protocol):
+    """What a supplier answered, read whole and within the supplier's size limit. Its repr shows no body."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    content: bytes
+
+    def json(self) -> Any:
+        """The body as JSON, numbers with a point as Decimal. Raises BadResponse when it is anything else."""
+
+    def object(self) -> dict[str, Any]:
+        """As `json`, and it is an object. Raises BadResponse."""
+
+    def items(self, *path: str) -> Iterator[Any]:
+        """The elements of the list at this path of names, each decoded as it is asked for: a large listing never lies
+        in memory as objects. Raises BadResponse when there is no such list.
+        """
+
+
+class Http(Protocol):
+    """One supplier's HTTP client. It keeps the supplier's limits on rate, concurrency, time and size, checks TLS, never
+    follows a redirect, signs each try, counts, and shows no credential in any message.
+
+    In reading verbs a try that failed is repeated with growing, jittered waits, within a budget and a breaker. In
+    buying verbs nothing is ever repeated, and each request goes over a fresh connection.
+
+    Statuses: 2xx, and those in ``expect``, come back as an Answer. 401 and 403 raise Auth, 429 RateLimited, 408 and
+    5xx Transient, 3xx and other 4xx BadResponse. Within `Adapter.place_order` whatever is not an Answer, Auth or
+    RateLimited is OutcomeUnknown once a request has left that may have bought something. That is every request there
+    but GET, HEAD, and those marked with ``reads=True``.
+    """
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        json: Any = None,
+        form: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        expect: Collection[int] = (),
+        reads: bool = False,
+    ) -> Answer:
+        """Send one request; ``path`` is joined to the base URL. At most one of ``json``, ``form`` and ``content``.
+
+        ``json`` is sent as compact UTF-8 (slashes and other scripts unescaped) in the order of its keys; ``content`` is
+        sent as it is, with ``headers`` saying what it is.
+        """
+
+    async def get(
+        self, path: str, *, query: Mapping[str, str | int] | None = None, expect: Collection[int] = ()
+    ) -> Answer:
+        """`request` with GET."""
+
+    async def post(
+        self,
+        path: str,
+        *,
+        json: Any = None,
+        form: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        expect: Collection[int] = (),
+        reads: bool = False,
+    ) -> Answer:
+        """`request` with POST."""
+
+
+class Connect(Protocol):
+    """Makes a supplier's client; the core hands one in. ``base_url`` may have a path."""
+
+    def __call__(
+        self, base_url: str, *, auth: Authentication | None = None, headers: Mapping[str, str] | None = None
+    ) -> Http:
+        """A client for this base URL, within the supplier's one set of limits."""
+
+
+def _nobody(base_url: str, **_: Any) -> Http:
+    raise Config(f"nothing can be sent to {base_url} here: there is no client")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an adapter is given: its supplier's name, its settings (an instance of its own model), the time zone."""
+    """What an adapter is given: its supplier's name, its settings (an instance of its own model), the time zone, and a
+    way to connect.
+    """
 
     name: str
     settings: Any
     timezone: ZoneInfo
+    connect: Connect = field(default=_nobody, repr=False)
+
+
+# --- feeds ------------------------------------------------------------------------------------------------------------
 
 
 class Consignment(ABC):
@@ -100,13 +690,72 @@ class Pull:
     """Ask for the next run in so many seconds already: something was not ready."""
 
 
+# --- the adapter ------------------------------------------------------------------------------------------------------
+
+READING: Final = frozenset({"check", "list_offers", "get_offer", "get_balance"})
+"""The verbs that only read, and that the core therefore repeats after a failure. All others are never repeated."""
+
+
 class Adapter:
-    """One supplier's protocol. Subclass it, set ``Settings``, implement what the supplier can do."""
+    """One supplier's protocol. Subclass it, set ``Settings``, implement what the supplier can do.
+
+    ``__init__`` must not touch the network. All ``async`` methods run on one event loop of this supplier's own, so they
+    need no locks, and one that blocks holds up nobody else.
+    """
 
     Settings: ClassVar[type[Settings]] = Settings
+    title: ClassVar[str] = ""
+    """What the supplier's system is called."""
+    promises: ClassVar[Promises] = Promises()
+    unverified: ClassVar[tuple[str, ...]] = ()
+    """What of the protocol nobody has confirmed yet, a sentence each: shown on the adapter's page and in lists."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
+
+    # Reading verbs: repeated by the core, so they must have no effect.
+
+    async def check(self) -> Check:
+        """Whether our credentials work. Raises Auth, Config, Transient. Without it the core asks otherwise."""
+        raise NotImplementedError
+
+    def list_offers(self, since: datetime | None) -> AsyncIterator[Page]:
+        """Every offer, page by page; with ``since`` (only where `Promises.incremental`) those changed since then.
+
+        Ending without an error says that the listing is complete. A page that repeats ends the run: no endless loops.
+        Raises BadResponse for a page that is not what the protocol says: half a listing is none.
+        """
+        raise NotImplementedError
+
+    async def get_offer(self, sku: str) -> Offer:
+        """One offer as it is now. Raises NotForSale when it is gone."""
+        raise NotImplementedError
+
+    async def get_balance(self) -> Money:
+        """What our account holds."""
+        raise NotImplementedError
+
+    # Buying verbs: never repeated by the core.
+
+    async def place_order(self, order: OrderRequest) -> Order:
+        """Buy. At most one request that may buy; a refusal raises Refused or one of its kinds; whatever leaves doubt
+        raises OutcomeUnknown.
+        """
+        raise NotImplementedError
+
+    async def get_order(self, order_id: str) -> Order:
+        """An order as it is now, by the supplier's id, with the keys that its answer holds."""
+        raise NotImplementedError
+
+    async def find_order(self, reference: str) -> Order | None:
+        """The order that bears our reference; None only if the supplier says for sure that there is none."""
+        raise NotImplementedError
+
+    async def fetch_keys(self, order: Order) -> Sequence[RawKey]:
+        """The keys of an order, all that are there by now, where they come by a call of their own."""
+        raise NotImplementedError
+
+    # Others.
 
     def pull_keys(self, pull: Pull) -> Iterator[Consignment]:
         """Everything that the supplier handed over and that was not finished yet.
@@ -115,3 +764,36 @@ class Adapter:
         this run only; what was yielded before it stays taken.
         """
         raise NotImplementedError
+
+    async def return_keys(self, order_id: str, key_ids: Sequence[str]) -> Mapping[str, bool]:
+        """Give keys back; key id → whether the supplier took it."""
+        raise NotImplementedError
+
+    async def complain(self, order_id: str, text: str) -> str:
+        """Open a warranty claim; the supplier's id of it, or ""."""
+        raise NotImplementedError
+
+    def parse_webhook(self, webhook: Webhook) -> Hint:
+        """What a request of the supplier's is about. Pure. Verifies the signature; raises Forged, BadResponse."""
+        raise NotImplementedError
+
+
+VERBS: Final = (
+    "check",
+    "list_offers",
+    "get_offer",
+    "get_balance",
+    "place_order",
+    "get_order",
+    "find_order",
+    "fetch_keys",
+    "pull_keys",
+    "return_keys",
+    "complain",
+    "parse_webhook",
+)
+
+
+def capabilities(kind: type[Adapter]) -> frozenset[str]:
+    """The verbs that an adapter implements: what it overrides of `Adapter`."""
+    return frozenset(verb for verb in VERBS if getattr(kind, verb) is not getattr(Adapter, verb))
