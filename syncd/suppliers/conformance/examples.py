@@ -178,6 +178,8 @@ class Order(_Table):
     """Ours, as it stands in the exchanges."""
     max_unit_cost: Amount | None = None
     """Our price limit; the offer's price when left out."""
+    guard: bool = False
+    """Whether the supplier has a price guard: then the request that buys must bear the limit."""
 
 
 class ExpectedKey(_Table):
@@ -329,15 +331,14 @@ def path_of(adapter_file: Path) -> Path:
     return adapter_file.with_name(adapter_file.stem + SUFFIX)
 
 
-def read(path: Path) -> Examples:
-    """The examples of a file. Raises ConfigError, naming all that is wrong with it."""
+def tree(path: Path) -> dict[str, Any]:
+    """What a file of examples holds, for `parse`. Raises ConfigError."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
     except FileNotFoundError:
         raise ConfigError([Problem(str(path), "", "there is no such file", "write it: adapters/README.md")]) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError([Problem(str(path), "", f"it cannot be read: {error}", "correct it")]) from None
-    return parse(tree, str(path))
 
 
 def parse(tree: Mapping[str, Any], where: str = "examples") -> Examples:
