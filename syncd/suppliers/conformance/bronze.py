@@ -30,8 +30,9 @@ def _without_code(kit: Kit) -> str:
     return "" if kit.file.suffix == ".py" else "it has no code of its own"
 
 
-def _feed_only(kit: Kit) -> str:
-    return "" if kit.verbs & _ORDER else "a feed sends nothing"
+def is_feed_only(kit: Kit) -> str:
+    """Why a check of requests says nothing; "" when it does."""
+    return "" if kit.verbs & _ORDER else "it sends nothing"
 
 
 @check("bronze")
@@ -45,13 +46,20 @@ def it_loads(kit: Kit) -> Found:
 def it_imports_one_module(kit: Kit) -> Found:
     """syncd.adapter is the one module that stays as it is: whatever else an adapter imports of syncd may change."""
     for node in ast.walk(ast.parse(kit.file.read_text(encoding="utf-8"))):
-        names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
-        names += [f"{node.module}.{one.name}" if node.module == "syncd" else str(node.module) for one in node.names] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            names = [one.name for one in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"syncd.{one.name}" for one in node.names] if node.module == "syncd" else [str(node.module)]
+        else:
+            continue
         for name in names:
             if name.partition(".")[0] == "syncd" and name != "syncd.adapter":
                 yield f"line {node.lineno} imports {name}", "import what you need from syncd.adapter"
             if name.partition(".")[0] in {"httpx", "requests", "urllib3", "aiohttp", "socket"}:
-                yield f"line {node.lineno} imports {name}", "send through self.context.connect(...): limits, TLS, secrets"
+                yield (
+                    f"line {node.lineno} imports {name}",
+                    "send through self.context.connect(...): limits, TLS, secrets",
+                )
 
 
 @check("bronze")
@@ -92,7 +100,10 @@ def its_capabilities_make_sense(kit: Kit) -> Found:
         if not verbs >= _ORDER:
             yield f"it implements {verb}, but takes no orders", f"remove {verb}, or implement place_order"
     if not 6 <= promises.reference_length <= 19 or not ALPHABET.fullmatch(promises.reference_alphabet):  # noqa: PLR2004
-        yield "promises ask for references that syncd cannot make", "6 to 19 characters, of 10 or more letters and digits"
+        yield (
+            "promises ask for references that syncd cannot make",
+            "6 to 19 characters, of 10 or more letters and digits",
+        )
     strange = [name for name in vars(kit.kind) if not name.startswith("_") and _near(name)]
     for name in strange:
         yield f"{name} is no verb, but is nearly one", f"did you mean {_near(name)}?"
@@ -115,7 +126,9 @@ def its_examples_fit(kit: Kit) -> Found:
     if "place_order" in kit.verbs and examples.order is None:
         yield "there is no [order]", "add the sku of an offer in the listing"
     promises, order = kit.kind.promises, examples.order
-    if order and (len(order.reference) > promises.reference_length or set(order.reference) - set(promises.reference_alphabet)):
+    if order and (
+        len(order.reference) > promises.reference_length or set(order.reference) - set(promises.reference_alphabet)
+    ):
         yield "the [order]'s reference is none that the adapter promises to take", "correct it, or the promises"
     for name, why in examples.exempt.items():
         if name not in CHECKS:
@@ -163,9 +176,16 @@ def _watched(file: Path) -> Iterator[list[str]]:
         sys.addaudithook(_hook)
         _hooked = True
     paths = {str(Path(path).resolve()) for path in (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())}
-    here = {str(Path(__file__).parents[2]), str(file), str(file.parent / "__pycache__"), "/usr/share/zoneinfo", "/etc/ssl"}
+    here = {
+        str(Path(__file__).parents[2]),
+        str(file),
+        str(file.parent / "__pycache__"),
+        "/usr/share/zoneinfo",
+        "/etc/ssl",
+    }
     _allowed, _thread = tuple(paths | here), threading.get_ident()
-    _seen = seen = []
+    seen: list[str] = []
+    _seen = seen
     try:
         yield seen
     finally:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from syncd.errors import SyncdError
 from syncd.suppliers.conformance.rig import Kit, Unusable
 
 Tier = Literal["bronze", "silver", "gold"]
@@ -83,12 +82,14 @@ def tried(one: Check, kit: Kit) -> Result:
         findings = tuple(found for found, _ in zip(one.find(kit), range(MOST), strict=False))
     except Unusable as error:
         return Result(one, "blocked", reason=str(error))
+    except Exception as error:  # noqa: BLE001 - what the adapter raised where nothing maps it: a feed, a constructor
+        return Result(one, "failed", ((f"{type(error).__name__} came out of the adapter", "raise AdapterError"),))
     return Result(one, "failed" if findings else "passed", findings)
 
 
-def failed_to_load(error: SyncdError) -> Result:
-    """The result that stands for all others where there is nothing to try."""
-    return Result(CHECKS["it-loads"], "failed", ((error.message, error.hint or "correct it"),))
+def failed(name: str, findings: list[tuple[str, str]]) -> Result:
+    """The one result where there is nothing to try the others on."""
+    return Result(CHECKS[name], "failed", tuple(findings))
 
 
 def tier_of(results: list[Result]) -> Tier | None:

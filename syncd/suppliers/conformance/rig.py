@@ -10,20 +10,20 @@ import selectors
 import shutil
 import tempfile
 import typing
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from syncd.adapter import (
     Adapter,
-    AdapterError,
     BadResponse,
     Context,
     Http,
@@ -35,16 +35,14 @@ from syncd.adapter import (
     RawKey,
     capabilities,
 )
-from syncd.errors import ConfigError, Problem, SyncdError
+from syncd.errors import ConfigError, Problem
 from syncd.model import Clock, SecretText
 from syncd.suppliers import registry
-from syncd.suppliers.client import Call, Client, Sent, calling
+from syncd.suppliers.client import Call, Client, Sent
 from syncd.suppliers.conformance import examples as form
 from syncd.suppliers.conformance.examples import SHORTEST_SECRET, Examples
 from syncd.suppliers.conformance.script import Change, Script
-
-PATIENCE: Final = 900.0
-"""Seconds of the loop's own time for one verb."""
+from syncd.suppliers.link import Link
 
 
 class Unusable(Exception):  # noqa: N818 - no fault of the check's
@@ -124,38 +122,45 @@ class Session:
         self.auths: list[Any] = []
         """What the adapter proves itself with, of each client that it asked for."""
         zone = ZoneInfo(script.examples.timezone)
-        self.context = Context("kit", kit.settings(settings), zone, self._connect)
+        self.context = Context("kit", kit.settings(settings), zone, self._connect, lambda: script.examples.at)
         self.adapter = kit.kind(self.context)
+        self.link = Link(self.adapter, self.client)
+        self.logged: list[Any] = []
+        """What was logged, an event dict each."""
 
     def _connect(self, base_url: str, **more: Any) -> Http:
         self.auths.append(more.get("auth"))
         return self.client(base_url, **more)
 
     def call(self, verb: str, *args: Any) -> Outcome:
-        """One verb, as the daemon calls it."""
-        return self.run(verb, self.work(verb, *args))
-
-    def work(self, verb: str, *args: Any) -> Coroutine[Any, Any, Any]:
-        """A verb as a coroutine: of a listing, its pages."""
-        method = getattr(self.adapter, verb)
-        return _pages(method(*args)) if verb == "list_offers" else method(*args)
-
-    def run(self, verb: str, work: Coroutine[Any, Any, Any]) -> Outcome:
-        """See work to its end."""
+        """One verb, as the daemon calls it; of a listing, its pages."""
         try:
-            return Outcome(self.loop.run_until_complete(self.mapped(verb, work)))
-        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - what it ends with is what is looked at
+            with capture_logs() as logged:
+                return Outcome(self.loop.run_until_complete(self.asked(verb, *args)))
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is what is looked at
             return Outcome(error=error)
+        finally:
+            self.logged += logged
 
-    async def mapped(self, verb: str, work: Coroutine[Any, Any, Any]) -> Any:
-        """A verb's work, as the daemon's link does it."""
-        with calling(Call(verb)):
-            async with asyncio.timeout(PATIENCE):
-                return await work
-
-    def left_open(self) -> list[str]:
-        """Tasks that nobody waits for any more."""
-        return [task.get_coro().__qualname__ for task in asyncio.all_tasks(self.loop)]  # type: ignore[union-attr]
+    async def asked(self, verb: str, *args: Any) -> Any:
+        """The link's own way of asking, on this loop instead of on a thread's."""
+        call = Call(verb)
+        if verb != "list_offers":
+            return await self.link._run(call, lambda: self.link._ask(verb, args))  # noqa: SLF001
+        waiting: asyncio.Queue[Any] = asyncio.Queue(1)
+        task = asyncio.ensure_future(self.link._list(call, args[0], waiting))  # noqa: SLF001
+        pages: list[Page] = []
+        try:
+            while (page := await waiting.get()) is not None:
+                if isinstance(page, BaseException):
+                    raise page
+                if page.offers and any(page.offers == one.offers for one in pages):
+                    raise BadResponse("a page that was there already")
+                pages.append(page)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        return pages
 
     def close(self) -> None:
         """End what is left, and the loop."""
@@ -166,23 +171,14 @@ class Session:
         self.loop.close()
 
 
-async def _pages(listing: Any) -> list[Page]:
-    seen: list[Page] = []
-    async for page in listing:
-        if page.offers and any(page.offers == one.offers for one in seen):
-            raise BadResponse("a page that was there already")
-        seen.append(page)
-    return seen
-
-
 class Kit:
     """An adapter's file with its examples, and every way in which the checks drive it."""
 
     def __init__(self, file: Path, tree: Mapping[str, Any] | None = None) -> None:
         """Raises SyncdError for an adapter that does not load, ConfigError for examples that are wrong."""
-        self.file = file
+        self.file = file.resolve()
         self.name = file.stem
-        self.kind: type[Adapter] = registry.load(file)
+        self.kind: type[Adapter] = registry.load(self.file)
         self.verbs = capabilities(self.kind)
         self._tree = dict(form.tree(form.path_of(file)) if tree is None else tree)
         self.examples: Examples = form.parse(self._tree, self.where)
@@ -190,10 +186,12 @@ class Kit:
         short = [name for name, text in _secrets(self.settings({})) if len(text) < SHORTEST_SECRET]
         if short:
             wrong = "a credential that is too short to be searched for"
-            raise ConfigError([
-                Problem(self.where, f"settings.{name}", wrong, f"make up {SHORTEST_SECRET} characters or more")
-                for name in short
-            ])
+            raise ConfigError(
+                [
+                    Problem(self.where, f"settings.{name}", wrong, f"make up {SHORTEST_SECRET} characters or more")
+                    for name in short
+                ]
+            )
 
     def with_text(self, old: str, new: str) -> Examples:
         """The examples with one text exchanged for another, wherever it stands."""
@@ -212,12 +210,20 @@ class Kit:
         if self.folder is not None:
             tree = _exchanged(tree, "{folder}", str(self.folder))
         try:
-            return self.kind.Settings.model_validate(_wrapped(tree, self.kind.Settings), context={"base": Path("/nowhere")})
+            return self.kind.Settings.model_validate(
+                _wrapped(tree, self.kind.Settings), context={"base": Path("/nowhere")}
+            )
         except ValidationError as error:
-            raise ConfigError([
-                Problem(self.where, ".".join(["settings", *map(str, item["loc"])]), item["msg"].removeprefix("Value error, "))
-                for item in error.errors(include_url=False, include_input=False)
-            ]) from None
+            raise ConfigError(
+                [
+                    Problem(
+                        self.where,
+                        ".".join(["settings", *map(str, item["loc"])]),
+                        item["msg"].removeprefix("Value error, "),
+                    )
+                    for item in error.errors(include_url=False, include_input=False)
+                ]
+            ) from None
 
     @cached_property
     def credentials(self) -> list[str]:

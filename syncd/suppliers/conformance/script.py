@@ -1,4 +1,4 @@
-"""The supplier of the examples: finds the exchange that fits a request, and answers it, or what a check puts in its place.
+"""The supplier of the examples: finds the exchange that fits a request, and answers it, or as a check wants it.
 
 Used by the kit alone. Nothing here touches a network.
 """
@@ -143,7 +143,11 @@ def missing(wanted: Any, found: Any, where: str) -> list[str]:
             )
         ]
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        return [text for n, (one, other) in enumerate(zip(wanted, found, strict=True)) for text in missing(one, other, f"{where}[{n}]")]
+        return [
+            text
+            for n, (one, other) in enumerate(zip(wanted, found, strict=True))
+            for text in missing(one, other, f"{where}[{n}]")
+        ]
     same = wanted == found and isinstance(wanted, bool) == isinstance(found, bool)
     return [] if same else [f"{where} is {shown(found)}, documented is {shown(wanted)}"]
 
@@ -204,7 +208,11 @@ def without(tree: Any, at: Place) -> Any:
     """The tree without the value at a place."""
     first, rest = at[0], at[1:]
     if isinstance(tree, dict):
-        return {name: without(value, rest) if name == first else value for name, value in tree.items() if rest or name != first}
+        return {
+            name: without(value, rest) if name == first else value
+            for name, value in tree.items()
+            if rest or name != first
+        }
     return [without(one, rest) if index == first else one for index, one in enumerate(tree) if rest or index != first]
 
 
