@@ -271,7 +271,11 @@ class Answer:
             if found is None:
                 raise BadResponse(f"{self._what}: there is no list at {where}")
             at = found
-        return map(_decode, self._decoded(_elements, at, f"there is no list at {where}"))
+        return self._each(self._decoded(_elements, at, f"there is no list at {where}"))
+
+    def _each(self, elements: list[msgspec.Raw]) -> Iterator[Any]:
+        for element in elements:
+            yield self._decoded(_decode, element)
 
     def _body(self) -> bytes:
         return self.content.removeprefix(b"\xef\xbb\xbf")
@@ -362,7 +366,7 @@ class _Http:
             reads or method in _NO_BODY,
             self._auth,
         )
-        del query, json, form, content, headers, own, body  # a traceback with locals shows none of it
+        del path, query, json, form, content, headers, own, body  # a traceback with locals shows none of it
         return await self._client.perform(plan)
 
     async def get(
@@ -389,16 +393,14 @@ class _Http:
 
     def _url(self, path: str, query: Mapping[str, str | int]) -> httpx.URL:
         """The whole address. A link of the supplier's own is followed only to where we were already."""
+        if any(part in {".", ".."} for part in urllib.parse.unquote(path.partition("?")[0]).split("/")):
+            raise BadResponse("a path that climbs out of where it belongs")
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//", path):
-            url = httpx.URL(path)
+            url = self._base.join(path)
             if (url.scheme, url.host, _port(url)) != (self._base.scheme, self._base.host, _port(self._base)):
                 raise BadResponse("a link that leads to another host: it is not followed")
         else:
             url = httpx.URL(f"{str(self._base).rstrip('/')}/{path.lstrip('/')}")
-        if any(
-            part in {".", ".."} for part in urllib.parse.unquote(url.raw_path.partition(b"?")[0].decode()).split("/")
-        ):
-            raise BadResponse("a path that climbs out of where it belongs")
         return url.copy_merge_params({name: str(value) for name, value in query.items()}) if query else url
 
 
