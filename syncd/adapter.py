@@ -385,6 +385,10 @@ class Order:
     note: str = ""
     """A word of the supplier's for people. No key."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id.strip():
+            raise BadResponse("an order without the supplier's id: nothing could be asked of it")
+
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
