@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Final, Literal, Protocol
@@ -643,6 +643,8 @@ class Context:
     settings: Any
     timezone: ZoneInfo
     connect: Connect = field(default=_nobody, repr=False)
+    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC), repr=False)
+    """The clock, in UTC: for a time that is a part of a request's body. A `Signer` is given its own."""
 
 
 # --- feeds ------------------------------------------------------------------------------------------------------------
@@ -707,6 +709,8 @@ class Adapter:
     title: ClassVar[str] = ""
     """What the supplier's system is called."""
     promises: ClassVar[Promises] = Promises()
+    split: ClassVar[str] = "auto"
+    """Which splitter cuts its texts into keys, where the product does not say it (K14)."""
     unverified: ClassVar[tuple[str, ...]] = ()
     """What of the protocol nobody has confirmed yet, a sentence each: shown on the adapter's page and in lists."""
 
