@@ -36,14 +36,10 @@ class Declared(sdk.Adapter):
     def __init__(self, context: sdk.Context) -> None:
         super().__init__(context)
         self.known = {f"settings.{name}": getattr(context.settings, name) for name in self.definition.settings}
+        headers = {name: text.line(self.known) for name, text in self.definition.headers.items()}
+        self.http = context.connect(self.definition.base_url.line(self.known), auth=self._auth(), headers=headers)
 
     # --- who we are ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def http(self) -> sdk.Http:
-        """The supplier's client."""
-        headers = {name: text.line(self.known) for name, text in self.definition.headers.items()}
-        return self.context.connect(self.definition.base_url.line(self.known), auth=self._auth(), headers=headers)
 
     def _auth(self) -> sdk.Authentication | None:
         auth = self.definition.auth
@@ -271,6 +267,25 @@ class Declared(sdk.Adapter):
             note=read("note") or "",
         )
 
+    async def before_buying(self, order: sdk.OrderRequest, names: Mapping[str, Any]) -> None:
+        """Raises what keeps an order from being sent. A limit that is not sent along is compared with the price as it
+        is now, where the supplier can be asked for it, else with the listed one.
+        """
+        call = self.definition.verbs.place_order
+        used = call.placeholders if call else set()
+        offer, limit, guarded = order.offer, order.max_unit_cost, "max_unit_cost" in used
+        lacking = [name for name in sorted(used) if name.startswith("offer.data.") and name not in names]
+        if lacking:
+            raise sdk.NotForSale(f"{offer.sku} lacks {lacking[0]}", hint="sync this supplier again")
+        if limit and not guarded and self.definition.verbs.get_offer:
+            offer = await self.get_offer(offer.sku)
+        if not limit or (guarded and offer.price is None):
+            return
+        if offer.price is None or offer.price.currency != limit.currency:
+            raise Config(f"the price of {offer.sku} cannot be compared with a limit in {limit.currency}")
+        if offer.price.amount > limit.amount and not guarded:
+            raise sdk.PriceChanged(f"{offer.sku} costs more than the limit")
+
 
 class Verbs(Declared):
     """Every verb that a definition may have."""
@@ -306,8 +321,6 @@ class Verbs(Declared):
         return balance
 
     async def place_order(self, order: sdk.OrderRequest) -> Order:  # noqa: D102
-        if order.again and not self.promises.same_reference_same_order:
-            raise OutcomeUnknown("this supplier does not answer a reference again: it was not sent a second time")
         names = {
             "reference": order.reference,
             "quantity": order.quantity,
@@ -316,43 +329,18 @@ class Verbs(Declared):
             "offer.sku": order.offer.sku,
             **{f"offer.data.{name}": value for name, value in order.offer.data.items()},
         }
-        sent = False
+        await self.before_buying(order, names)
         try:
-            await self._before_buying(order, names)
-            sent = True
             call, document = await self.ask("place_order", names)
             placed = self.order(call.order, call.item(document), reference=order.reference)
-            if placed is None:
-                raise BadResponse("place_order: the answer holds no order")
+            if placed:
+                return placed
+            unknown = "place_order: the answer holds no order"
+        except _CERTAIN:
+            raise
         except AdapterError as error:
-            doubt = order.again if isinstance(error, sdk.Refused) else sent and not isinstance(error, _CERTAIN)
-            if not doubt:
-                raise
             unknown = error.message
-        else:
-            return placed
         raise OutcomeUnknown(f"{unknown}: nobody can say whether it was bought")
-
-    async def _before_buying(self, order: sdk.OrderRequest, names: Mapping[str, Any]) -> None:
-        """Raises what keeps an order from being sent. A limit that is not sent along is compared with the price as it
-        is now, where the supplier can be asked for it, else with the listed one.
-        """
-        call = self.definition.verbs.place_order
-        used = call.placeholders if call else set()
-        offer, limit = order.offer, order.max_unit_cost
-        lacking = [name for name in sorted(used) if name.startswith("offer.data.") and name not in names]
-        if lacking:
-            raise sdk.NotForSale(f"{offer.sku} lacks {lacking[0]}", hint="sync this supplier again")
-        if limit is None:
-            return
-        guarded = "max_unit_cost" in used
-        if not guarded and "get_offer" in sdk.capabilities(type(self)):
-            offer = await self.get_offer(offer.sku)
-        price = offer.price
-        if (price is None and not guarded) or (price is not None and price.currency != limit.currency):
-            raise Config(f"the price of {offer.sku} cannot be compared with a limit in {limit.currency}")
-        if price is not None and price.amount > limit.amount and not guarded:
-            raise sdk.PriceChanged(f"{offer.sku} costs more than the limit")
 
     async def get_order(self, order_id: str) -> Order:  # noqa: D102
         call, document = await self.ask("get_order", {"order.id": order_id})

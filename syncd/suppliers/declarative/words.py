@@ -97,6 +97,7 @@ class PromiseWords(Words):
     same_reference_same_order: bool = False
     exact_stock: bool = False
     serial_trades: bool = False
+    repeat_after: Annotated[float | None, Field(strict=False, gt=0)] = None
     reference_length: int = Field(default=Promises().reference_length, ge=8, le=19)
     reference_alphabet: str = Field(default=Promises().reference_alphabet, min_length=10)
 
