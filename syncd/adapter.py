@@ -324,6 +324,10 @@ class OrderRequest:
     """Send it along where the supplier has a price guard; where it has none, ask for the price just before."""
     callback_url: str = ""
     """Where the supplier may say that something happened; "" when nobody listens."""
+    again: bool = False
+    """This reference was sent before, and nobody knows what became of it. Whoever is refused before the supplier could
+    have looked it up, or whose supplier does not look it up, raises OutcomeUnknown: the first time may have bought.
+    """
 
 
 OrderStatus = Literal["pending", "partial", "completed", "canceled", "refunded"]
@@ -413,6 +417,10 @@ class Promises:
     """A stock number is what can be bought at this moment."""
     serial_trades: bool = False
     """One order at a time per account."""
+    repeat_after: float | None = None
+    """Where a reference is neither answered again nor found: seconds after which `place_order` with ``again`` may tell
+    what became of it. An Order says that the first time bought nothing, and this time did.
+    """
     incremental: bool = False
     """`list_offers` understands ``since``."""
     reference_length: int = 19
