@@ -110,6 +110,8 @@ class Call:
     """The loop's time at which nobody waits for the result any more."""
     left: bool = False
     """Whether a request has left that may have bought something (only ever in place_order)."""
+    again: bool = False
+    """Whether it repeats an order of which nobody knows what became."""
     unsure: bool = False
     """Whether one of those ended without a certain answer: no other one leaves after it."""
 

@@ -117,7 +117,7 @@ class Link:
     def _begin(self, verb: str, args: tuple[Any, ...]) -> tuple[Call, Future[Any]]:
         if verb not in self._deadlines:
             raise ValueError(verb)
-        call = Call(verb)
+        call = Call(verb, again=verb == "place_order" and args[0].again)
         return call, self._submit(self._run(call, lambda: self._ask(verb, args)))
 
     def _ask(self, verb: str, args: tuple[Any, ...]) -> Awaitable[Any]:
@@ -195,11 +195,16 @@ class Link:
         """The error that leaves here, without anything that must not be seen.
 
         From place_order nothing but Refused, Auth, RateLimited, Config, NotSent (nothing was bought, for sure) and
-        OutcomeUnknown.
+        OutcomeUnknown. An order that is sent again is different: that nothing was bought now does not say that nothing
+        was bought before, unless the supplier looked its reference up and then refused.
         """
         known = isinstance(error, AdapterError)
         if not known:
             log.warning("adapter_failed", supplier=self.name, verb=call.verb, exc_info=error)
+        if call.again and not isinstance(error, OutcomeUnknown):
+            looked_up = call.left and self.adapter.promises.same_reference_same_order
+            if not (looked_up and isinstance(error, Refused)):
+                return OutcomeUnknown(f"{self._said(error)}: that does not tell what the first time bought")
         if call.buying:
             passes = isinstance(error, Refused | Auth | RateLimited | OutcomeUnknown)
             if not passes and (call.left or (not known and not self._client.connected)):
