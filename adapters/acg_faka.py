@@ -1,16 +1,16 @@
 """acg-faka (异次元发卡): the shared store with which one of its shops sells another's goods, ``/shared/…``.
 
-Source: the published source of acg-faka 3.6.0, and a running shop. Forms are posted, and signed with an MD5 over their
-fields. Every answer has status 200: ``{"code":200,"data":…}``, or ``{"code":0,"msg":"中文原因"}``; what breaks inside the
-shop is a page of HTML with status 200. One offer is one good with one race (kind) and one choice of each of its options;
-its sku reads ``CODE/race/name=option``. ``user_price`` and the prices of races are what we pay.
+Source: the published source of acg-faka 3.6.0, and a running shop. Forms are posted and signed. Every answer has status
+200: ``{"code":200,"data":…}``, or ``{"code":0,"msg":"中文原因"}``; what breaks inside the shop is a page of HTML. One
+offer is one good of one race (kind) with one choice of each option: ``CODE/race/name=option``. What we pay is
+``user_price``, or the price of the race.
 
-A trade is answered at once, with the keys as one text, or with a sentence where keys should be, though it was charged.
-So a text is called complete only if it has as many lines as were ordered and none of them reads like a sentence; it is
-handed over in any case. A reference that was used is refused, not answered again, and is case-insensitive. `place_order`
-with ``again``, more than 30 s after the first time, therefore has three ends: an Order (the first time bought nothing),
-OutcomeUnknown that says "paid" (a person fetches the keys), and any other OutcomeUnknown, which tells nothing. Trades of
-one account that overlap end in deadlocks: one at a time.
+A trade is answered at once, with the keys as one text, or with a sentence where keys should be though it was charged.
+A text is called complete only if it has as many lines as were ordered and none reads like a sentence; it is handed over
+in any case. Trades of one account that overlap end in deadlocks: one at a time.
+
+A reference is refused when it comes again, not answered again, in capitals or not. So sending it again, more than 30 s
+later, tells one of three things: an Order (the first time bought nothing), "paid" (a person fetches the keys), nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CHOICES = 500
 LONG = 160
 """A longer sku ends in its MD5."""
 OK = 200
+UNREADABLE = "?"
 NOTHING: Mapping[str, str] = {}
 FIELDS = frozenset("app_id app_key sign shared_code contact num card_id device password race request_no sku".split())
 """The fields of a trade: a form of a good that names one of them cannot be filled in."""
@@ -50,6 +51,7 @@ REFUSALS: tuple[tuple[str, type[core.AdapterError], str], ...] = (  # (how msg b
     ("请选择商品类型", NotForSale, "it is now sold in kinds: the offer's sku has changed"),
     ("库存不足", core.OutOfStock, "there is not enough of it"),
     ("余额不足", core.InsufficientBalance, "our balance at the shop does not cover it"),
+    ("订单不存在", BadResponse, "the shop knows no order of ours with this number"),
     ("至少购买", core.Refused, "fewer than can be bought"),
     ("本商品最少购买", core.Refused, "fewer than can be bought at once"),
     ("本商品单次最多购买", core.Refused, "more than can be bought at once"),
@@ -83,7 +85,7 @@ class AcgFaka(core.Adapter):
     title = "acg-faka (异次元发卡)"
     promises = core.Promises(serial_trades=True, reference_length=19, repeat_after=35)
     unverified = (
-        "Whether discounts of our account's group are in the listing's prices; those of get_offer and of orders have them.",
+        "Whether the listing's prices have the discounts of our account's group; get_offer's and an order's have them.",
         "Whether the shop trims names with blanks at their ends: they are sent as they are listed.",
         "Shops before 3.6 name some fields otherwise; get_offer may fail there.",
         "What a shop sells on from a third one may be charged by that one though it is refused here.",
@@ -126,37 +128,20 @@ class AcgFaka(core.Adapter):
             yield Page(offers)
 
     async def get_offer(self, sku: str) -> Offer:
-        """One offer as it is now, with the stock of this very choice, and the price that we would be charged for one."""
+        """One offer as it is now, with the stock of this very choice, and what one of it would cost us."""
         good = await self._ask("commodity/item", {"code": unquote(sku.partition("/")[0])})
         for offer in self._offers(good):
             if offer.sku == sku:
-                asked = await self._ask("commodity/valuation", {**_choice(offer), "num": "1", "card_id": "0"})
-                return replace(await self._asked(offer), price=self._money(asked.get("price")))
+                return replace(await self._asked(offer), price=await self._total(_choice(offer), 1))
         raise NotForSale("the good no longer has this kind or choice")
 
     async def place_order(self, order: core.OrderRequest) -> Order:
         """Ask for the price, then trade, once. The shop has no price guard, and charges at once."""
-        try:
-            return await self._trade(order)
-        except (core.Refused, core.NotSent) as error:
-            if not order.again:
-                raise
-            raise OutcomeUnknown(f"this does not tell what became of {order.reference}: {error}") from error
-
-    async def get_order(self, order_id: str) -> Order:
-        """An order by the shop's number for it. How many keys were ordered is not in the answer."""
-        found = await self._ask("commodity/query", {"tradeNo": order_id})
-        if str(found.get("status")) != "1":
-            return Order(order_id, "pending", note="not paid")
-        return self._order(order_id, found.get("secret"))
-
-    async def _trade(self, order: core.OrderRequest) -> Order:
         widgets = json.loads(order.offer.data.get("widgets", "[]"))
         if not set(widgets) <= set(self.settings.widgets):
             raise NotForSale("its form asks for what `widgets` does not have")
         choice, limit = _choice(order.offer), order.max_unit_cost
-        asked = await self._ask("commodity/valuation", {**choice, "num": str(order.quantity), "card_id": "0"})
-        price = self._money(asked.get("price"))
+        price = await self._total(choice, order.quantity)
         if limit is not None and limit.currency != price.currency:
             raise core.Config(f"a limit in {limit.currency} for a shop that counts in {price.currency}")
         if limit is not None and price.amount > limit.amount * order.quantity:
@@ -165,21 +150,25 @@ class AcgFaka(core.Adapter):
         form |= {"num": str(order.quantity), "request_no": order.reference, "contact": self.settings.contact}
         form |= {"card_id": "0", "device": "0", "password": ""}  # one that is missing makes the shop break
         form |= {name: self.settings.widgets[name] for name in widgets}
-        try:
-            made = await self._ask("commodity/trade", form, reads=False)
-            number, charged = made.get("tradeNo"), self._money(made.get("amount"))
-            if not isinstance(number, str) or not number:
-                raise BadResponse("a trade without a number")
-        except BadResponse as error:
-            raise OutcomeUnknown(f"order {order.reference}: {error}") from error
+        made = await self._ask("commodity/trade", form, reads=False)
+        number, charged = made.get("tradeNo"), self._money(made.get("amount"))
+        if not isinstance(number, str) or not number:
+            raise BadResponse("a trade without a number")
         return self._order(number, made.get("secret"), order.reference, order.quantity, charged)
+
+    async def get_order(self, order_id: str) -> Order:
+        """An order by the shop's number for it. How many keys were ordered is not in the answer."""
+        found = await self._ask("commodity/query", {"tradeNo": order_id})
+        if str(found.get("status")) != "1":
+            return Order(order_id, "pending", note="not paid")
+        return self._order(order_id, found.get("secret"))
 
     def _order(
         self, number: str, secret: Any, reference: str = "", quantity: int | None = None, charged: Money | None = None
     ) -> Order:
         """A paid order. Its text is handed over as it came; only a plausible one is called complete."""
         text = secret if isinstance(secret, str) else ""
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         note = ""
         if not lines:
             note = "paid, and nothing is delivered"
@@ -195,9 +184,9 @@ class AcgFaka(core.Adapter):
         try:
             config, widgets = _config(good.get("config")), _widgets(good.get("widget"))
             races: dict[str, Any] = config.get("category") or {"": good["user_price"]}
-            options = {name: list(prices.items()) for name, prices in sorted((config.get("sku") or {}).items())}
+            options = {name: list(prices.items()) for name, prices in sorted(config.get("sku", {}).items())}
             count = len(races) * math.prod(map(len, options.values()))
-            code, left = str(good["code"]), _stock(good.get("stock"))
+            left, code = _stock(good.get("stock")), str(good["code"])
             whole = Offer(
                 sku=_sku(code, "", {}),
                 title=str(good["name"]).strip(),
@@ -206,19 +195,18 @@ class AcgFaka(core.Adapter):
                 stock=left if count == 1 or left == Stock.exact(0) else Stock.unknown(),
                 # By hand: a person at the shop delivers. Draft: the buyer picks a card by its looks.
                 for_sale=not (int(good["delivery_way"]) or int(good.get("draft_status") or 0))
-                and set(widgets) <= set(self.settings.widgets) - FIELDS
-                and count <= CHOICES,
+                and set(widgets) <= set(self.settings.widgets) - FIELDS,
                 min_quantity=max(1, int(good.get("minimum") or 0)),
                 max_quantity=int(good.get("maximum") or 0) or None,
                 group=group,
                 data={"code": code, **({"widgets": json.dumps(widgets)} if widgets else {})},
             )
-            if count > CHOICES:
-                return [whole]
-            choices = [dict(zip(options, choice, strict=True)) for choice in itertools.product(*options.values())]
-            return [self._chosen(whole, config, race, races[race], choice) for race in races for choice in choices]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise BadResponse("a good that is not what the protocol says") from None
+        if UNREADABLE in config or count > CHOICES:
+            return [replace(whole, for_sale=False)]
+        choices = [dict(zip(options, choice, strict=True)) for choice in itertools.product(*options.values())]
+        return [self._chosen(whole, config, race, races[race], choice) for race in races for choice in choices]
 
     def _chosen(
         self, whole: Offer, config: dict[str, Any], race: str, price: Any, choice: dict[str, tuple[str, Any]]
@@ -244,6 +232,13 @@ class AcgFaka(core.Adapter):
             data={**whole.data, **({"race": race} if race else {}), **{f"sku[{k}]": v for k, v in chosen.items()}},
         )
 
+    async def _total(self, choice: Mapping[str, str], quantity: int) -> Money:
+        """What so many cost us at this moment."""
+        asked = await self._ask("commodity/valuation", {**choice, "num": str(quantity), "card_id": "0"})
+        if asked.get("currency_code") not in {None, "", self.settings.currency}:  # newer shops say it
+            raise core.Config(f"the shop does not count in {self.settings.currency}", hint="correct `currency`")
+        return self._money(asked.get("price"))
+
     async def _asked(self, offer: Offer) -> Offer:
         """The offer with its own stock, which the listing has for the whole good only."""
         found = await self._ask("commodity/stock", _choice(offer))
@@ -251,8 +246,9 @@ class AcgFaka(core.Adapter):
 
     def _money(self, value: Any, extra: Decimal = Decimal(0)) -> Money:
         """An amount, as text or as a float, whose 2.7000000000000001778 is 2.7."""
-        exact = round(value, 6) if isinstance(value, Decimal) else value
-        return Money(core.money(exact, self.settings.currency).amount + extra, self.settings.currency)
+        if isinstance(value, Decimal) and value != round(value, 6):
+            value = round(value, 6)
+        return Money(core.money(value, self.settings.currency).amount + extra, self.settings.currency)
 
     async def _send(self, path: str, fields: Mapping[str, str], *, reads: bool = True) -> core.Answer:
         form = {**fields, "app_id": self.settings.app_id}
@@ -286,29 +282,37 @@ def _data(answer: core.Answer) -> Any:
 
 
 def _config(config: Any) -> dict[str, Any]:
-    """A good's settings: INI in the listing, ``name.option=price`` in sections; an object, or [], in a single good."""
+    """A good's settings: INI in the listing, ``name.option=price`` in sections; an object, or [], in a single good.
+
+    {UNREADABLE: …} for what the shop itself could not read: one good's mistake is not the catalogue's.
+    """
     if not isinstance(config, str):
         return dict(config or {})
     sections: dict[str, Any] = {}
-    section: dict[str, Any] | None = None
-    for line in filter(None, re.split(r"[\r\n]+", config.strip())):
-        if line.startswith("[") and line.endswith("]"):
-            section = sections.setdefault(line[1:-1], {})
-            continue
-        name, equals, value = line.partition("=")
-        if section is None or not equals:
-            raise ValueError(line)
-        *path, last = name.split(".")
-        inner = section
-        for step in path:
-            inner = inner.setdefault(step, {})
-        inner[last] = value
-    return sections
+    section: dict[str, Any] = {}
+    try:
+        for line in filter(None, re.split(r"[\r\n]+", config.strip())):
+            if line.startswith("[") and line.endswith("]"):
+                section = sections.setdefault(line[1:-1], {})
+                continue
+            name, _, value = line.partition("=")
+            *path, last = name.split(".")
+            inner = section
+            for step in path:
+                inner = inner.setdefault(step, {})
+            inner[last] = value
+        return (
+            sections
+            if all(isinstance(prices, dict) for prices in sections.get("sku", {}).values())
+            else {UNREADABLE: 1}
+        )
+    except (AttributeError, TypeError):
+        return {UNREADABLE: 1}
 
 
 def _widgets(form: Any) -> list[str]:
-    """The names of the fields that a good's form asks for."""
-    fields = json.loads(form) if isinstance(form, str) and form else form
+    """The names of the fields that a good's form asks for; a text, or a list of them."""
+    fields = json.loads(form) if isinstance(form, str) and form.strip() else form
     return [str(field["name"]) for field in fields or ()]
 
 
@@ -319,12 +323,9 @@ def _surcharge(price: Any) -> Decimal:
 
 
 def _stock(left: Any) -> Stock:
-    """A number, or a text of digits; shops can show words instead."""
-    return (
-        Stock.unknown()
-        if left is None or (isinstance(left, str) and not left.strip("- ").isdigit())
-        else Stock.exact(left)
-    )
+    """A number, or a text of digits. Shops can show words instead."""
+    worded = left is None or (isinstance(left, str) and not re.fullmatch(r" *-?[0-9]+ *", left))
+    return Stock.unknown() if worded else Stock.exact(left)
 
 
 def _sku(code: str, race: str, chosen: Mapping[str, str]) -> str:
