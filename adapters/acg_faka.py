@@ -311,8 +311,11 @@ def _config(config: Any) -> dict[str, Any]:
 
 
 def _widgets(form: Any) -> list[str]:
-    """The names of the fields that a good's form asks for; a text, or a list of them."""
-    fields = json.loads(form) if isinstance(form, str) and form.strip() else form
+    """The names of the fields that a good's form asks for, in JSON or in a text of it."""
+    try:
+        fields = json.loads(form) if isinstance(form, str) and form.strip() else form
+    except ValueError:
+        return [UNREADABLE]
     return [str(field["name"]) for field in fields or ()]
 
 
