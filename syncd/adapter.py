@@ -470,9 +470,16 @@ class Settings(BaseModel):
     """The adapter's own part of ``[suppliers.NAME]``. Subclass it, name each setting and its default.
 
     Unknown settings and wrong types are configuration problems, reported with all others before the daemon starts.
+    The docstring below a setting is its description.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+    )
 
 
 # --- talking to the supplier ------------------------------------------------------------------------------------------

@@ -1,0 +1,410 @@
+"""One adapter over the supplier of its examples: built anew for every trial, on a loop whose waits cost nothing.
+
+The adapter is driven as the daemon drives it: the same client, the same mapping of what escapes it. Used by the checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import shutil
+import tempfile
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pydantic import ValidationError
+from structlog.testing import capture_logs
+
+from syncd.adapter import (
+    Adapter,
+    BadResponse,
+    Context,
+    Http,
+    Money,
+    Offer,
+    Order,
+    OrderRequest,
+    Page,
+    RawKey,
+    capabilities,
+)
+from syncd.errors import ConfigError, Problem
+from syncd.model import Clock, SecretText
+from syncd.suppliers import registry
+from syncd.suppliers.client import Call, Client, Sent
+from syncd.suppliers.conformance import examples as form
+from syncd.suppliers.conformance.examples import SHORTEST_SECRET, Examples
+from syncd.suppliers.conformance.script import Change, Script
+from syncd.suppliers.link import Link
+
+
+class Unusable(Exception):  # noqa: N818 - no fault of the check's
+    """A trial that others stand on did not work, and its own check says so: this one cannot tell anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a verb ended: with a value, or with an error."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+    def raised(self, *kinds: type[BaseException]) -> bool:
+        """Whether it ended with one of these."""
+        return isinstance(self.error, kinds)
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return type(self.error).__name__
+        value = self.value
+        if isinstance(value, Order):
+            return f"an order that is {value.status}, with {len(value.keys)} keys"
+        if isinstance(value, list) and all(isinstance(one, Page) for one in value):
+            return f"a listing of {sum(len(page.offers) for page in value)} offers"
+        if isinstance(value, list | tuple):
+            return f"{len(value)} keys"
+        return "None" if value is None else f"a {type(value).__name__}"
+
+
+class _Still(Clock):
+    """A clock that stands."""
+
+    def __init__(self, at: datetime) -> None:
+        self.at = at
+
+    def now(self) -> float:
+        return self.at.timestamp()
+
+
+class _Jumping(selectors.DefaultSelector):
+    """Never waits: what would be waited for is added to the loop's time."""
+
+    skipped = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = super().select(0)
+        if not found and timeout:
+            self.skipped += timeout
+        return found
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps to the next timer when there is nothing else to do."""
+
+    def __init__(self) -> None:
+        self._jumping = _Jumping()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return super().time() + self._jumping.skipped
+
+
+class Session:
+    """One adapter and its supplier, for a few calls one after the other."""
+
+    def __init__(self, kit: Kit, script: Script, settings: Mapping[str, Any]) -> None:
+        self.script = script
+        self.loop = _Loop()
+        self.client = Client(
+            "kit",
+            hidden=kit.credentials,
+            play=script.play,
+            clock=_Still(script.examples.at),
+            jitter=lambda: 0.0,
+        )
+        self.auths: list[Any] = []
+        """What the adapter proves itself with, of each client that it asked for."""
+        zone = ZoneInfo(script.examples.timezone)
+        self.context = Context("kit", kit.settings(settings), zone, self._connect, lambda: script.examples.at)
+        self.adapter = kit.kind(self.context)
+        self.link = Link(self.adapter, self.client)
+        self.logged: list[Any] = []
+        """What was logged, an event dict each."""
+
+    def _connect(self, base_url: str, **more: Any) -> Http:
+        self.auths.append(more.get("auth"))
+        return self.client(base_url, **more)
+
+    def call(self, verb: str, *args: Any) -> Outcome:
+        """One verb, as the daemon calls it; of a listing, its pages."""
+        try:
+            with capture_logs() as logged:
+                return Outcome(self.loop.run_until_complete(self.asked(verb, *args)))
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is what is looked at
+            return Outcome(error=error)
+        finally:
+            self.logged += logged
+
+    async def asked(self, verb: str, *args: Any) -> Any:
+        """The link's own way of asking, on this loop instead of on a thread's."""
+        call = Call(verb)
+        if verb != "list_offers":
+            return await self.link._run(call, lambda: self.link._ask(verb, args))  # noqa: SLF001
+        waiting: asyncio.Queue[Any] = asyncio.Queue(1)
+        task = asyncio.ensure_future(self.link._list(call, args[0], waiting))  # noqa: SLF001
+        pages: list[Page] = []
+        try:
+            while (page := await waiting.get()) is not None:
+                if isinstance(page, BaseException):
+                    raise page
+                if page.offers and any(page.offers == one.offers for one in pages):
+                    raise BadResponse("a page that was there already")
+                pages.append(page)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        return pages
+
+    def close(self) -> None:
+        """End what is left, and the loop."""
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(self.client.aclose())
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+class Kit:
+    """An adapter's file with its examples, and every way in which the checks drive it."""
+
+    def __init__(self, file: Path, tree: Mapping[str, Any] | None = None) -> None:
+        """Raises SyncdError for an adapter that does not load, ConfigError for examples that are wrong."""
+        self.file = file.resolve()
+        self.name = file.stem
+        self.kind: type[Adapter] = registry.load(self.file)
+        self.verbs = capabilities(self.kind)
+        self._tree = dict(form.tree(form.path_of(file)) if tree is None else tree)
+        self.examples: Examples = form.parse(self._tree, self.where)
+        self.folder: Path | None = None
+        short = [name for name, text in _secrets(self.settings({})) if len(text) < SHORTEST_SECRET]
+        if short:
+            wrong = "a credential that is too short to be searched for"
+            raise ConfigError(
+                [
+                    Problem(self.where, f"settings.{name}", wrong, f"make up {SHORTEST_SECRET} characters or more")
+                    for name in short
+                ]
+            )
+
+    def with_text(self, old: str, new: str) -> Examples:
+        """The examples with one text exchanged for another, wherever it stands."""
+        return form.parse(_exchanged(self._tree, old, new), self.where)
+
+    @property
+    def where(self) -> str:
+        """What to call the examples in messages."""
+        return str(form.path_of(self.file))
+
+    # --- settings -----------------------------------------------------------------------------------------------------
+
+    def settings(self, more: Mapping[str, Any]) -> Any:
+        """The adapter's settings from the examples. Raises ConfigError where they do not fit."""
+        tree = {**self.examples.settings, **more}
+        if self.folder is not None:
+            tree = _exchanged(tree, "{folder}", str(self.folder))
+        try:
+            return self.kind.Settings.model_validate(
+                _wrapped(tree, self.kind.Settings), context={"base": Path("/nowhere")}
+            )
+        except ValidationError as error:
+            raise ConfigError(
+                [
+                    Problem(
+                        self.where,
+                        ".".join(["settings", *map(str, item["loc"])]),
+                        item["msg"].removeprefix("Value error, "),
+                    )
+                    for item in error.errors(include_url=False, include_input=False)
+                ]
+            ) from None
+
+    @cached_property
+    def credentials(self) -> list[str]:
+        """The made-up ones of the examples."""
+        return [text for _, text in _secrets(self.settings({}))]
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def session(
+        self, change: Change = lambda _sent, _exchange: None, *, examples: Examples | None = None, **settings: Any
+    ) -> Iterator[Session]:
+        """A new adapter over a new supplier."""
+        session = Session(self, Script(examples or self.examples, change), settings)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def call(self, verb: str, *args: Any, change: Change = lambda _sent, _exchange: None) -> tuple[Outcome, Script]:
+        """One verb with a new adapter; arguments as the examples have them when none are given."""
+        with self.session(change) as session:
+            return session.call(verb, *(args or self.arguments(verb))), session.script
+
+    def arguments(self, verb: str) -> tuple[Any, ...]:
+        """What the examples call a verb with."""
+        order = self.examples.order
+        match verb:
+            case "list_offers":
+                return (None,)
+            case "get_offer":
+                return (order.sku if order else self.offers[0].sku,)
+            case "place_order":
+                return (self.request(),)
+            case "get_order":
+                return (self.placed.id,)
+            case "find_order":
+                return (self.reference,)
+            case "fetch_keys":
+                return (self.order,)
+            case "return_keys":
+                return (self.placed.id, [key.id for key in self.keys])
+            case "complain":
+                return (self.placed.id, "It says that it was used before.")
+            case _:
+                return ()
+
+    # --- what the examples give, worked out once ----------------------------------------------------------------------
+
+    @cached_property
+    def offers(self) -> list[Offer]:
+        """The documented listing. Raises Unusable."""
+        outcome, _ = self.call("list_offers", None)
+        return [offer for page in _value(outcome, "the listing of the examples") for offer in page.offers]
+
+    @property
+    def offer(self) -> Offer:
+        """The one that is bought. Raises Unusable."""
+        sku = self.examples.order.sku if self.examples.order else None
+        for offer in self.offers:
+            if sku in {None, offer.sku}:
+                return offer
+        raise Unusable("the offer of [order] is not in the listing of the examples")
+
+    @property
+    def reference(self) -> str:
+        """Ours, as in the examples."""
+        return self.examples.order.reference if self.examples.order else form.REFERENCE
+
+    def request(self, *, limit: Money | None = None, reference: str = "") -> OrderRequest:
+        """What is bought."""
+        order = self.examples.order or form.Order(sku=self.offer.sku)
+        limit = limit or order.max_unit_cost or self.offer.price
+        return OrderRequest(reference or order.reference, self.offer, order.quantity, limit)
+
+    @cached_property
+    def placed(self) -> Order:
+        """What `place_order` answers. Raises Unusable."""
+        found: Order = _value(self.call("place_order")[0], "place_order with the examples")
+        return found
+
+    @cached_property
+    def order(self) -> Order:
+        """The order once the supplier has done what the examples say. Raises Unusable."""
+        with self.session() as session:
+            return self.settled(session)
+
+    def settled(self, session: Session) -> Order:
+        """Buy, then ask as often as the examples have answers. Raises Unusable."""
+        placed: Order = _value(session.call("place_order", self.request()), "place_order with the examples")
+        order = placed
+        for _ in range(max(1, sum("get_order" in one.verb for one in self.examples.exchange))):
+            order = _value(session.call("get_order", placed.id), "get_order with the examples")
+            if order.status not in {"pending", "partial"}:
+                break
+        return order
+
+    def handed_over(self, session: Session) -> list[list[RawKey]]:
+        """The keys, wherever the adapter hands some on: with the order, when asked, on their own. Raises Unusable."""
+        placed: Order = _value(session.call("place_order", self.request()), "place_order with the examples")
+        order = placed
+        found = [list(placed.keys)]
+        for _ in range(max(1, sum("get_order" in one.verb for one in self.examples.exchange))):
+            order = _value(session.call("get_order", placed.id), "get_order with the examples")
+            found.append(list(order.keys))
+            if order.status not in {"pending", "partial"}:
+                break
+        if "fetch_keys" in self.verbs:
+            found.append(list(_value(session.call("fetch_keys", order), "fetch_keys with the examples")))
+        return [keys for keys in found if keys]
+
+    @cached_property
+    def keys(self) -> Sequence[RawKey]:
+        """The order's keys: the last that were handed over. Raises Unusable."""
+        with self.session() as session:
+            found = self.handed_over(session)
+        return found[-1] if found else []
+
+    # --- feeds --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def filled(self, *, unknown: bool = False) -> Iterator[Path]:
+        """A folder with the examples' files, which ``{folder}`` stands for meanwhile."""
+        feed = self.examples.feed
+        self.folder = Path(tempfile.mkdtemp(prefix="syncd-kit-"))
+        try:
+            for files in (feed.files, feed.unknown if unknown else {}) if feed else ():
+                for name, content in files.items():
+                    path = self.folder / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content.encode())
+            yield self.folder
+        finally:
+            shutil.rmtree(self.folder)
+            self.folder = None
+
+
+def instead(answer: Callable[[], Any] | Any, when: Callable[[Sent, Any], bool]) -> Change:
+    """A change that answers with this (a Reply, or raises it) where the condition holds."""
+
+    def change(sent: Sent, exchange: Any) -> Any:
+        if not when(sent, exchange):
+            return None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    return change
+
+
+def _value(outcome: Outcome, what: str) -> Any:
+    if outcome.error is not None:
+        raise Unusable(f"{what} ends in {outcome}: {outcome.error}")
+    return outcome.value
+
+
+def _exchanged(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _exchanged(one, old, new) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exchanged(one, old, new) for one in value]
+    return value.replace(old, new) if isinstance(value, str) else value
+
+
+def _wrapped(tree: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Settings with the texts of credentials as SecretText."""
+    return {
+        name: SecretText(value)
+        if isinstance(value, str) and name in model.model_fields and _secret(model.model_fields[name].annotation)
+        else value
+        for name, value in tree.items()
+    }
+
+
+def _secret(annotation: Any) -> bool:
+    return annotation is SecretText or any(_secret(part) for part in typing.get_args(annotation))
+
+
+def _secrets(settings: Any) -> Iterator[tuple[str, str]]:
+    """(name, text) of the credentials."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretText):
+            yield name, value.reveal()
