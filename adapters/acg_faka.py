@@ -65,7 +65,9 @@ class AcgSettings(core.Settings):
     shop: str
     """The shop's address, such as ``https://shop.example``."""
     app_id: str
+    """The number of our account there (商户ID), in quotes."""
     app_key: Secret
+    """Its key (商户密钥), which signs."""
     contact: str
     """What the shop keeps with our orders: an address of ours. Shops may write to it."""
     currency: str = "CNY"

@@ -71,7 +71,9 @@ class DujiaoSettings(core.Settings):
     site: str
     """The site's address, such as ``https://shop.example``."""
     key: Secret
+    """The API key of our user there."""
     secret: Secret
+    """Its secret, which signs."""
     currency: str = "CNY"
     """The site's currency. Another one stops everything: no price would mean what it says."""
     page_size: int = 50
