@@ -42,13 +42,13 @@ FIELDS = frozenset("app_id app_key sign shared_code contact num card_id device p
 USED = "The request ID already exists"
 REFUSALS: tuple[tuple[str, type[core.AdapterError], str], ...] = (  # (how msg begins, what it is, what it says)
     ("商户ID不存在", core.Auth, "the shop does not know this app_id"),
-    ("密钥错误", core.Auth, "the shop does not accept our signature: correct app_key"),
+    ("密钥错误", core.Auth, "the shop does not accept our signature"),
     ("You have been banned", core.Auth, "our account at the shop is banned"),
     ("商品不存在", NotForSale, "the shop no longer has it"),
     ("当前商品已停售", NotForSale, "it is no longer sold"),
     ("该商品暂未上架", NotForSale, "it is off the shelf"),
-    ("此商品类型不存在", NotForSale, "it is no longer there in this kind"),
-    ("请选择商品类型", NotForSale, "it is now sold in kinds: the offer's sku has changed"),
+    ("此商品类型不存在", NotForSale, "there is no such kind of it any more"),
+    ("请选择商品类型", NotForSale, "it is sold in kinds by now"),
     ("库存不足", core.OutOfStock, "there is not enough of it"),
     ("余额不足", core.InsufficientBalance, "our balance at the shop does not cover it"),
     ("订单不存在", BadResponse, "the shop knows no order of ours with this number"),
@@ -56,6 +56,13 @@ REFUSALS: tuple[tuple[str, type[core.AdapterError], str], ...] = (  # (how msg b
     ("本商品最少购买", core.Refused, "fewer than can be bought at once"),
     ("本商品单次最多购买", core.Refused, "more than can be bought at once"),
 )
+HINTS: dict[type[core.AdapterError], str] = {
+    core.Auth: "correct app_id and app_key: the shop shows them in our account there",
+    NotForSale: "name another offer of the product, or ask the shop",
+    core.OutOfStock: "another offer may have it",
+    core.InsufficientBalance: "top up our balance at the shop",
+    core.Refused: "look at the good's limits at the shop",
+}
 SENTENCES = ("请联系客服", "请耐心等待", "抢走了商品")
 
 
@@ -279,8 +286,9 @@ def _data(answer: core.Answer) -> Any:
         )
     for begin, kind, meaning in REFUSALS:
         if reason.startswith(begin):
-            raise kind(meaning)
-    raise core.Refused("the shop refuses, for a reason that is not in the list")  # its text is not ours to show
+            raise kind(meaning, hint=HINTS.get(kind, ""))
+    # Its text is not ours to show: anything may be in it.
+    raise core.Refused("the shop refuses, for a reason that is not in the list", hint="try it by hand at the shop")
 
 
 def _config(config: Any) -> dict[str, Any]:

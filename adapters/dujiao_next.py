@@ -3,8 +3,8 @@
 Source: the project's "Site Integration Open API" of 2026, and its published server. One offer is one of ``skus[].id``;
 its sku here is ``PRODUCT/SKU``, since products are read by the one number and ordered by the other.
 
-The price is the one that we pay: ``member_price`` where the site sends it (``price_amount`` equals it then), else
-``price_amount``. An order has no price guard, so the price is asked for just before it.
+The price is ``price_amount``, which is what we pay: for a member it is the member's price, which ``member_price`` only
+says again. An order has no price guard, so the price is asked for just before it.
 
 No question finds an order by our reference. Sending the reference again does: it gives the existing order and buys
 nothing, unless there is none; so there is no `find_order`. The server reads, then creates: never two at once.
@@ -39,13 +39,8 @@ STATUSES: dict[str, core.OrderStatus] = {
     "partially_refunded": "completed",  # nothing more comes
 }
 UNPAID = {"pending_payment", "canceled"}
-LEVELS = {
-    "unlimited": Stock.unlimited(),
-    "in_stock": Stock.coarse("plenty"),
-    "low_stock": Stock.coarse("low"),
-    "out_of_stock": Stock.coarse("out"),
-}
 KEY = "correct key and secret: the site has them under API permissions of our user"
+GONE = "name another offer of the product, or ask the site"
 CLOCK = "check this machine's clock: the site allows a minute"
 ERRORS: dict[str, tuple[type[core.AdapterError], str]] = {
     "missing_auth_headers": (core.Auth, KEY),
@@ -54,12 +49,12 @@ ERRORS: dict[str, tuple[type[core.AdapterError], str]] = {
     "invalid_timestamp": (core.Auth, CLOCK),
     "timestamp_expired": (core.Auth, CLOCK),
     "user_disabled": (core.Auth, "ask the site: our user is disabled there"),
-    "bad_request": (core.Refused, ""),
+    "bad_request": (core.Refused, "the site does not take such an order: look at the product there"),
     "invalid_callback_url": (core.Refused, "the site calls back public http and https addresses only"),
-    "sku_unavailable": (NotForSale, ""),
-    "product_unavailable": (NotForSale, ""),
-    "product_not_found": (NotForSale, ""),
-    "insufficient_stock": (core.OutOfStock, ""),
+    "sku_unavailable": (NotForSale, GONE),
+    "product_unavailable": (NotForSale, GONE),
+    "product_not_found": (NotForSale, GONE),
+    "insufficient_stock": (core.OutOfStock, "another offer may have it"),
     "insufficient_balance": (core.InsufficientBalance, "top up our wallet at the site"),
     "payment_failed": (core.Refused, "our wallet did not pay, and the site canceled the order: look at its balance"),
 }
@@ -92,6 +87,7 @@ class DujiaoNext(core.Adapter):
         "Which of a member's price and a wholesale price is charged where a site has both: both are listed as sent.",
         "Whether a change of stock changes a product's updated_at: in the server that was read it does not.",
         "A sku that is switched off is left out of its product, so an incremental listing does not show it.",
+        "The first versions of the server look no reference up; their listings have another form, and are not read.",
         "A site that fails to store our reference only logs that: sending it again would then buy again.",
         "Callbacks are signed over /api/v1/upstream/callback by the server that was read; the real path is taken too.",
         "What delivery_data holds for goods without a payload: it is handed over as fields.",
@@ -195,27 +191,25 @@ class DujiaoNext(core.Adapter):
             raise BadResponse("a product that is not what the document says") from None
 
     def _offer(self, product: dict[str, Any], sku: dict[str, Any]) -> Offer:
-        currency, left = self.settings.currency, sku.get("stock_quantity")
+        currency = self.settings.currency
         if product.get("currency", currency) != currency:
             raise BadResponse(f"a product that is not priced in {currency}")
         tiers: dict[int, tuple[bool, Money]] = {}
         for tier in product.get("wholesale_prices") or ():
             named = tier.get("sku_id") or tier.get("sku_code")  # else it is for all skus
-            least, price = int(tier["min_quantity"]), core.money(tier["unit_price"], currency)
+            least, each = int(tier["min_quantity"]), core.money(tier["unit_price"], currency)
             if named in {None, "", sku["id"], sku.get("sku_code")} and (
                 named or least not in tiers or not tiers[least][0]
             ):
-                tiers[least] = (bool(named), price)
+                tiers[least] = (bool(named), each)
         return Offer(
             sku=f"{int(product['id'])}/{int(sku['id'])}",
             title=" ".join([_words(product["title"]), *map(str, (sku.get("spec_values") or {}).values())]),
-            price=core.money(sku.get("member_price") or sku["price_amount"], currency),
-            stock=LEVELS.get(sku.get("stock_status", ""), Stock.unknown())
-            if left is None
-            else Stock.exact(left, unlimited=-1),
+            price=core.money(sku["price_amount"], currency),
+            stock=Stock.exact(sku["stock_quantity"], unlimited=-1),
             # Manual goods wait for a person, and mostly for a form that one fills in.
             for_sale=bool(product["is_active"] and sku["is_active"] and product["fulfillment_type"] == "auto"),
-            tiers=tuple((least, price) for least, (_, price) in sorted(tiers.items())),
+            tiers=tuple((least, each) for least, (_, each) in sorted(tiers.items())),
             updated_at=_time(product.get("updated_at")),
             data={"sku_id": str(int(sku["id"]))},
         )
