@@ -329,8 +329,8 @@ class OrderRequest:
     callback_url: str = ""
     """Where the supplier may say that something happened; "" when nobody listens."""
     again: bool = False
-    """This reference was sent before, and nobody knows what became of it. Whoever is refused before the supplier could
-    have looked it up, or whose supplier does not look it up, raises OutcomeUnknown: the first time may have bought.
+    """This reference was sent before, and nobody knows what became of it. For the core alone: what then is neither an
+    Order, nor a refusal of a supplier that keeps `Promises.same_reference_same_order`, tells nothing of the first time.
     """
 
 
@@ -426,8 +426,8 @@ class Promises:
     serial_trades: bool = False
     """One order at a time per account."""
     repeat_after: float | None = None
-    """Where a reference is neither answered again nor found: seconds after which `place_order` with ``again`` may tell
-    what became of it. An Order says that the first time bought nothing, and this time did.
+    """Where a reference is neither answered again nor found: seconds after which sending it again may tell what became
+    of it. An Order then says that the first time bought nothing, and this time did; all else leaves it unknown.
     """
     incremental: bool = False
     """`list_offers` understands ``since``."""

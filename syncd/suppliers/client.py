@@ -548,7 +548,7 @@ class Client:
     async def _once(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         """One try, and a second one with a new token after a 401."""
         outcome = await self._try(plan, call)
-        if isinstance(outcome, Auth) and outcome.message.endswith(": 401") and plan.auth.renewed():
+        if isinstance(outcome, _Unauthorized) and plan.auth.renewed():
             if plan.reads or call.verb in READING:
                 outcome = await self._try(plan, call)
             else:
@@ -713,7 +713,7 @@ class Client:
             return answer
         what = f"{what}: {status}"
         if status in {401, 403}:
-            return Auth(what, hint="check this supplier's credentials")
+            return (_Unauthorized if status == 401 else Auth)(what, hint="check this supplier's credentials")  # noqa: PLR2004
         if status == 429:  # noqa: PLR2004
             return RateLimited(what, retry_after=self._retry_after(answer))
         if status == 408 or status >= 500:  # noqa: PLR2004
@@ -751,10 +751,11 @@ class Client:
         plan = _Plan("POST", url, {"accept": "application/json", **kind}, body, {400}, reads=True, auth=Authenticator())
         del fields, body
         outcome = await self._try(plan, Call((_CALL.get() or Call("")).verb))
+        refused = isinstance(outcome, Answer) and outcome.status == 400  # noqa: PLR2004 - RFC 6749: invalid_client
+        if refused or isinstance(outcome, Auth):
+            raise Auth("the token request is refused", hint="check this supplier's credentials")
         if not isinstance(outcome, Answer):
             raise outcome
-        if outcome.status == 400:  # noqa: PLR2004 - RFC 6749: invalid_client, invalid_grant
-            raise Auth("the token request is refused: 400", hint="check this supplier's credentials")
         answer = outcome.json()
         if isinstance(answer, dict):
             self.hide(str(answer[name]) for name in ("access_token", "value") if name in answer)
@@ -774,6 +775,10 @@ class Client:
             else:
                 self._kept = held
         return held
+
+
+class _Unauthorized(Auth):
+    """401: with a token, a new one may do."""
 
 
 class _Trail:

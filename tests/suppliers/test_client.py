@@ -164,14 +164,14 @@ async def test_P2_a_status_is_an_error_by_what_happens_next(status, kind, in_an_
 
     async with connected(play=play) as http:
         found = await asked(http, query={"token": "CANARY"})
-        assert type(found) is kind
+        assert isinstance(found, kind)
         assert str(found).startswith(f"GET /api/v1/x: {status}")
         assert "CANARY" not in repr(found) + str(found)
         assert isinstance(await asked(http, expect={status}), Answer)
         sent.clear()
         call = Call("place_order")
         found = await asked(http, "POST", json={"n": 1}, call=call)
-        assert type(found) is in_an_order
+        assert isinstance(found, in_an_order)
         assert call.left == (in_an_order is OutcomeUnknown)
         assert len(sent) == 1
 
