@@ -386,7 +386,8 @@ class Order:
     """A word of the supplier's for people. No key."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id.strip():
+        own: object = self.id  # adapters are not all checked by a type checker: null is what a supplier leaves out
+        if not isinstance(own, str) or not own.strip():
             raise BadResponse("an order without the supplier's id: nothing could be asked of it")
 
 
