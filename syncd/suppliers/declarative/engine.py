@@ -77,11 +77,11 @@ class Declared(sdk.Adapter):
     def _in_fields(self, auth: Auth, method: str, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of one request with its signature among them."""
         base = urlsplit(self.definition.base_url.line(self.known)).path.rstrip("/")
-        names = {"method": method, "path": f"{base}/{path.lstrip('/')}"}
+        names: dict[str, Any] = {"method": method, "path": f"{base}/{path.lstrip('/')}"}
         at = self.context.now()
         unsigned = {name: text for name, text in auth.add.items() if "signature" not in {s.name for s in text.slots}}
         fields = {**fields, **self._placed(auth, unsigned, names, at)}
-        names["fields"] = sorted_fields(auth.signed(fields))
+        names["fields"] = lambda _: sorted_fields(auth.signed(fields))
         return {**fields, **self._placed(auth, auth.add, names, at)}
 
     def _placed(
@@ -102,7 +102,7 @@ class Declared(sdk.Adapter):
         """
         call: Call = getattr(self.definition.verbs, verb)
         names, zone = {**self.known, "now": self.context.now(), **names}, self.context.timezone
-        path = link or call.path.line(names, zone, lambda value: quote(value, safe=""))
+        path = link or call.path.line(names, zone, _in_path)
         query = {} if link else filled(call.query, names, zone)
         json, form = filled(call.json_, names, zone), filled(call.form, names, zone)
         auth = self.definition.auth
@@ -418,6 +418,12 @@ class Verbs(Declared):
         if hook.event != "test" and not any(read.values()):
             raise BadResponse("a webhook that does not say what it is about")
         return sdk.Hint(hook.event, **read, answer=hook.reply.encode())
+
+
+def _in_path(value: str) -> str:
+    if value in {".", ".."}:  # percent-encoding leaves them as they are, and they would change the path
+        raise BadResponse("an id that climbs out of its path")
+    return quote(value, safe="")
 
 
 def _error(name: str, what: str, answer: sdk.Answer) -> AdapterError:
