@@ -385,6 +385,11 @@ class Order:
     note: str = ""
     """A word of the supplier's for people. No key."""
 
+    def __post_init__(self) -> None:
+        own: object = self.id  # adapters are not all checked by a type checker: null is what a supplier leaves out
+        if not isinstance(own, str) or not own.strip():
+            raise BadResponse("an order without the supplier's id: nothing could be asked of it")
+
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

@@ -6,15 +6,11 @@ check red, and no other but those that look at the same thing from another side.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from syncd.errors import ConfigError
-from syncd.suppliers import conformance as kit
 from syncd.suppliers import registry
 from syncd.suppliers.conformance import CHECKS, examined, tier_of
 from syncd.suppliers.conformance import examples as form
@@ -75,26 +71,32 @@ MUTATIONS = [
         (YIELDED, '            found += [self.offer(item) for item in body["goods"]]\n'),
         (
             LAST,
-            '            if body["goods"][0]["id"] == 1003:\n'
-            "                yield Page(found, incremental=since is not None)\n                return\n",
+            (
+                '            if body["goods"][0]["id"] == 1003:\n'
+                "                yield Page(found, incremental=since is not None)\n                return\n"
+            ),
         ),
     ),
     acme(
         "half-a-listing-is-none",
         (
             f"            body = (await {ASKED}).object()\n",
-            f"            try:\n                body = (await {ASKED}).object()\n"
-            "            except Exception:\n                if page == 1:\n                    raise\n"
-            "                return\n",
+            (
+                f"            try:\n                body = (await {ASKED}).object()\n"
+                "            except Exception:\n                if page == 1:\n                    raise\n"
+                "                return\n"
+            ),
         ),
     ),
     acme(
         "garbage-empties-no-stock",
         (
             f"            body = (await {ASKED}).object()\n",
-            f"            answer = await {ASKED}\n"
-            "            if page == 1 and not answer.content:\n                return\n"
-            "            body = answer.object()\n",
+            (
+                f"            answer = await {ASKED}\n"
+                "            if page == 1 and not answer.content:\n                return\n"
+                "            body = answer.object()\n"
+            ),
         ),
     ),
     acme("wrong-types-empty-no-stock", ('for item in body["goods"]]', 'for item in body["goods"] or []]')),
@@ -129,18 +131,22 @@ MUTATIONS = [
         "redirects-are-refused",
         (
             FOUND,
-            'answer = await self.http.get(f"/v1/orders/{order_id}", expect={302})\n'
-            "        if answer.status == 302:\n"
-            '            answer = await self.context.connect(answer.headers["location"]).get("")\n'
-            "        return self.order(answer.object())",
+            (
+                'answer = await self.http.get(f"/v1/orders/{order_id}", expect={302})\n'
+                "        if answer.status == 302:\n"
+                '            answer = await self.context.connect(answer.headers["location"]).get("")\n'
+                "        return self.order(answer.object())"
+            ),
         ),
     ),
     acme(
         "reading-buys-nothing",
         (
             '        body = (await self.http.get("/v1/account")).object()\n        return money',
-            '        await self.http.post("/v1/orders", json={}, expect={404})\n'
-            '        body = (await self.http.get("/v1/account")).object()\n        return money',
+            (
+                '        await self.http.post("/v1/orders", json={}, expect={404})\n'
+                '        body = (await self.http.get("/v1/account")).object()\n        return money'
+            ),
         ),
     ),
     acme("situations-end-as-documented", ('raise NotForSale(f"{sku} is gone"', 'raise BadResponse(f"{sku} is gone"')),
@@ -150,32 +156,40 @@ MUTATIONS = [
         "one-request-buys",
         (
             "        return self.order(found)\n",
-            "        placed = self.order(found)\n"
-            '        await self.http.post("/v1/orders", json=body)\n        return placed\n',
+            (
+                "        placed = self.order(found)\n"
+                '        await self.http.post("/v1/orders", json=body)\n        return placed\n'
+            ),
         ),
     ),
     acme(
         "a-lost-answer-is-unknown",
         (
             POSTED,
-            f"        try:\n    {POSTED}        except OutcomeUnknown:\n"
-            '            raise OutOfStock("it did not work", hint="take another") from None\n',
+            (
+                f"        try:\n    {POSTED}        except OutcomeUnknown:\n"
+                '            raise OutOfStock("it did not work", hint="take another") from None\n'
+            ),
         ),
     ),
     acme(
         "an-order-in-pieces-is-unknown",
         (
             PLACED,
-            '        found = answer.object()\n        if "no" in found and "total" not in found:\n'
-            f'            raise NotForSale("no total", hint="take another")\n{PLACED}',
+            (
+                '        found = answer.object()\n        if "no" in found and "total" not in found:\n'
+                f'            raise NotForSale("no total", hint="take another")\n{PLACED}'
+            ),
         ),
     ),
     acme(
         "what-was-not-sent-is-not-sent",
         (
             POSTED,
-            f"        try:\n    {POSTED}        except AdapterError as error:\n"
-            '            raise OutcomeUnknown("it did not work", hint="ask") from error\n',
+            (
+                f"        try:\n    {POSTED}        except AdapterError as error:\n"
+                '            raise OutcomeUnknown("it did not work", hint="ask") from error\n'
+            ),
         ),
         (IMPORT, f"{IMPORT}    AdapterError,\n"),
         also="a-pause-that-is-asked-for-is-kept",
@@ -215,8 +229,10 @@ MUTATIONS = [
         "a-cancelled-verb-leaves-nothing-open",
         (
             FOUND,
-            'work = asyncio.ensure_future(self.http.get(f"/v1/orders/{order_id}"))\n'
-            "        return self.order((await asyncio.shield(work)).object())",
+            (
+                'work = asyncio.ensure_future(self.http.get(f"/v1/orders/{order_id}"))\n'
+                "        return self.order((await asyncio.shield(work)).object())"
+            ),
         ),
         ("from collections.abc", "import asyncio\nfrom collections.abc"),
     ),
@@ -242,8 +258,10 @@ MUTATIONS = [
         "a-payload-reads-the-same-again",
         (
             '        return os.fdopen(descriptor, "rb", buffering=1 << 20)',
-            '        stream = os.fdopen(descriptor, "rb")\n'
-            '        stream.seek(getattr(self, "at", 0))\n        self.at = 3\n        return stream',
+            (
+                '        stream = os.fdopen(descriptor, "rb")\n'
+                '        stream.seek(getattr(self, "at", 0))\n        self.at = 3\n        return stream'
+            ),
         ),
     ),
     feed("a-change-is-noticed", ("return _stamp(self.path.lstat()) == self.stamp", "return self.path.exists()")),

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ from syncd.suppliers.conformance import (  # their checks join the list, in this
 from syncd.suppliers.conformance.checks import CHECKS, TIERS, Check, Result, Tier, failed, tier_of, tried
 from syncd.suppliers.conformance.rig import Kit
 
-__all__ = ["CHECKS", "TIERS", "Check", "Conformance", "Result", "Tier", "conformance", "examined", "tier_of"]
+__all__ = ["CHECKS", "TIERS", "Check", "Conformance", "Result", "Tier", "conformance", "examined", "tier_of", "tried"]
 
 
-def examined(file: Path, examples: Mapping[str, Any] | None = None, *, up_to: Tier = "gold") -> Iterator[Result]:
+def examined(
+    place: Path | EntryPoint, examples: Mapping[str, Any] | None = None, *, up_to: Tier = "gold"
+) -> Iterator[Result]:
     """Try every check of the tiers up to this one, in order, and tell each result as it comes."""
     try:
-        kit = Kit(file, examples)
+        kit = Kit(place, examples)
     except ConfigError as error:
         yield failed(
             "its-examples-fit", [(f"{one.path or one.file}: {one.message}", one.fix) for one in error.problems]

@@ -38,7 +38,7 @@ def is_feed_only(kit: Kit) -> str:
 @check("bronze")
 def it_loads(kit: Kit) -> Found:
     """A file that does not load keeps the daemon from starting on the configuration that names it."""
-    registry.load(kit.file)  # raises what the kit would have raised by now
+    registry.load(kit.place)  # raises what the kit would have raised by now
     yield from ()
 
 
@@ -81,7 +81,7 @@ def its_settings_are_documented(kit: Kit) -> Found:
 def building_it_touches_nothing(kit: Kit) -> Found:
     """`syncd check` loads and builds it while the configuration is read: no network and no file may matter there."""
     with _watched(kit.file.resolve()) as seen:
-        registry.load(kit.file)
+        registry.load(kit.place)
         with kit.session():
             pass
     for event in dict.fromkeys(seen):

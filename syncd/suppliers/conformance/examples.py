@@ -326,9 +326,9 @@ class Examples(_Table):
         return next(iter(marked or [one for one in self.exchange if "place_order" in one.verb]), None)
 
 
-def path_of(adapter_file: Path) -> Path:
+def path_of(adapter_file: Path, name: str = "") -> Path:
     """Where the examples of an adapter's file lie."""
-    return adapter_file.with_name(adapter_file.stem + SUFFIX)
+    return adapter_file.with_name((name or adapter_file.stem) + SUFFIX)
 
 
 def tree(path: Path) -> dict[str, Any]:

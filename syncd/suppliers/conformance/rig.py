@@ -6,15 +6,17 @@ The adapter is driven as the daemon drives it: the same client, the same mapping
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import selectors
 import shutil
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,13 +38,14 @@ from syncd.adapter import (
     capabilities,
 )
 from syncd.errors import ConfigError, Problem
+from syncd.metrics import Metrics
 from syncd.model import Clock, SecretText
 from syncd.suppliers import registry
 from syncd.suppliers.client import Call, Client, Sent
 from syncd.suppliers.conformance import examples as form
 from syncd.suppliers.conformance.examples import SHORTEST_SECRET, Examples
 from syncd.suppliers.conformance.script import Change, Script
-from syncd.suppliers.link import Link
+from syncd.suppliers.link import Verbs
 
 
 class Unusable(Exception):  # noqa: N818 - no fault of the check's
@@ -124,7 +127,7 @@ class Session:
         zone = ZoneInfo(script.examples.timezone)
         self.context = Context("kit", kit.settings(settings), zone, self._connect, lambda: script.examples.at)
         self.adapter = kit.kind(self.context)
-        self.link = Link(self.adapter, self.client)
+        self.verbs = Verbs(self.adapter, self.client, metrics=kit.metrics)
         self.logged: list[Any] = []
         """What was logged, an event dict each."""
 
@@ -143,23 +146,15 @@ class Session:
             self.logged += logged
 
     async def asked(self, verb: str, *args: Any) -> Any:
-        """The link's own way of asking, on this loop instead of on a thread's."""
-        call = Call(verb)
+        """As `call`, on this loop."""
         if verb != "list_offers":
-            return await self.link._run(call, lambda: self.link._ask(verb, args))  # noqa: SLF001
-        waiting: asyncio.Queue[Any] = asyncio.Queue(1)
-        task = asyncio.ensure_future(self.link._list(call, args[0], waiting))  # noqa: SLF001
+            return await self.verbs.ask(Call(verb), *args)
         pages: list[Page] = []
-        try:
-            while (page := await waiting.get()) is not None:
-                if isinstance(page, BaseException):
-                    raise page
+        async with contextlib.aclosing(self.verbs.list(Call(verb), *args)) as listing:
+            async for page in listing:
                 if page.offers and any(page.offers == one.offers for one in pages):
                     raise BadResponse("a page that was there already")
                 pages.append(page)
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
         return pages
 
     def close(self) -> None:
@@ -174,15 +169,18 @@ class Session:
 class Kit:
     """An adapter's file with its examples, and every way in which the checks drive it."""
 
-    def __init__(self, file: Path, tree: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, place: Path | EntryPoint, tree: Mapping[str, Any] | None = None) -> None:
         """Raises SyncdError for an adapter that does not load, ConfigError for examples that are wrong."""
-        self.file = file.resolve()
-        self.name = file.stem
-        self.kind: type[Adapter] = registry.load(self.file)
+        self.place = place.resolve() if isinstance(place, Path) else place
+        self.kind: type[Adapter] = registry.load(self.place)
+        self.name = self.place.stem if isinstance(self.place, Path) else self.place.name
+        self.file = self.place if isinstance(self.place, Path) else Path(inspect.getfile(self.kind))
         self.verbs = capabilities(self.kind)
-        self._tree = dict(form.tree(form.path_of(file)) if tree is None else tree)
+        self._tree = dict(form.tree(form.path_of(self.file, self.name)) if tree is None else tree)
         self.examples: Examples = form.parse(self._tree, self.where)
         self.folder: Path | None = None
+        self.metrics: Metrics | None = None
+        """Where verbs are counted, for a check that looks at it."""
         short = [name for name, text in _secrets(self.settings({})) if len(text) < SHORTEST_SECRET]
         if short:
             wrong = "a credential that is too short to be searched for"
@@ -200,7 +198,7 @@ class Kit:
     @property
     def where(self) -> str:
         """What to call the examples in messages."""
-        return str(form.path_of(self.file))
+        return str(form.path_of(self.file, self.name))
 
     # --- settings -----------------------------------------------------------------------------------------------------
 
@@ -232,7 +230,7 @@ class Kit:
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
+    @contextlib.contextmanager
     def session(
         self, change: Change = lambda _sent, _exchange: None, *, examples: Examples | None = None, **settings: Any
     ) -> Iterator[Session]:
@@ -344,7 +342,7 @@ class Kit:
 
     # --- feeds --------------------------------------------------------------------------------------------------------
 
-    @contextmanager
+    @contextlib.contextmanager
     def filled(self, *, unknown: bool = False) -> Iterator[Path]:
         """A folder with the examples' files, which ``{folder}`` stands for meanwhile."""
         feed = self.examples.feed

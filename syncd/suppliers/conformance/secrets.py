@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from syncd.adapter import Adapter, BadResponse, Forged, Hint, Request, Webhook
+from syncd.metrics import Metrics
 from syncd.suppliers.conformance.buying import with_keys, within
 from syncd.suppliers.conformance.checks import Found, check
 from syncd.suppliers.conformance.examples import Signature, WebhookExample
@@ -44,6 +45,8 @@ def nothing_secret_is_seen(kit: Kit) -> Found:
 
 def _shown(kit: Kit, canaries: dict[str, str]) -> Iterator[tuple[str, str]]:
     """(what, its text) of everything that can be seen, while all goes well and while much goes wrong."""
+    kit.metrics = Metrics("kit")
+    kit.metrics.know(products=(), shops=(), suppliers=("kit",))
     for verb in [one for one in _TRADING if one in kit.verbs]:
         arguments = kit.arguments(verb)
         for change in (with_keys(canaries), *_mishaps(kit, verb, canaries)):
@@ -57,6 +60,8 @@ def _shown(kit: Kit, canaries: dict[str, str]) -> Iterator[tuple[str, str]]:
                     yield f"{verb}: the repr of {outcome}", f"{outcome.value!r} {outcome.value}"
                 yield from _reprs(session)
                 yield f"{verb}: what it logs or prints", _logged(session) + heard.getvalue()
+    yield "a metric", kit.metrics.render().decode()
+    kit.metrics = None
 
 
 def _mishaps(kit: Kit, verb: str, canaries: dict[str, str]) -> Iterator[Change]:

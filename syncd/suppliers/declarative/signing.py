@@ -1,0 +1,75 @@
+"""Signatures by template: what is hashed is a text with placeholders. For our requests and for their webhooks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from syncd.adapter import BadResponse, SecretText
+from syncd.suppliers.declarative.texts import Template, plain
+
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_value: Final = msgspec.json.Decoder().decode
+
+
+def signature(
+    how: Literal["hmac_sha256", "md5", "sha1"], encoding: str, text: Template, names: Mapping[str, Any], key: SecretText
+) -> str:
+    """The signature of a text, in lower-case hex or base64."""
+    data = text.line({**names, "secret": key}).encode()
+    if how == "hmac_sha256":
+        digest = hmac.new(key.reveal().encode(), data, hashlib.sha256).digest()
+    else:
+        digest = hashlib.new(how, data, usedforsecurity=False).digest()
+    return digest.hex() if encoding == "hex" else base64.b64encode(digest).decode()
+
+
+def body_names(body: bytes) -> dict[str, Any]:
+    """``{body}`` and ``{body_md5}``."""
+    return {"body": body.decode(errors="replace"), "body_md5": hashlib.md5(body, usedforsecurity=False).hexdigest()}
+
+
+def body_fields(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the fields of a JSON object or a form; those that are no text, as they were written in JSON).
+
+    Raises BadResponse for anything else, and for a name that stands twice in a form.
+    """
+    body = body.removeprefix(b"\xef\xbb\xbf").strip()
+    try:
+        if body.startswith(b"{"):
+            raw = _members(body)
+            fields = {name: _value(value) for name, value in raw.items()}
+            return fields, {name: bytes(raw[name]).decode() for name in fields if not isinstance(fields[name], str)}
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True) if body else []
+        if len(dict(pairs)) == len(pairs):
+            return dict(pairs), {}
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        pass
+    raise BadResponse("a body that is neither a JSON object nor a form")
+
+
+def sorted_fields(fields: Mapping[str, Any]) -> str:
+    """``{fields}``: name=value&… by name, as they are, without those that are empty. Raises BadResponse for a list."""
+    if any(isinstance(value, list | dict) for value in fields.values()):
+        raise BadResponse("a field that is a list or an object cannot be signed as name=value")
+    pairs = {name: plain(value) for name, value in fields.items() if value not in (None, "")}
+    return "&".join(f"{name}={pairs[name]}" for name in sorted(pairs))
+
+
+def sorted_json(fields: Mapping[str, Any], written: Mapping[str, str], form: str) -> str:
+    """``{json}``: the fields by name as compact JSON. ``form``: "" leaves slashes and other scripts as they are,
+    ``slashes`` escapes slashes, ``escaped`` both. What is no text stands as it came.
+    """
+
+    def quoted(text: str) -> str:
+        done = json.dumps(text, ensure_ascii=form == "escaped")
+        return done.replace("/", "\\/") if form else done
+
+    return f"{{{','.join(f'{quoted(name)}:{written.get(name) or quoted(fields[name])}' for name in sorted(fields))}}}"
