@@ -32,6 +32,8 @@ from syncd.adapter import (
     Stock,
     Transient,
 )
+from syncd.suppliers import registry
+from syncd.suppliers.conformance import conformance
 from tests.suppliers.loopback.acg_faka import BY_HAND, SNATCHED, Shop, php, signature
 from tests.suppliers.loopback.linked import linked
 
@@ -549,6 +551,16 @@ def test_M1_sent_again_a_price_that_rose_tells_nothing(shop, link):
         link.call("place_order", order(again=True, max_unit_cost=cny(1)))
 
 
+# --- the kit ----------------------------------------------------------------------------------------------------------
+
+KIT = conformance(registry.bundled() / "acg_faka.py")
+
+
+@pytest.mark.parametrize("check", KIT.checks("silver"), ids=str)
+def test_the_conformance_kit(check):
+    KIT.holds(check)
+
+
 # --- from end to end, against a shop with a ledger --------------------------------------------------------------------
 
 
@@ -679,6 +691,14 @@ def test_M1_control_without_the_promise_they_end_in_a_deadlock(real):
     link = linked("acg_faka", variant=hasty, **settings(real.url))
     assert two_at_once(real, link) == ["completed", "unknown"]
     link.close()
+
+
+def test_a_slow_shop_is_waited_for_and_a_good_listed_twice_is_shown_twice(real, ours):
+    """The core refuses a listing that names an offer twice: it must see it."""
+    real.slow[TRADE] = 0.2
+    assert ours.call("place_order", want(ours)).status == "completed"
+    real.goods["again"] = real.goods["PLAIN"]
+    assert [offer.sku for page in ours.pages(None, bool) for offer in page.offers].count("PLAIN") == 2
 
 
 def test_P3_keys_that_somebody_snatched_are_charged_and_parked(real, ours):

@@ -36,6 +36,8 @@ from syncd.adapter import (
     Webhook,
 )
 from syncd.model import Clock
+from syncd.suppliers import registry
+from syncd.suppliers.conformance import conformance
 from tests.suppliers.loopback.dujiao_next import ROOT, Site
 from tests.suppliers.loopback.linked import linked
 
@@ -589,6 +591,16 @@ def test_W1_a_signed_callback_about_nothing_is_a_bad_response(link, body):
         link.call("parse_webhook", callbacks.webhook(body=body, **headers))
 
 
+# --- the kit ----------------------------------------------------------------------------------------------------------
+
+KIT = conformance(registry.bundled() / "dujiao_next.py")
+
+
+@pytest.mark.parametrize("check", KIT.checks("silver"), ids=str)
+def test_the_conformance_kit(check):
+    KIT.holds(check)
+
+
 # --- from end to end, against a site with a ledger --------------------------------------------------------------------
 
 
@@ -757,6 +769,12 @@ def test_P1_only_a_site_that_says_so_is_read_by_changes(old):
         assert found == {"0/100": True, "2/102": True, "3/103": True, "4/104": True}
     else:
         assert found == {"1/101": False, "3/103": True}
+
+
+def test_a_product_listed_twice_is_shown_twice(real, ours):
+    """The core refuses a listing that names an offer twice: it must see it."""
+    real.products.append({**real.products[0], "updated_at": "2026-03-02T00:00:00Z"})
+    assert [offer.sku for page in ours.pages(None, bool) for offer in page.offers] == ["7/31", "7/31"]
 
 
 @pytest.mark.parametrize("fault", ["page", "cut", "short", "error"])

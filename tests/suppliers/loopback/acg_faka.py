@@ -12,7 +12,10 @@ from tests.suppliers.loopback.server import HTML, Asked, Loopback
 
 SNATCHED = "很抱歉，有人在你付款之前抢走了商品，请联系客服。"
 BY_HAND = "正在发货中，请耐心等待，如有疑问，请联系客服。"
-Broken = type("Broken", (Exception,), {})
+
+
+class Broken(Exception):  # noqa: N818 - what the shop is then
+    """Something failed inside the shop: it answers with a page."""
 
 
 def php(body: bytes) -> dict[str, Any]:
