@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from syncd.storefronts.hot import DeliveryAnswer, DeliveryRequest
 
 PRODUCTS = (
-    '[products.a]\ntitle = "a"\nformat = "opaque"\nprice = "9.90 CNY"\n[products.none]\ntitle = "none"\n[products.upload]\ntitle = "upload"\n[shops.other]\n'
+    '[products.a]\ntitle = "a"\nformat = "opaque"\nprice = "9.90 CNY"\n[products.none]\ntitle = "none"\n'
+    '[products.upload]\ntitle = "upload"\n[shops.other]\n'
 )
 CANARY = "CANARY-7F3A"
 
