@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from syncd.errors import ConflictError, NotFoundError, UnreadableKeyError
+from syncd.orders import deliveries
 from syncd.orders.deliveries import (
     DeliveryCancelledError,
     FencedError,
@@ -280,9 +281,9 @@ def test_control_without_the_unique_constraint_and_the_state_check_the_books_do_
     stacks[0].add("steam", *[f"AAAA-{n}" for n in range(200)])
     stacks[1].products.update(stacks[0].products)
     stacks[0].tamper("ALTER TABLE allotment DROP CONSTRAINT pk_allotment")
+    look = deliveries._what_is_there
+    monkeypatch.setattr(deliveries, "_what_is_there", lambda tx, need, _lock="": look(tx, need, ""))
     for stack in stacks:
-        look = stack.deliveries._look
-        monkeypatch.setattr(stack.deliveries, "_look", lambda tx, need, _lock, look=look: look(tx, need, ""))
 
         def hand_over(tx: Any, allotments: Any, *before: Any) -> None:
             tx.change(before)
@@ -362,7 +363,7 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
     for start in range(0, rows, chunk):
         stack.add("steam", *[f"K-{n}" for n in range(start, start + chunk)])
     seen: list[tuple[str, Any]] = []
-    run, run_all = Tx._run, Tx._run_all
+    run, together, run_all = Tx._run, Tx._together, Tx._run_all
 
     def note(sql: str, params: Any) -> None:
         # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
@@ -373,12 +374,18 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
         note(sql, params)
         run(tx, sql, params)
 
-    def all_noted(tx: Tx, statements: Any) -> Any:
+    def noted_together(tx: Tx, statements: Any) -> Any:
         for statement in statements:
             note(*statement)
-        return run_all(tx, statements)
+        return together(tx, statements)
+
+    def all_noted(tx: Tx, statements: Any, queries: Any = ()) -> Any:
+        for statement in statements:
+            note(*statement)
+        return run_all(tx, statements, queries)
 
     monkeypatch.setattr(Tx, "_run", noted)
+    monkeypatch.setattr(Tx, "_together", noted_together)
     monkeypatch.setattr(Tx, "_run_all", all_noted)
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
