@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_QUANTITY: Final = 1000
+MAX_WAIT_S: Final = 30
+_LOOK_S: Final = 0.25
+"""How often a request that waits looks for its keys: another daemon on the same database may have brought them."""
 _FILL_AT_ONCE: Final = 100
 
 
@@ -131,11 +134,12 @@ class Deliveries:
 
     # --- what storefronts call --------------------------------------------------------------------------------------
 
-    async def deliver(self, shop: str, order_ref: str, product: str, quantity: int) -> Delivery:
+    async def deliver(self, shop: str, order_ref: str, product: str, quantity: int, *, wait_s: float = 0) -> Delivery:
         """Deliver one order line, or say again what was delivered for it.
 
         Raises UnknownProductError, InsufficientStockError (nothing recorded), OrderRefReusedError,
-        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet.
+        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet: for ``wait_s`` seconds
+        this waits for them.
         """
         if self.fenced:
             msg = "this database was restored from a backup"
@@ -144,7 +148,23 @@ class Deliveries:
         min_life = int(known.min_life) if known else 0
         request = Request(shop, order_ref, product, quantity, min_life, known is not None)
         allotted = await self._writer.submit(self._allot, request)
-        return await self._opened(order_ref, allotted, request.min_life)
+        answer = await self._opened(order_ref, allotted, request.min_life)
+        if wait_s and answer.state == DeliveryState.PENDING:
+            return await self._awaited(request, answer, wait_s)
+        return answer
+
+    async def _awaited(self, request: Request, answer: Delivery, seconds: float) -> Delivery:
+        """The delivery once it has its keys, or as it is when the time is over."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(_LOOK_S, left))
+            found = await asyncio.to_thread(self.find, request.shop, request.order_ref)
+            if found is not None and found.state != DeliveryState.PENDING:
+                allotted = await self._writer.submit(self._allot, request)
+                allotted.repeat = answer.repeat
+                return await self._opened(request.order_ref, allotted, request.min_life)
+        return answer
 
     async def reveal(self, shop: str, order_ref: str) -> Delivery | None:
         """The delivery of an order line with its keys, recorded like a repeated request; None if there is none."""

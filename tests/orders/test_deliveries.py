@@ -205,6 +205,30 @@ async def test_pending_deliveries_are_filled_first_come_first_served(stack: Any)
     assert (await stack.deliveries.deliver("demo", "o2", "steam", 1)).state == "pending"
 
 
+async def test_a_request_may_wait_for_the_keys_of_a_pending_delivery(stack: Any) -> None:
+    stack.add("steam", "BAD-1")
+    stack.tamper(*flip(stack))
+    assert (await stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=0.3)).state == "pending"
+    waiting = [asyncio.create_task(stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=20)) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    stack.add("steam", "GOOD-1")
+    assert await stack.deliveries.fill("steam") == 1
+    for answer in await asyncio.gather(*waiting):
+        assert (answer.state, texts(answer), answer.repeat) == ("delivered", ["GOOD-1"], True)
+    assert_books_balance(stack)
+
+
+async def test_a_request_that_waits_is_told_of_a_cancel(stack: Any) -> None:
+    stack.add("steam", "BAD-1")
+    stack.tamper(*flip(stack))
+    await stack.deliveries.deliver("demo", "o1", "steam", 1)
+    waiting = asyncio.create_task(stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=20))
+    await asyncio.sleep(0.1)
+    await stack.deliveries.cancel("demo", "o1")
+    with pytest.raises(DeliveryCancelledError):
+        await waiting
+
+
 async def test_a_pending_delivery_can_be_cancelled_for_ever(stack: Any) -> None:
     stack.add("steam", "BAD-1", "BAD-2")
     stack.tamper(*flip(stack))
