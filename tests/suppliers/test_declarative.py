@@ -87,6 +87,7 @@ path = "orders"
 query = { ref = "{reference}" }
 """
 MD5 = "[auth]\ntype = 'signed'\nhash = 'md5'\nsecret = '{settings.key}'\n"
+HOOK_MD5 = "[[webhooks]]\nevent = 'test'\nhash = 'md5'\nsecret = '{settings.key}'\n"
 LIST = """
 [verbs.list_offers]
 path = "goods"
@@ -312,7 +313,7 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "next does not belong to type page",
         ),
         (
-            "[verbs.fetch_keys]\npath = '{page}'\nkeys.text = 'a'\npages = { type = 'page', first = '{settings.user}' }",
+            "[verbs.fetch_keys]\npath = '{page}'\nkeys.text = 'a'\npages = { type = 'page', first = '{settings.key}' }",
             "verbs.fetch_keys.pages.first",
             "not one setting of type number",
         ),
@@ -328,8 +329,7 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "anybody could make this signature",
         ),
         (
-            "[[webhooks]]\nevent = 'order'\nhash = 'md5'\nsecret = '{settings.key}'\ntext = '{body}'\n"
-            "signature = '{field.s}'\norder_id = 'o'",
+            f"{HOOK_MD5}text = '{{body}}'\nsignature = '{{field.s}}'",
             "webhooks.0",
             "anybody could make this signature",
         ),
