@@ -1063,6 +1063,14 @@ async def test_M1_an_empty_answer_is_a_proof_only_where_the_file_says_so(made, w
         assert await made(BASE, text, play=Script([]), sure=True).find_order("R1") is None
 
 
+@pytest.mark.parametrize("answer", [{}, [], None, {"list": None}, {"list": {}}, {"list": [{"id": "1", "ref": "R2"}]}])
+async def test_M1_only_an_empty_list_in_its_place_is_a_proof(made, answer):
+    text = f"{VERBS}\nempty_is_absent = true\nitem = 'list'"
+    with pytest.raises(BadResponse):
+        await made(BASE, text, play=Script(answer)).find_order("R1")
+    assert await made(BASE, text, play=Script({"list": []})).find_order("R1") is None
+
+
 @pytest.mark.parametrize(("status", "keys"), [("NEW", 0), ("PART", 1), ("DONE", 1), ("GONE", 0)])
 async def test_the_status_comes_before_the_keys(made, status, keys):
     text = (
