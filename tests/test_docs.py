@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import certifi
 import pytest
 import typer
 from pydantic import BaseModel
