@@ -87,6 +87,7 @@ path = "orders"
 query = { ref = "{reference}" }
 """
 MD5 = "[auth]\ntype = 'signed'\nhash = 'md5'\nsecret = '{settings.key}'\n"
+HOOK_MD5 = "[[webhooks]]\nevent = 'test'\nhash = 'md5'\nsecret = '{settings.key}'\n"
 LIST = """
 [verbs.list_offers]
 path = "goods"
@@ -157,7 +158,7 @@ def goods(number, **more):
 def test_a_verb_that_the_file_does_not_have_is_no_capability(kind):
     assert capabilities(kind(BASE, LIST)) == {"list_offers"}
     assert capabilities(kind(BASE, VERBS)) == {"place_order", "get_order", "find_order"}
-    every = set(words.VerbWords.model_fields)
+    every = set(words._VerbWords.model_fields)
     assert every | {"pull_keys", "parse_webhook"} == set(sdk.VERBS)
 
 
@@ -312,7 +313,7 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "next does not belong to type page",
         ),
         (
-            "[verbs.fetch_keys]\npath = '{page}'\nkeys.text = 'a'\npages = { type = 'page', first = '{settings.user}' }",
+            "[verbs.fetch_keys]\npath = '{page}'\nkeys.text = 'a'\npages = { type = 'page', first = '{settings.key}' }",
             "verbs.fetch_keys.pages.first",
             "not one setting of type number",
         ),
@@ -328,8 +329,7 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "anybody could make this signature",
         ),
         (
-            "[[webhooks]]\nevent = 'order'\nhash = 'md5'\nsecret = '{settings.key}'\ntext = '{body}'\n"
-            "signature = '{field.s}'\norder_id = 'o'",
+            f"{HOOK_MD5}text = '{{body}}'\nsignature = '{{field.s}}'",
             "webhooks.0",
             "anybody could make this signature",
         ),
@@ -1063,6 +1063,14 @@ async def test_M1_an_empty_answer_is_a_proof_only_where_the_file_says_so(made, w
         assert await made(BASE, text, play=Script([]), sure=True).find_order("R1") is None
 
 
+@pytest.mark.parametrize("answer", [{}, [], None, {"list": None}, {"list": {}}, {"list": [{"id": "1", "ref": "R2"}]}])
+async def test_M1_only_an_empty_list_in_its_place_is_a_proof(made, answer):
+    text = f"{VERBS}\nempty_is_absent = true\nitem = 'list'"
+    with pytest.raises(BadResponse):
+        await made(BASE, text, play=Script(answer)).find_order("R1")
+    assert await made(BASE, text, play=Script({"list": []})).find_order("R1") is None
+
+
 @pytest.mark.parametrize(("status", "keys"), [("NEW", 0), ("PART", 1), ("DONE", 1), ("GONE", 0)])
 async def test_the_status_comes_before_the_keys(made, status, keys):
     text = (
@@ -1341,9 +1349,9 @@ async def test_the_documents_example_is_short_and_works(kind):
 SECTIONS = {
     "The file": [words.Definition],
     "settings": [words.Setting],
-    "promises": [words.PromiseWords],
+    "promises": [words._PromiseWords],
     "auth": [words.Auth],
-    "answer": [words.AnswerWords],
+    "answer": [words._AnswerWords],
     "errors": [words.Failure],
     "offer": [words.OfferWords],
     "order": [words.OrderWords],
@@ -1390,11 +1398,11 @@ def test_every_word_is_documented_with_an_example_and_no_other(title):
 
 def test_the_words_that_single_verbs_have_are_documented():
     described = re.findall(r"^\| `(\w+)` \| (.*?) \| ?(.*?) ?\|$", section("What each verb reads"), re.MULTILINE)
-    assert {verb for verb, *_ in described} == set(words.VerbWords.model_fields)
+    assert {verb for verb, *_ in described} == set(words._VerbWords.model_fields)
     for verb, own, known in described:
         model = next(
             one
-            for one in words.VerbWords.model_fields[verb].annotation.__args__
+            for one in words._VerbWords.model_fields[verb].annotation.__args__
             if isinstance(one, type) and issubclass(one, BaseModel)
         )
         assert set(re.findall(r"`(\w+)`", own)) == names(model) - names(words.Call), verb
