@@ -194,7 +194,7 @@ class AcgFaka(core.Adapter):
         try:
             config, widgets = _config(good.get("config")), _widgets(good.get("widget"))
             races: dict[str, Any] = config.get("category") or {"": good["user_price"]}
-            options = {name: list(prices.items()) for name, prices in sorted(config.get("sku", {}).items())}
+            options = {name: list(prices.items()) for name, prices in sorted((config.get("sku") or {}).items())}
             count = len(races) * math.prod(map(len, options.values()))
             left, code = _stock(good.get("stock")), str(good["code"])
             whole = Offer(
