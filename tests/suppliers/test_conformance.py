@@ -309,9 +309,9 @@ MUTATIONS = [
         (' = "https://api.acme.example"\n', "\n"),
         (
             '    url: str\n    """Where',
-            '    a: int\n    """A."""\n    b: int\n    """B."""\n    url: str\n    """Where',
+            '    a: int\n    """A."""\n    b: int\n    """B."""\n    c: int\n    """C."""\n    url: str\n    """Where',
         ),
-        ("[settings]\n", '[settings]\na = 1\nb = 2\nurl = "https://api.acme.example"\n'),
+        ("[settings]\n", '[settings]\na = 1\nb = 2\nc = 3\nurl = "https://api.acme.example"\n'),
     ),
     acme("changes-can-be-asked-for", ("incremental=since is not None)", "incremental=False)")),
     acme("a-bad-key-can-be-complained-of", ("async def complain", "async def _complain"), also="its-examples-fit"),

@@ -159,7 +159,8 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     """Python's own audit events; an audit hook is for ever, so it is put in once and mostly asleep."""
     if _seen is None or event not in _WATCHED or threading.get_ident() != _thread:
         return
-    if event == "open" and (isinstance(args[0], int) or str(args[0]).startswith(_allowed)):
+    # "<…>" is where an interpreter's tools look for the source of what has none.
+    if event == "open" and (isinstance(args[0], int) or str(args[0]).startswith((*_allowed, "<"))):
         return
     place = str(args[0]) if args and isinstance(args[0], str | os.PathLike) else ""
     _seen.append(f"{event} {place}".strip())

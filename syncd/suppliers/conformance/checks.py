@@ -93,10 +93,11 @@ def failed(name: str, findings: list[tuple[str, str]]) -> Result:
 
 
 def tier_of(results: list[Result]) -> Tier | None:
-    """The highest tier of which all that was tried holds, and all below it."""
+    """The highest tier that was tried and of which everything holds, and all below it."""
     reached: Tier | None = None
     for tier in TIERS:
-        if any(result.check.tier == tier and result.state in {"failed", "blocked"} for result in results):
+        states = {result.state for result in results if result.check.tier == tier}
+        if not states or states & {"failed", "blocked"}:
             break
         reached = tier
     return reached

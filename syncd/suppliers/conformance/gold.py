@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
-from syncd.adapter import Adapter, AdapterError, Check, Offer, Order
+from syncd.adapter import Adapter, Check, Config, Offer, Order, Refused
 from syncd.model import SecretText
 from syncd.suppliers import registry
 from syncd.suppliers.conformance.bronze import is_feed_only
 from syncd.suppliers.conformance.buying import within
 from syncd.suppliers.conformance.checks import Found, check
+from syncd.suppliers.conformance.examples import ERRORS
 from syncd.suppliers.conformance.rig import Kit
 from syncd.suppliers.conformance.script import documented
 
-_TO_CHOOSE: Final = 2
-"""Settings that nobody can have a default for: where it is, and who we are there."""
+_TO_CHOOSE: Final = 3
+"""Settings besides credentials that nobody can have a default for: where it is, who we are there, how to reach us."""
 
 
 @check("gold", unless=is_feed_only)
@@ -69,8 +70,9 @@ def its_balance_can_be_asked(kit: Kit) -> Found:
 @check("gold", unless=is_feed_only)
 def an_order_can_be_found_again(kit: Kit) -> Found:
     """After a lost answer somebody has to know what became of it: without this, a person has to ask."""
-    if "find_order" not in kit.verbs and not kit.kind.promises.same_reference_same_order:
-        yield "neither find_order nor same_reference_same_order is there", "implement it, if the protocol can at all"
+    promises = kit.kind.promises
+    if "find_order" not in kit.verbs and not promises.same_reference_same_order and promises.repeat_after is None:
+        yield "neither find_order nor a promise tells what became of an order", "implement it, if the protocol can at all"
     elif "find_order" in kit.verbs and not isinstance(kit.call("find_order")[0].value, Order):
         yield "find_order does not find the order of the examples", "it answers that Order"
 
@@ -95,17 +97,16 @@ def what_is_unverified_is_said(kit: Kit) -> Found:
 
 
 def _no_error(kit: Kit) -> str:
-    return "" if any(one.raises for one in kit.examples.situation) else "the examples have no error"
+    raised = [ERRORS[one.raises] for one in kit.examples.situation if one.raises]
+    return "" if any(issubclass(one, Refused | Config) for one in raised) else "the examples have no refusal"
 
 
 @check("gold", unless=_no_error)
 def errors_say_what_to_do(kit: Kit) -> Found:
     """At 3 a.m. the hint is all that there is."""
     for one in kit.examples.situation:
-        if one.raises is None:
-            continue
         outcome, _ = kit.call(one.verb, change=within(kit, one, documented(one)))
-        if isinstance(outcome.error, AdapterError) and not outcome.error.hint:
+        if isinstance(outcome.error, Refused | Config) and not outcome.error.hint:
             yield f"{one.about}: {outcome} has no hint", 'OutOfStock("what is wrong", hint="what to do")'
 
 
@@ -115,7 +116,7 @@ def settings_have_defaults(kit: Kit) -> Found:
     fields = kit.kind.Settings.model_fields.items()
     asked = [name for name, field in fields if field.is_required() and field.annotation is not SecretText]
     if len(asked) > _TO_CHOOSE:
-        yield f"{', '.join(asked)} have no defaults", "give all but the address and the account one"
+        yield f"{', '.join(asked)} have no defaults", "give what has one right answer a default"
 
 
 def _elsewhere(kit: Kit) -> str:

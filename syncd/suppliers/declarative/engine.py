@@ -77,11 +77,11 @@ class Declared(sdk.Adapter):
     def _in_fields(self, auth: Auth, method: str, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of one request with its signature among them."""
         base = urlsplit(self.definition.base_url.line(self.known)).path.rstrip("/")
-        names = {"method": method, "path": f"{base}/{path.lstrip('/')}"}
+        names: dict[str, Any] = {"method": method, "path": f"{base}/{path.lstrip('/')}"}
         at = self.context.now()
         unsigned = {name: text for name, text in auth.add.items() if "signature" not in {s.name for s in text.slots}}
         fields = {**fields, **self._placed(auth, unsigned, names, at)}
-        names["fields"] = sorted_fields(auth.signed(fields))
+        names["fields"] = lambda _: sorted_fields(auth.signed(fields))
         return {**fields, **self._placed(auth, auth.add, names, at)}
 
     def _placed(
@@ -102,7 +102,7 @@ class Declared(sdk.Adapter):
         """
         call: Call = getattr(self.definition.verbs, verb)
         names, zone = {**self.known, "now": self.context.now(), **names}, self.context.timezone
-        path = link or call.path.line(names, zone, lambda value: quote(value, safe=""))
+        path = link or call.path.line(names, zone, _in_path)
         query = {} if link else filled(call.query, names, zone)
         json, form = filled(call.json_, names, zone), filled(call.form, names, zone)
         auth = self.definition.auth
@@ -286,6 +286,21 @@ class Declared(sdk.Adapter):
         if offer.price.amount > limit.amount and not guarded:
             raise sdk.PriceChanged(f"{offer.sku} costs more than the limit")
 
+    def verify(self, hook: Hook, names: Mapping[str, Any], received_at: datetime) -> None:
+        """Raises Forged unless one of the texts gives the signature, and the time is near."""
+        secret = self._secret(hook.secret)
+        try:
+            given = hook.signature.line(names)
+            signatures = [hook.of(text, names, secret) for text in hook.text]
+            sent_at = _moment(hook.time.line(names), self.context.timezone) if hook.time else received_at
+        except (Config, BadResponse, ValueError, OverflowError):
+            raise Forged("a webhook that lacks a part of its signature") from None
+        given = given.lower() if hook.encoding == "hex" else given
+        if not any(sdk.same(given, signature) for signature in signatures):
+            raise Forged("a webhook whose signature is wrong")
+        if abs((received_at - sent_at).total_seconds()) > hook.within:
+            raise Forged("a webhook that is too old, or from the future")
+
 
 class Verbs(Declared):
     """Every verb that a definition may have."""
@@ -397,27 +412,18 @@ class Verbs(Declared):
             "fields": lambda _: sorted_fields(hook.signed(fields)),
             "json": lambda form: sorted_json(hook.signed(fields), written, form),
         }
-        self._verify(hook, names, webhook.received_at)
+        self.verify(hook, names, webhook.received_at)
         places = {"order_id": hook.order_id, "reference": hook.reference, "sku": hook.sku}
         read = {name: (value.read(fields, name) if value else None) or "" for name, value in places.items()}
         if hook.event != "test" and not any(read.values()):
             raise BadResponse("a webhook that does not say what it is about")
         return sdk.Hint(hook.event, **read, answer=hook.reply.encode())
 
-    def _verify(self, hook: Hook, names: Mapping[str, Any], received_at: datetime) -> None:
-        """Raises Forged unless one of the texts gives the signature, and the time is near."""
-        secret = self._secret(hook.secret)
-        try:
-            given = hook.signature.line(names)
-            signatures = [hook.of(text, names, secret) for text in hook.text]
-            sent_at = _moment(hook.time.line(names), self.context.timezone) if hook.time else received_at
-        except (Config, BadResponse, ValueError, OverflowError):
-            raise Forged("a webhook that lacks a part of its signature") from None
-        given = given.lower() if hook.encoding == "hex" else given
-        if not any(sdk.same(given, signature) for signature in signatures):
-            raise Forged("a webhook whose signature is wrong")
-        if abs((received_at - sent_at).total_seconds()) > hook.within:
-            raise Forged("a webhook that is too old, or from the future")
+
+def _in_path(value: str) -> str:
+    if value in {".", ".."}:  # percent-encoding leaves them as they are, and they would change the path
+        raise BadResponse("an id that climbs out of its path")
+    return quote(value, safe="")
 
 
 def _error(name: str, what: str, answer: sdk.Answer) -> AdapterError:

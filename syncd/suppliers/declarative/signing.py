@@ -32,8 +32,9 @@ def signature(
 
 
 def body_names(body: bytes) -> dict[str, Any]:
-    """``{body}`` and ``{body_md5}``."""
-    return {"body": body.decode(errors="replace"), "body_md5": hashlib.md5(body, usedforsecurity=False).hexdigest()}
+    """``{body}``, which may be empty, and ``{body_md5}``."""
+    text = body.decode(errors="replace")
+    return {"body": lambda _: text, "body_md5": hashlib.md5(body, usedforsecurity=False).hexdigest()}
 
 
 def body_fields(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:

@@ -444,7 +444,7 @@ class Definition(Words):
         for name in type(self.verbs).model_fields:
             call: Any = getattr(self.verbs, name)
             for part in ("offer", "order"):
-                if part in getattr(call, "model_fields", {}) and not (getattr(call, part) or getattr(self, part)):
+                if call and part in type(call).model_fields and not (getattr(call, part) or getattr(self, part)):
                     raise wrong(f"nothing says how an {part} of {name} reads", f"add [{part}]")
         found = self.verbs.find_order
         read = found and (found.order or self.order)
