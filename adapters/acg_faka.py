@@ -134,7 +134,8 @@ class AcgFaka(core.Adapter):
             if self.settings.ask_stock:
                 unknown = Stock.unknown()
                 offers = [await self._asked(one) if one.for_sale and one.stock == unknown else one for one in offers]
-            yield Page(offers)
+            if offers:  # two empty pages would look like a listing that goes round in circles
+                yield Page(offers)
 
     async def get_offer(self, sku: str) -> Offer:
         """One offer as it is now, with the stock of this very choice, and what one of it would cost us."""
@@ -193,7 +194,7 @@ class AcgFaka(core.Adapter):
         try:
             config, widgets = _config(good.get("config")), _widgets(good.get("widget"))
             races: dict[str, Any] = config.get("category") or {"": good["user_price"]}
-            options = {name: list(prices.items()) for name, prices in sorted(config.get("sku", {}).items())}
+            options = {name: list(prices.items()) for name, prices in sorted((config.get("sku") or {}).items())}
             count = len(races) * math.prod(map(len, options.values()))
             left, code = _stock(good.get("stock")), str(good["code"])
             whole = Offer(

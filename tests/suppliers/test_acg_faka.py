@@ -273,6 +273,9 @@ def test_an_offer_now_has_its_own_stock_and_the_price_that_would_be_charged(shop
     assert (found.stock, found.price) == (Stock.exact(2000), cny("9.00"))
     with pytest.raises(NotForSale):
         link.call("get_offer", "A1B2/年卡")
+    empty = {"category": {"月卡": "10.00"}, "sku": [], "wholesale": [], "category_wholesale": []}  # PHP's empty arrays
+    shop.post(f"{SHOP}/shared/commodity/item").respond(json=yes(good(config=empty)))
+    assert link.call("get_offer", "A1B2/月卡").for_sale
 
 
 @pytest.mark.parametrize("reason", ["商品不存在", "当前商品已停售", "该商品暂未上架"])
