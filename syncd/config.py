@@ -82,6 +82,8 @@ def _listen(value: object) -> tuple[str, int]:
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
 Price = Annotated[Money, BeforeValidator(_money)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Factor = Annotated[float, Field(gt=1)]
 Zone = Annotated[str, BeforeValidator(_zone)]
 PathText = Annotated[Path, BeforeValidator(_path)]
 Listen = Annotated[tuple[str, int], BeforeValidator(_listen)]
@@ -170,6 +172,11 @@ class SyncDefaults(_Table):
     jitter: Duration = Field(30.0, description="A run starts up to this much later, so that runs do not bunch.")
     lease: Duration = Field(60.0, description="How long a run is another daemon's before it may be taken over.")
     settle: Duration = Field(2.0, description="A file is taken when it has not changed for this long.")
+    full_every: Duration = Field(86400.0, description="All offers are listed anew at least this often.")
+    overlap: Duration = Field(300.0, description="A listing of changes begins this long before the last good one.")
+    max_drop: Percent = Field(50.0, description="Percent of offers that may go at once before a listing is held.")
+    max_jump: Factor = Field(3.0, description="A price that moves by more than this factor is held.")
+    max_jumps: Percent = Field(20.0, description="Percent of prices that may jump before a whole listing is held.")
 
 
 class Supplier(_Table):
@@ -183,6 +190,11 @@ class Supplier(_Table):
     jitter: Duration | None = Field(None, description="Default: sync.jitter.")
     timezone: Zone = Field(DEFAULT_TIMEZONE, description="Zone of its dates without a zone.")
     override: bool = Field(default=False, description="Whether a drop-in adapter may shadow a bundled one.")
+    full_every: Duration | None = Field(None, description="Default: sync.full_every.")
+    overlap: Duration | None = Field(None, description="Default: sync.overlap.")
+    max_drop: Percent | None = Field(None, description="Default: sync.max_drop.")
+    max_jump: Factor | None = Field(None, description="Default: sync.max_jump.")
+    max_jumps: Percent | None = Field(None, description="Default: sync.max_jumps.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -229,6 +241,11 @@ class Settings(_Table):
     def problem(self, path: str, message: str, fix: str = "") -> Problem:
         """A problem at a dotted path, with the file in which that path was written."""
         return Problem(str(_origin(self._origins, path, self.file)), path, message, fix)
+
+    def of(self, name: str, setting: str) -> float:
+        """A setting of `SyncDefaults` as it holds for one supplier."""
+        own = getattr(self.suppliers[name], setting)
+        return float(getattr(self.sync, setting) if own is None else own)
 
     def interval(self, name: str) -> tuple[float, float]:
         """(interval, jitter) of a supplier, in seconds."""

@@ -110,6 +110,9 @@ class Metrics:
         self._repeated = counter("keys_repeated_total", "Keys that the same source had brought before.", "supplier")
         self._quarantined = counter("keys_quarantined_total", "Slices set aside for an operator.", "supplier", "reason")
 
+        self._offer_changes = counter("offer_changes_total", "Offers written anew, or removed.", "supplier")
+        self._alarms = counter("listing_alarms_total", "Changes of listings that were held.", "supplier", "kind")
+
         self.writer_batches = counter("writer_batches_total", "Transactions committed by the writer.")
         self.writer_failures = counter("writer_failures_total", "Batches that were rolled back.")
         self.writer_units = counter("writer_units_total", "Units of work committed.", "kind")
@@ -141,8 +144,17 @@ class Metrics:
             for product in self._products:
                 self._deliveries.labels(shop, product)
         for supplier in self._suppliers:
-            for metric in (self._runs, self._run_failures, self._run_seconds, self._running, self._repeated):
+            for metric in (
+                self._runs,
+                self._run_failures,
+                self._run_seconds,
+                self._running,
+                self._repeated,
+                self._offer_changes,
+            ):
                 metric.labels(supplier)
+            for kind in ("drop", "price", "currency", "offer"):
+                self._alarms.labels(supplier, kind)
 
     # --- deliveries -------------------------------------------------------------------------------------------------
 
@@ -195,6 +207,14 @@ class Metrics:
     def quarantined(self, supplier: str, reason: str, slices: int = 1) -> None:
         """Slices were set aside; ``reason`` is a word of the code."""
         self._quarantined.labels(self._supplier(supplier), _word(reason)).inc(slices)
+
+    def offers_changed(self, supplier: str, offers: int) -> None:
+        """Offers were written anew, or removed."""
+        self._offer_changes.labels(self._supplier(supplier)).inc(offers)
+
+    def listing_alarm(self, supplier: str, kind: str) -> None:
+        """A change was held; ``kind``: drop, price, currency (of a whole listing), or offer."""
+        self._alarms.labels(self._supplier(supplier), _word(kind)).inc()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 

@@ -5,47 +5,50 @@ under another hash, or not at all, goes to a file without a name. Then the whole
 is held: the last good data stays until a second run shows the same, or the operator accepts it. A single price that
 jumps holds its offer only. Every write checks the run's lease (K13), and none undoes a later reading.
 
-`judge`, `jump`, `Findings` and `Sketch` decide, and do no I/O; `Offers` carries it out.
+`syncd.inventory.listing` decides; what is here carries it out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final
 
 import msgspec
 from sqlalchemy import Connection
 
-from syncd.adapter import BadResponse, Offer, Page
+from syncd.adapter import BadResponse, Page
 from syncd.config import Settings
-from syncd.errors import ConflictError, NotFoundError
+from syncd.errors import ConflictError
+from syncd.inventory.listing import (
+    Before,
+    Findings,
+    Limits,
+    Pending,
+    Row,
+    available,
+    digest,
+    judge,
+    priced,
+    row_of,
+    worth_recording,
+)
 from syncd.metrics import Metrics
-from syncd.model import Money, utc
 from syncd.store.database import Database, Lane, Tx, Work, Writer
 from syncd.store.leases import Lease
 
 HISTORY: Final = 32
 """How many earlier prices and stocks are kept of an offer."""
-FEW: Final = 5
-"""A change of fewer offers than this is never a mass one."""
 KEPT_S: Final = 30 * 86400
 """For so long an offer that was removed is remembered, with its history."""
 _MOST_OFFERS: Final = 1_000_000
 _MOST_EMPTY: Final = 10_000
-_SKETCH: Final = 256
-_SAME: Final = 0.9
-"""What part of two suspicious changes must be the same for the second to confirm the first."""
-_SLACK: Final = 1.1
-"""How much larger than what the operator saw an accepted change may have become."""
 _LOAD: Final = 4000
 _MIN_CHUNK: Final = 50
 _MAX_CHUNK: Final = 2000
@@ -59,248 +62,6 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Encoder(order="deterministic").encode
 _rows_of = msgspec.json.Decoder(list[list[Any]]).decode
-
-Row = tuple[Any, ...]
-"""An offer as it is stored: sku, title, price, currency, stock kind, quantity, level, for_sale (0 or 1), smallest
-and largest quantity, step, and the rest as JSON."""
-
-
-# --- pure: one offer --------------------------------------------------------------------------------------------------
-
-
-class Before(NamedTuple):
-    """What is stored of an offer."""
-
-    price: str | None
-    currency: str | None
-    kind: str
-    quantity: int | None
-    level: str | None
-    for_sale: bool
-    live: bool
-    """Whether it is listed: not removed."""
-    held: str | None
-    """A price that waits to be confirmed, as ``0.09 CNY``."""
-    hash: bytes
-
-
-def row_of(offer: Offer) -> Row:
-    """An offer in its canonical form. When the supplier touched it last is left out: that alone is no change."""
-    price, stock = offer.price, offer.stock
-    data = "{}"
-    if offer.tiers or offer.region or offer.group or offer.data:
-        rest = {
-            "tiers": [[quantity, str(each)] for quantity, each in offer.tiers],
-            "region": offer.region,
-            "group": offer.group,
-            "data": dict(offer.data),
-        }
-        data = _json({name: value for name, value in rest.items() if value}).decode()
-    return (
-        offer.sku,
-        offer.title,
-        None if price is None else str(price.amount),
-        None if price is None else price.currency,
-        stock.kind,
-        stock.quantity,
-        stock.level,
-        int(offer.for_sale),
-        offer.min_quantity,
-        offer.max_quantity,
-        offer.step,
-        data,
-    )
-
-
-def digest(packed: bytes) -> bytes:
-    """The 16 bytes by which a stored offer is known to be unchanged."""
-    return hashlib.blake2b(packed, digest_size=16).digest()
-
-
-def available(*, for_sale: object, quantity: int | None, level: str | None) -> bool:
-    """Whether something can be had of an offer, as far as the supplier says: unknown is not zero."""
-    return bool(for_sale) and quantity != 0 and level != "out"
-
-
-def jump(before: Before, price: str | None, currency: str | None, limit: float) -> tuple[str, float]:
-    """("price" | "currency" | "", new price / old): whether a price moved by more than ``limit`` either way.
-
-    A price that was or becomes unknown has not jumped. One that falls to zero, or rises from it, has.
-    """
-    if before.price is None or price is None:
-        return "", 1.0
-    if before.currency != currency:
-        return "currency", 1.0
-    old, new = Decimal(before.price), Decimal(price)
-    if old == new:
-        return "", 1.0
-    factor = float(new / old) if old else float("inf")
-    return ("price" if factor > limit or factor * limit < 1 else ""), factor
-
-
-def _worth_recording(before: Before, row: Row) -> bool:
-    """The history is of prices, and of whether there was any: not of each unit sold."""
-    was = (before.price, before.currency, before.kind, before.quantity == 0, before.level)
-    return was != (row[2], row[3], row[4], row[5] == 0, row[6])
-
-
-# --- pure: a listing --------------------------------------------------------------------------------------------------
-
-
-class Sketch:
-    """Knows a set of texts again by its smallest hashes, however large it is."""
-
-    def __init__(self, hashes: Sequence[int] = ()) -> None:
-        self._heap = [-number for number in hashes]
-        heapq.heapify(self._heap)
-
-    def add(self, text: str) -> None:
-        """Put one more in; each at most once."""
-        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
-        if len(self._heap) < _SKETCH:
-            heapq.heappush(self._heap, -number)
-        elif number < -self._heap[0]:
-            heapq.heapreplace(self._heap, -number)
-
-    @property
-    def hashes(self) -> list[int]:
-        """What to store of it."""
-        return sorted(-number for number in self._heap)
-
-    def likeness(self, other: Sketch) -> float:
-        """What part of both sets together is in both: exact for small sets, an estimate for large ones."""
-        mine, others = set(self.hashes), set(other.hashes)
-        both = sorted(mine | others)[:_SKETCH]
-        return sum(number in mine and number in others for number in both) / len(both) if both else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a listing may change before it is held: see docs/configuration.md."""
-
-    drop: float
-    """Percent of the offers."""
-    jump: float
-    """Factor of a price."""
-    jumps: float
-    """Percent of the offers."""
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a listing would change."""
-
-    known: int = 0
-    """Offers that were listed before."""
-    had: int = 0
-    """Of them, those of which something could be had."""
-    seen: int = 0
-    gone: int = 0
-    lost: int = 0
-    """Of those that could be had: gone, out of stock, or no longer for sale."""
-    jumps: int = 0
-    currencies: int = 0
-    lowest: float = 1.0
-    highest: float = 1.0
-    sketch: Sketch = field(default_factory=Sketch)
-
-    def compare(self, before: Before, row: Row, limit: float, *, accepted: bool = False) -> str:
-        """Take one changed offer into account; "price" or "currency" when that jumped and waits to be confirmed.
-
-        A second run that shows the same price confirms it; ``accepted`` by the operator, one near it will do.
-        """
-        had = before.live and available(for_sale=before.for_sale, quantity=before.quantity, level=before.level)
-        if had and not available(for_sale=row[7], quantity=row[5], level=row[6]):
-            self.lost += 1
-            self.sketch.add(f"lost {row[0]}")
-        kind, factor = jump(before, row[2], row[3], limit)
-        if not kind or (before.held is not None and _confirms(before.held, row, accepted=accepted)):
-            return ""
-        self.jumps += kind == "price"
-        self.currencies += kind == "currency"
-        self.lowest, self.highest = min(self.lowest, factor), max(self.highest, factor)
-        self.sketch.add(f"price {row[0]} {priced(row)}")
-        return kind
-
-    def missing(self, sku: str, *, had: bool) -> None:
-        """Take into account that a complete listing lacks an offer."""
-        self.gone += 1
-        self.lost += had
-        self.sketch.add(f"lost {sku}")
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """For the audit, and to compare with what an operator accepted."""
-        return {
-            "known": self.known,
-            "lost": self.lost,
-            "gone": self.gone,
-            "jumps": self.jumps,
-            "currencies": self.currencies,
-            "lowest": self.lowest,
-            "highest": min(self.highest, 1e9),  # a price that rises from zero
-        }
-
-
-def priced(row: Row) -> str | None:
-    """A row's price as it is held: amount and currency."""
-    return None if row[2] is None else f"{row[2]} {row[3]}"
-
-
-def _confirms(held: str, row: Row, *, accepted: bool) -> bool:
-    if held == priced(row):
-        return True
-    amount, _, currency = held.partition(" ")
-    was, now = Decimal(amount), Decimal(row[2])
-    return accepted and currency == row[3] and was <= now * Decimal(_SLACK) and now <= was * Decimal(_SLACK)
-
-
-def judge(found: Findings, limits: Limits) -> dict[str, str]:
-    """Kind of alarm → what is suspicious, in words; empty for a listing that may be taken."""
-    alarms: dict[str, str] = {}
-    emptied = found.known > 0 and found.gone == found.known and not found.seen
-    lost = found.lost >= FEW and found.lost * 100 > limits.drop * found.had
-    gone = found.gone >= FEW and found.gone * 100 > limits.drop * found.known
-    if emptied:
-        alarms["drop"] = f"the listing is empty, and {found.known} offers were known"
-    elif lost:
-        alarms["drop"] = f"{found.lost} of {found.had} offers are gone or out of stock"
-    elif gone:
-        alarms["drop"] = f"{found.gone} of {found.known} offers are gone"
-    moved = found.jumps + found.currencies
-    if moved >= FEW and moved * 100 > limits.jumps * found.known:
-        if found.currencies:
-            alarms["currency"] = f"{found.currencies} of {found.known} offers have another currency than before"
-        if found.jumps:
-            alarms["price"] = (
-                f"{found.jumps} of {found.known} prices jumped (x{found.lowest:.3g} to x{found.highest:.3g})"
-            )
-    return alarms
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A suspicious change that was held, as it is stored."""
-
-    alarms: dict[str, str]
-    numbers: dict[str, Any]
-    sketch: list[int]
-    accepted: bool = False
-    """Whether it is being taken over: a run that was killed while it did so goes on with it."""
-
-    def confirmed_by(self, found: Findings, alarms: Mapping[str, str]) -> bool:
-        """Whether a second run shows the same."""
-        return set(alarms) <= set(self.alarms) and Sketch(self.sketch).likeness(found.sketch) >= _SAME
-
-    def covers(self, found: Findings, alarms: Mapping[str, str]) -> bool:
-        """Whether a listing is no worse than this one, which the operator has seen and accepted."""
-        mine, theirs = self.numbers, found.numbers
-        counts = all(theirs[name] <= mine[name] * _SLACK for name in ("lost", "gone", "jumps", "currencies"))
-        far = theirs["lowest"] * _SLACK >= mine["lowest"] and theirs["highest"] <= mine["highest"] * _SLACK
-        return set(alarms) <= set(self.alarms) and counts and far
-
-
-# --- carrying it out --------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -398,14 +159,13 @@ _REMOVE: Final = (
 )
 _BEFORE: Final = (
     "SELECT o.sku, o.price, o.currency, o.stock_kind, o.stock_quantity, o.stock_level, o.for_sale,"
-    " o.removed_at IS NULL, o.held, o.hash FROM rows JOIN offer o ON o.supplier = ? AND o.sku = rows.sku"
+    " o.removed_at IS NULL, o.held FROM rows JOIN offer o ON o.supplier = ? AND o.sku = rows.sku"
 )
 _KNOWN: Final = (
     "SELECT sku, hash, CASE WHEN for_sale AND coalesce(stock_quantity, 1) <> 0 AND coalesce(stock_level, '') <> 'out'"
     " THEN 1 ELSE 0 END AS had, CASE WHEN held IS NULL THEN 0 ELSE 1 END AS waits FROM offer"
     " WHERE supplier = ? AND sku > ? AND removed_at IS NULL ORDER BY sku LIMIT ?"
 )
-_END_COLUMNS: Final = ("watermark", "good_at", "full_at", "offers", "held_offers", "pending", "pending_at", "accepted_at")
 
 
 class Offers:
@@ -420,7 +180,7 @@ class Offers:
         self._folder = folder
         self._change: Work[_Change, None] = Work("offers", Lane.INGEST, self._run_change)
         self._end: Work[_End, None] = Work("listing", Lane.CONTROL, self._run_end)
-        self._accept: Work[tuple[str, str], bool] = Work("listing_accepted", Lane.CONTROL, self._run_accept)
+        self.ACCEPT: Work[tuple[str, str], None] = Work("listing_accepted", Lane.CONTROL, self._run_accept)
 
     # --- one listing (blocks: call it in the run's own thread) ------------------------------------------------------
 
@@ -513,7 +273,7 @@ class Offers:
             total = page.total if page.total is not None else total
             changed: list[tuple[Row, bytes]] = []
             whole = hashlib.blake2b(digest_size=16)
-            news: list[str] = []
+            twice: list[str] = []
             for offer in page.offers:
                 row = row_of(offer)
                 own = digest(_pack(row))
@@ -521,17 +281,18 @@ class Offers:
                 sku = row[0]
                 before = known.get(sku)
                 if before is _SEEN:
-                    news.append(sku)
+                    twice.append(sku)
                 elif before != own:
                     changed.append((row, own))
+                    found.fresh += before is None
                 known[sku] = _SEEN
             name = whole.digest()
             if page.offers and name in pages:
                 raise BadResponse("a page of the listing came twice", hint="the adapter's paging is wrong")
             pages.add(name)
-            if news:
+            if twice:
                 raise BadResponse(
-                    f"the listing names {news[0]} twice", hint="an offer's sku must be unique: see the adapter"
+                    f"the listing names {twice[0]} twice", hint="an offer's sku must be unique: see the adapter"
                 )
             found.seen += len(page.offers)
             empty += not page.offers
@@ -567,7 +328,8 @@ class Offers:
                 kind, kept = "", False
                 if before is not None:
                     kind = found.compare(before, row, limit, accepted=accepted)
-                    kept = _worth_recording(before, row)
+                    found.fresh -= bool(kind) and not before.live  # removed once, it stays so until it is confirmed
+                    kept = worth_recording(before, row)
                 block.append((*row[:1], own, *row[1:], at, int(kept), kind))
             packed = _pack(block)
             spool.write(_LENGTH.pack(len(packed)))
@@ -582,7 +344,7 @@ class Offers:
                 rows = [(sku,) for sku in skus[start : start + size]]
                 statement, bound = self._database.bulk_statement(_BEFORE, "sku text", rows)
                 for row in connection.exec_driver_sql(statement, (*bound, supplier)):
-                    stored[row[0]] = Before(*row[1:6], bool(row[6]), bool(row[7]), row[8], bytes(row[9]))
+                    stored[row[0]] = Before._make((*row[1:6], bool(row[6]), bool(row[7]), row[8]))
         return stored
 
     @staticmethod
@@ -609,7 +371,7 @@ class Offers:
         )
         return Taken("held", full, found.seen, problem=problem)
 
-    def _write(  # noqa: PLR0913, PLR0917 - everything that was found out
+    def _write(  # noqa: PLR0913 - everything that was found out
         self,
         task: Task,
         state: State,
@@ -626,7 +388,7 @@ class Offers:
         if alarms and state.pending:
             body = {"supplier": task.supplier, "run": task.run, "alarms": sorted(alarms), **_whole(found.numbers)}
             body["by"] = "the operator" if state.accepted_at is not None else "a second run"
-            accepted = {"pending": _json(msgspec.structs_replace(state.pending, accepted=True)).decode()}
+            accepted = {"pending": _json(replace(state.pending, accepted=True)).decode()}
             self._writer.call(self._end, _End(task.lease, accepted, "listing.accepted", body))
         held: list[str] = []
         stream = _Chunks(self._writer, self._change, lambda: _Change(task.lease, began))
@@ -642,8 +404,9 @@ class Offers:
         for sku in gone:
             stream.add("gone", (sku,), None)
         stream.flush()
-        columns: dict[str, Any] = {"watermark": began, "good_at": int(self._clock.now()), "pending": None}
-        columns |= {"pending_at": None, "accepted_at": None}
+        columns: dict[str, Any] = {"watermark": began, "good_at": int(self._clock.now())}
+        columns |= {"offers": found.known + found.fresh - len(gone)}
+        columns |= {"pending": None, "pending_at": None, "accepted_at": None}
         if full:
             columns["full_at"] = columns["good_at"]
         body = {"supplier": task.supplier, "run": task.run, "offers": len(held), "first": held[:_NAMED]}
@@ -679,11 +442,91 @@ class Offers:
             end.lease.check(tx)
             supplier = end.lease.supplier
             tx.execute(
-                "INSERT INTO listing (supplier, offers, held_offers) VALUES (?, 0, 0) ON CONFLICT (supplier) DO NOTHING",
+                "INSERT INTO listing (supplier, offers, held_offers) VALUES (?, 0, 0)"
+                " ON CONFLICT (supplier) DO NOTHING",
                 (supplier,),
             )
             names = ", ".join(f"{name} = ?" for name in end.columns)
-            tx.execute(f"UPDATE listing SET {names} WHERE supplier = ?", (*end.columns.values(), supplier))  # noqa: S608
+            tx.execute(
+                f"UPDATE listing SET {names},"  # noqa: S608 - names of our own
+                " held_offers = (SELECT count(*) FROM offer WHERE supplier = ? AND held IS NOT NULL)"
+                " WHERE supplier = ?",
+                (*end.columns.values(), supplier, supplier),
+            )
             if end.kind:
                 tx.audit(end.kind, **end.body)
         return [None] * len(payloads)
+
+    def _run_accept(self, tx: Tx, payloads: Sequence[tuple[str, str]]) -> list[BaseException | None]:
+        """Note that the operator has seen what is held."""
+        outcomes: list[BaseException | None] = []
+        for supplier, by in payloads:
+            waits = tx.execute(
+                "UPDATE listing SET accepted_at = ? WHERE supplier = ? AND (pending IS NOT NULL OR held_offers > 0)",
+                (tx.at, supplier),
+            )
+            if waits:
+                tx.audit("listing.sanctioned", supplier=supplier, by=by)
+                outcomes.append(None)
+            else:
+                outcomes.append(ConflictError(f"nothing of supplier {supplier} is held", hint="see: syncd status"))
+        return outcomes
+
+    def _gather(self, sql: str, columns: str, params: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """As `Tx.gather`, on a reader's connection."""
+        with self._database.read() as connection:
+            return _gathered(self._database, connection, sql, columns, params)
+
+
+class _Chunks:
+    """Hands changes to the writer in units of a few milliseconds, each acknowledged before the next."""
+
+    def __init__(self, writer: Writer, work: Work[_Change, None], new: Callable[[], _Change]) -> None:
+        self._writer, self._work, self._new = writer, work, new
+        self._size, self._change = _MIN_CHUNK, new()
+
+    def add(self, part: str, row: tuple[Any, ...], recorded: tuple[str] | None) -> None:
+        """One more row of a part of `_Change`; ``recorded`` if what it was goes into the history."""
+        getattr(self._change, part).append(row)
+        if recorded:
+            self._change.recorded.append(recorded)
+        if len(self._change) >= self._size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        number = len(self._change)
+        if not number:
+            return
+        posted = time.monotonic()
+        self._writer.call(self._work, self._change)
+        pace = (time.monotonic() - posted) / number
+        busy = posted - self._writer.delivered_at < 1.0
+        wanted = int((_BUSY_S if busy else _IDLE_S) / pace)
+        self._size = min(_MAX_CHUNK, max(_MIN_CHUNK, min(wanted, 2 * self._size)))
+        self._change = self._new()
+
+
+def _spooled(spool: IO[bytes]) -> Iterator[Row]:
+    """What `Offers._compare` has put away, from its first row."""
+    spool.seek(0)
+    while head := spool.read(_LENGTH.size):
+        yield from map(tuple, _unpack(spool.read(*_LENGTH.unpack(head))))
+
+
+def _whole(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) for name, value in numbers.items()}
+
+
+def _gathered(
+    database: Database, connection: Connection, sql: str, columns: str, params: Sequence[Any]
+) -> Sequence[Sequence[Any]]:
+    if database.postgresql:
+        return [tuple(row) for row in connection.exec_driver_sql(database.marked(sql), tuple(params))]
+    ((document,),) = connection.exec_driver_sql(database.gathering(sql, columns), tuple(params)).all()
+    wide = [index for index, column in enumerate(columns.split(",")) if column.split()[1] == "bytes"]
+    found = _rows_of(document)
+    for row in found:
+        for index in wide:
+            row[index] = bytes.fromhex(row[index])
+    return found
