@@ -50,11 +50,11 @@ from syncd.adapter import (
 )
 from syncd.model import Clock
 from syncd.suppliers.auth import Authenticator, Proof, authenticator, secrets
+from syncd.suppliers.health import LONGEST_ASKED_S, BreakerOpen, Health
 
 _TRIES: Final = 4
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
-_LONGEST_RETRY_AFTER_S: Final = 3600.0
 _SHARE: Final = 0.1
 """Retries that each request earns; `_FLOOR` are there from the start, and one comes back every `_EARN_S` seconds."""
 _FLOOR: Final = 10.0
@@ -110,6 +110,8 @@ class Call:
     """The loop's time at which nobody waits for the result any more."""
     left: bool = False
     """Whether a request has left that may have bought something (only ever in place_order)."""
+    again: bool = False
+    """Whether this order was sent before, and nobody knows what became of it."""
     unsure: bool = False
     """Whether one of those ended without a certain answer: no other one leaves after it."""
 
@@ -427,6 +429,7 @@ class Client:
         hidden: Iterable[str] = (),
         play: Play | None = None,
         clock: Clock | None = None,
+        health: Health | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``hidden``: texts that no message may hold, the supplier's credentials. ``jitter`` gives 0 to 1."""
@@ -441,7 +444,10 @@ class Client:
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         # One at a time, evenly spread: a burst could put twice the allowance into one of the supplier's windows.
         self._pace = AsyncLimiter(1, self.limits.rate[1] / self.limits.rate[0]) if self.limits.rate else None
-        self._paused_until = 0.0
+        self._paused_until: float | None = None
+        """The loop's time before which the supplier wants to be left alone; None: not looked up yet."""
+        self.health = health
+        """None: nothing is remembered from one try to the next, and there is no breaker."""
         self._budget = _Budget()
         self._kept: httpx.AsyncBaseTransport | None = None
         self._fresh: httpx.AsyncBaseTransport | None = None
@@ -532,6 +538,8 @@ class Client:
 
     def _stop(self, state: RetryCallState, call: Call) -> bool:
         wait = state.upcoming_sleep
+        if isinstance(_last(state), BreakerOpen):
+            return True
         late = asyncio.get_running_loop().time() + wait >= call.deadline
         return state.attempt_number >= _TRIES or late or wait > 2 * _LONGEST_WAIT_S or not self._budget.spend()
 
@@ -555,26 +563,51 @@ class Client:
     async def _try(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         """Wait for a turn, sign, send, read."""
         what = self.redact(f"{plan.method} {plan.path}")[:160]
-        now = asyncio.get_running_loop().time
         try:
             await plan.auth.ready()
         except AdapterError as error:
             return error
-        pause = self._paused_until - now()
+        async with self._slots:
+            # Asked before the wait for a turn, so that nobody waits for nothing, and after it, since things change.
+            refused = await self._held_up(plan, call, what)
+            if refused is None and self._pace:
+                await self._pace.acquire()
+                refused = await self._held_up(plan, call, what)
+            if refused is not None:
+                return refused
+            request, trail = self._signed(plan, call)
+            probe = self.health is not None and self.health.enter(buys=call.buying and not plan.reads)
+            outcome: Answer | AdapterError | None = None
+            try:
+                outcome = await self._sent(request, trail, plan, call, what)
+            finally:
+                # A cancelled try, or one that met a bug of ours, tells nothing of the supplier.
+                if self.health is not None:
+                    failure = outcome if isinstance(outcome, AdapterError) else None
+                    self.health.leave(failure, probe=probe, known=outcome is not None)
+        if isinstance(outcome, RateLimited):
+            until = asyncio.get_running_loop().time() + (outcome.retry_after or 0.0)
+            self._paused_until = max(self._paused_until or 0.0, until)
+        return outcome
+
+    async def _held_up(self, plan: _Plan, call: Call, what: str) -> AdapterError | None:
+        """Why nothing may be sent now; None once it may. Who reads sits out a short pause, who buys never waits."""
+        loop = asyncio.get_running_loop()
+        if self._paused_until is None:  # what was asked for before a restart still holds
+            asked = self.health.state.until_asked(self._clock.now()) if self.health is not None else 0.0
+            self._paused_until = loop.time() + asked
+        pause = self._paused_until - loop.time()
         if pause > 0:
-            if call.verb not in READING or pause > _LONGEST_WAIT_S or now() + pause >= call.deadline:
+            if call.verb not in READING or pause > _LONGEST_WAIT_S or loop.time() + pause >= call.deadline:
                 return RateLimited(f"{what}: not sent, the supplier asked for a pause", retry_after=pause)
             await asyncio.sleep(pause)
-        async with self._slots:
-            if self._pace:
-                await self._pace.acquire()
-            request, trail = self._signed(plan, call)
-            outcome = await self._sent(request, trail, plan, call, what)
-        if isinstance(outcome, RateLimited):
-            self._paused_until = max(
-                self._paused_until, now() + min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER_S)
-            )
-        return outcome
+        if self.health is None:
+            return None
+        try:
+            self.health.refuse(buys=call.buying and not plan.reads)
+        except BreakerOpen as error:
+            return BreakerOpen(f"{what}: {error.message}")
+        return None
 
     def _signed(self, plan: _Plan, call: Call) -> tuple[httpx.Request, _Trail]:
         """The request as it leaves, with the proof of this very moment."""
@@ -698,7 +731,7 @@ class Client:
             except (TypeError, ValueError):
                 return None
             seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - self._clock.now()
-        return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
+        return min(max(seconds, 0.0), LONGEST_ASKED_S)
 
     async def _token(self, auth: OAuth2) -> Any:
         """Send a token request, within the same limits, with no proof but what is in it."""

@@ -1,15 +1,16 @@
 """`Link`: one supplier's adapter on a thread and an event loop of its own, so that it holds up nobody else.
 
 Called by sync and by whoever buys, from any thread. What leaves here is a value of `syncd.adapter` or one of its
-errors, whatever the adapter did: the mapping stands in `_verdict`.
+errors, whatever the adapter did; `Verbs` does that on the loop at hand, and says how in `Verbs.verdict`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -31,11 +32,13 @@ from syncd.adapter import (
     Transient,
     capabilities,
 )
+from syncd.metrics import Metrics
 from syncd.suppliers.client import Call, Client, calling
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+E = TypeVar("E", bound=AdapterError)
 
 _DEADLINES: Final = {
     "check": 60.0,
@@ -50,90 +53,103 @@ _DEADLINES: Final = {
     "complain": 60.0,
     "parse_webhook": 5.0,
 }
+_UNSTOPPED: Final = frozenset({"check", "parse_webhook"})
+"""Asked even of a supplier that is not asked any more: the one finds out whether it works again."""
 _GRACE_S: Final = 2.0
 """An adapter that blocks its own loop cannot be timed out there: whoever waits gives up this much later."""
 _CLOSE_S: Final = 3.0
 
 
-class Link:
-    """One supplier, ready to be asked. Starts its thread at the first call; `close` ends it, within 3 s."""
+class Verbs:
+    """An adapter's verbs as the rest of syncd asks them, on the running loop: with deadlines, counted, and with every
+    failure mapped to an error of `syncd.adapter`.
+    """
 
-    def __init__(self, adapter: Adapter, client: Client) -> None:
+    def __init__(self, adapter: Adapter, client: Client, *, metrics: Metrics | None = None) -> None:
+        """``client`` is what the adapter's context connects with."""
         self.name = adapter.context.name
         self.adapter = adapter
         self.capabilities = capabilities(type(adapter))
-        self._client = client
-        self._deadlines = dict(_DEADLINES)
-        for verb, least in self._deadlines.items():
-            self._deadlines[verb] = max(least, 2 * client.limits.total_timeout)
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._trade: asyncio.Lock | None = asyncio.Lock() if adapter.promises.serial_trades else None
-        self._closed = False
+        self.client = client
+        self._health = client.health
+        self._metrics = metrics
+        self.deadlines = {verb: max(least, 2 * client.limits.total_timeout) for verb, least in _DEADLINES.items()}
+        self._trade = asyncio.Lock() if adapter.promises.serial_trades else None
+        self._told: set[tuple[str, str]] = set()
+        if metrics is not None:
+            metrics.supplier_verbs(self.name, self.capabilities & _DEADLINES.keys())
 
-    def __repr__(self) -> str:
-        return f"<Link {self.name}>"
-
-    # --- asking -------------------------------------------------------------------------------------------------------
-
-    def call(self, verb: str, *args: Any) -> Any:
-        """Ask one verb and wait for its value, in any thread but the supplier's own. Raises AdapterError."""
-        call, future = self._begin(verb, args)
+    async def ask(self, call: Call, *args: Any) -> Any:
+        """One verb with its deadline. Raises AdapterError."""
+        seconds = self.deadlines[call.verb]
+        call.deadline = asyncio.get_running_loop().time() + seconds
+        # A repeated order is in doubt from the start: what befalls this try does not tell what the first one did.
+        call.again = call.left = call.buying and bool(args) and args[0].again
+        started = time.monotonic()
         try:
-            return future.result(self._deadlines[verb] + _GRACE_S)
-        except TimeoutError:
-            future.cancel()
-        raise self._blocked(call)
+            with calling(call):
+                async with asyncio.timeout(seconds):
+                    value = await self._asked(call.verb, args)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
+            failed = self.verdict(error, call)
+        else:
+            if call.verb == "check" and self._health is not None:
+                self._health.wake()
+            self._count(call, started, None)
+            return value
+        self._count(call, started, failed)
+        raise failed
 
-    async def acall(self, verb: str, *args: Any) -> Any:
-        """As `call`, from a running loop, which goes on meanwhile. Cancelling it cancels the verb."""
-        call, future = self._begin(verb, args)
+    async def list(self, call: Call, since: datetime | None) -> AsyncGenerator[Page, None]:
+        """The pages of a listing, each with a deadline of its own. Raises AdapterError. Close it if you stop early."""
+        loop, seconds = asyncio.get_running_loop(), self.deadlines["list_offers"]
+        failed: AdapterError | None = None
+        started = time.monotonic()
+        pages = None
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._deadlines[verb] + _GRACE_S)
-        except TimeoutError:
-            future.cancel()
-        raise self._blocked(call)
-
-    def pages(self, since: datetime | None, stopping: Callable[[], bool]) -> Iterator[Page]:
-        """The pages of `Adapter.list_offers`, one at a time; blocks. Ends early, without an error, once stopping."""
-        call = Call("list_offers")
-        waiting: asyncio.Queue[Page | AdapterError | None] = asyncio.Queue(1)
-        task = self._submit(self._list(call, since, waiting))
-        try:
-            while not stopping():
-                try:
-                    found = self._submit(waiting.get()).result(self._deadlines["list_offers"] + _GRACE_S)
-                except TimeoutError:
-                    raise self._blocked(call) from None
-                if found is None:
-                    return
-                if isinstance(found, AdapterError):
-                    raise found
-                yield found
+            with calling(call):
+                self._allowed(call.verb)
+                pages = _generator(self.adapter.list_offers(since))
+            while True:
+                call.deadline = loop.time() + seconds
+                with calling(call):
+                    async with asyncio.timeout(seconds):
+                        page = await anext(pages, None)
+                if page is None:
+                    break
+                yield page
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
+            failed = self.verdict(error, call)
         finally:
-            task.cancel()
+            if pages is not None:
+                await pages.aclose()
+        self._count(call, started, failed)
+        if failed is not None:
+            raise failed
 
-    def _begin(self, verb: str, args: tuple[Any, ...]) -> tuple[Call, Future[Any]]:
-        if verb not in self._deadlines:
-            raise ValueError(verb)
-        call = Call(verb)
-        return call, self._submit(self._run(call, lambda: self._ask(verb, args)))
+    def _allowed(self, verb: str) -> None:
+        if verb not in self.capabilities and verb != "check":
+            raise _MissingVerb(f"the adapter of supplier {self.name} has no {verb}")
+        if self._health is not None and verb not in _UNSTOPPED:
+            self._health.check()
 
-    def _ask(self, verb: str, args: tuple[Any, ...]) -> Awaitable[Any]:
+    async def _asked(self, verb: str, args: tuple[Any, ...]) -> Any:
+        self._allowed(verb)
         if verb == "check" and verb not in self.capabilities:
-            return self._checked()
+            return await self._checked()
         if verb == "parse_webhook":
-            return _later(self.adapter.parse_webhook, *args)
-        if verb not in self.capabilities:
-            raise Config(f"the adapter of supplier {self.name} has no {verb}")
+            return self.adapter.parse_webhook(*args)
         method: Callable[..., Awaitable[Any]] = getattr(self.adapter, verb)
-        return self._serially(method, *args) if verb == "place_order" and self._trade else method(*args)
-
-    async def _serially(self, method: Callable[..., Awaitable[T]], *args: Any) -> T:
-        assert self._trade is not None  # noqa: S101 - for the type checker: asked just before
-        async with self._trade:
-            return await method(*args)
+        if verb == "place_order" and self._trade is not None:
+            async with self._trade:
+                return await method(*args)
+        return await method(*args)
 
     async def _checked(self) -> Check:
         """What stands in for `Adapter.check`: the balance, else the first page of the listing."""
@@ -145,93 +161,155 @@ class Link:
                     break
         return Check()
 
-    # --- on the supplier's own loop -----------------------------------------------------------------------------------
-
-    async def _run(self, call: Call, ask: Callable[[], Awaitable[T]]) -> T:
-        """One verb with its deadline; whatever escapes it becomes an AdapterError without a past."""
-        seconds = self._deadlines[call.verb]
-        call.deadline = asyncio.get_running_loop().time() + seconds
-        try:
-            with calling(call):
-                async with asyncio.timeout(seconds):
-                    return await ask()
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _cancelled():
-                raise
-            verdict = self._verdict(error, call)
-        raise verdict
-
-    async def _list(self, call: Call, since: datetime | None, waiting: asyncio.Queue[Any]) -> None:
-        """Feed the pages of one listing into ``waiting``, in one task from first to last; then None, or the error."""
-        loop, seconds = asyncio.get_running_loop(), self._deadlines["list_offers"]
-        end: AdapterError | None = None
-        try:
-            with calling(call):
-                async with asyncio.timeout(None) as limit, aclosing(self._listing(since)) as pages:
-                    while True:
-                        call.deadline = loop.time() + seconds
-                        limit.reschedule(call.deadline)
-                        page = await anext(pages, None)
-                        limit.reschedule(None)  # whoever takes the pages may be slow
-                        if page is None:
-                            break
-                        await waiting.put(page)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _cancelled():
-                raise
-            end = self._verdict(error, call)
-        await waiting.put(end)
-
-    async def _listing(self, since: datetime | None) -> AsyncGenerator[Page, None]:
-        if "list_offers" not in self.capabilities:
-            raise Config(f"the adapter of supplier {self.name} has no list_offers")
-        async with aclosing(_generator(self.adapter.list_offers(since))) as pages:
-            async for page in pages:
-                yield page
-
-    # --- what became of it --------------------------------------------------------------------------------------------
-
-    def _verdict(self, error: BaseException, call: Call) -> AdapterError:
+    def verdict(self, error: BaseException, call: Call) -> AdapterError:
         """The error that leaves here, without anything that must not be seen.
 
-        From place_order nothing but Refused, Auth, RateLimited, Config, NotSent (nothing was bought, for sure) and
-        OutcomeUnknown.
+        The adapter's own errors pass; time-outs become Transient, whatever else it raises BadResponse. From
+        place_order come only Refused, Auth, RateLimited and Config, NotSent (nothing was bought, for sure) and
+        OutcomeUnknown: that is everything else once a request has left that may have bought something.
         """
         known = isinstance(error, AdapterError)
-        if not known:
-            log.warning("adapter_failed", supplier=self.name, verb=call.verb, exc_info=error)
-        if call.buying:
-            passes = isinstance(error, Refused | Auth | RateLimited | OutcomeUnknown)
-            if not passes and (call.left or (not known and not self._client.connected)):
+        if not known and not isinstance(error, TimeoutError):
+            self._tell(error, call)
+        if self._health is not None and isinstance(error, Auth | Config) and not isinstance(error, _MissingVerb):
+            self._health.stop(self._redacted(error))
+        if call.buying and not isinstance(error, Refused | OutcomeUnknown):
+            # An adapter that sends on its own may have sent anything before it failed.
+            doubt = call.left or (not known and not self.client.connected)
+            answered = isinstance(error, Auth | RateLimited) and not call.again
+            if doubt and not answered:
                 return OutcomeUnknown(f"{self._said(error)}: nobody can say whether it was bought")
-            if not passes and not isinstance(error, NotSent | Config):
+            if not isinstance(error, NotSent | Auth | RateLimited | Config):
                 return NotSent(f"{self._said(error)}: nothing was sent that could have bought anything")
         if isinstance(error, AdapterError):
             return self._redacted(error)
-        kind = Transient if isinstance(error, TimeoutError) else BadResponse
-        return kind(self._said(error))
+        return (Transient if isinstance(error, TimeoutError) else BadResponse)(self._said(error))
 
     def _said(self, error: BaseException) -> str:
         if isinstance(error, AdapterError):
-            return self._client.redact(error.message)
+            return self.client.redact(error.message)
         if isinstance(error, TimeoutError):
             return "the supplier did not answer in time"
         return f"the adapter failed: {type(error).__name__}"
 
-    def _redacted(self, error: AdapterError) -> AdapterError:
-        error.message, error.hint = self._client.redact(error.message), self._client.redact(error.hint)
+    def _redacted(self, error: E) -> E:
+        error.message, error.hint = self.client.redact(error.message), self.client.redact(error.hint)
         error.args = (error.message,)
-        error.__cause__ = error.__context__ = None  # httpx keeps the request in it, credentials and all
+        error.__cause__ = error.__context__ = None  # another's exception may hold the request, credentials and all
         return error
 
-    def _blocked(self, call: Call) -> AdapterError:
-        """The adapter does not even hear that its time is over: it blocks its loop."""
+    def _tell(self, error: BaseException, call: Call) -> None:
+        """For whoever wrote the adapter: where it failed, once for each way of failing."""
+        what = (call.verb, type(error).__name__)
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("adapter_failed", supplier=self.name, verb=call.verb, exc_info=error)
+
+    def _count(self, call: Call, started: float, failed: AdapterError | None) -> None:
+        if self._metrics is not None:
+            kind = None if failed is None else failed.code
+            self._metrics.supplier_called(self.name, call.verb, seconds=time.monotonic() - started, kind=kind)
+
+
+class _MissingVerb(Config):
+    """Somebody asked for what this adapter does not have: no reason to stop asking it for what it has."""
+
+
+class Link:
+    """One supplier, ready to be asked. Starts its thread at the first call; `close` ends it, within 3 s."""
+
+    def __init__(self, adapter: Adapter, client: Client, *, metrics: Metrics | None = None) -> None:
+        """``client`` is what the adapter's context connects with."""
+        self.name = adapter.context.name
+        self.adapter = adapter
+        self.health = client.health
+        self._verbs = Verbs(adapter, client, metrics=metrics)
+        self.capabilities = self._verbs.capabilities
+        if metrics is not None:
+            client.retried = lambda: metrics.supplier_retried(self.name)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Link {self.name}>"
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def call(self, verb: str, *args: Any) -> Any:
+        """Ask one verb and wait for its value, in any thread but the supplier's own. Raises AdapterError."""
+        call = Call(verb)
+        future = self._submit(self._verbs.ask(call, *args))
+        try:
+            return future.result(self._patience(verb))
+        except (TimeoutError, CancelledError) as error:
+            failed = self._given_up(call, error)
+        future.cancel()
+        raise failed
+
+    async def acall(self, verb: str, *args: Any) -> Any:
+        """As `call`, from a running loop, which goes on meanwhile. Cancelling it cancels the verb."""
+        call = Call(verb)
+        future = self._submit(self._verbs.ask(call, *args))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._patience(verb))
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
+            failed = self._given_up(call, error)
+        future.cancel()
+        raise failed
+
+    def pages(self, since: datetime | None, stopping: Callable[[], bool]) -> Iterator[Page]:
+        """The pages of `Adapter.list_offers`, one at a time; blocks. Raises AdapterError. Ends early, and without an
+        error, once stopping.
+        """
+        call = Call("list_offers")
+        waiting: asyncio.Queue[Page | AdapterError | None] = asyncio.Queue(1)
+        task = self._submit(self._feed(call, since, waiting))
+        try:
+            while not stopping():
+                taking = self._submit(waiting.get())
+                try:
+                    found = taking.result(self._patience("list_offers"))
+                except (TimeoutError, CancelledError) as error:
+                    taking.cancel()
+                    found = self._given_up(call, error)
+                if found is None:
+                    return
+                if isinstance(found, AdapterError):
+                    raise found
+                yield found
+        finally:
+            task.cancel()
+
+    async def _feed(self, call: Call, since: datetime | None, waiting: asyncio.Queue[Any]) -> None:
+        """One listing in one task from first to last: its pages, then None or the error."""
+        end: AdapterError | None = None
+        try:
+            async with aclosing(self._verbs.list(call, since)) as pages:
+                async for page in pages:
+                    await waiting.put(page)
+        except AdapterError as error:
+            end = error
+        await waiting.put(end)
+
+    def _patience(self, verb: str) -> float:
+        return self._verbs.deadlines[verb] + _GRACE_S
+
+    def _given_up(self, call: Call, error: BaseException) -> AdapterError:
+        """The link was closed meanwhile; or the adapter does not even hear that its time is over: it blocks its loop."""
+        if not isinstance(error, TimeoutError):
+            return (OutcomeUnknown if call.left else NotSent)(
+                f"supplier {self.name} is closed: {call.verb} was cut off"
+            )
         kind = OutcomeUnknown if call.buying else Transient
         return kind(f"the adapter of supplier {self.name} blocks: {call.verb} had to be given up")
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, work: Any) -> Future[Any]:
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         with self._lock:
             if self._closed:
                 work.close()
@@ -260,7 +338,7 @@ class Link:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_S - 1)
-        await self._client.aclose()
+        await self._verbs.client.aclose()
         await asyncio.get_running_loop().shutdown_asyncgens()
 
     def close(self) -> None:
@@ -280,10 +358,6 @@ def _cancelled() -> bool:
     """Whether it is we who cancelled this task, and not the adapter that raised so."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-async def _later(call: Callable[..., T], *args: Any) -> T:
-    return call(*args)
 
 
 async def _generator(pages: AsyncIterator[T]) -> AsyncGenerator[T, None]:
