@@ -43,6 +43,26 @@ def _duration(value: object) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+def _positive(value: object) -> float:
+    seconds = _duration(value)
+    if seconds <= 0:
+        raise ValueError('this is no time at all: write "5s" or more')
+    return seconds
+
+
+def _rate(value: object) -> tuple[int, float]:
+    found = re.fullmatch(r"([1-9]\d{0,4})/(s|m|h)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError('this is not a rate: write a number of requests and a unit, such as "5/s", "60/m" or "500/h"')
+    return int(found[1]), float(_UNITS[found[2]])
+
+
+def _proxy(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^/@\s]+/?", value):
+        raise ValueError('this is not a proxy: write "http://HOST:PORT", without a user and a password')
+    return value
+
+
 def _size(value: object) -> int:
     found = re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB)", value) if isinstance(value, str) else None
     if not found:
@@ -108,6 +128,9 @@ def _listen(value: object) -> tuple[str, int]:
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]
+Timeout = Annotated[float, BeforeValidator(_positive)]
+Rate = Annotated[tuple[int, float], BeforeValidator(_rate)]
+Proxy = Annotated[str, BeforeValidator(_proxy)]
 Size = Annotated[int, BeforeValidator(_size)]
 Price = Annotated[Money, BeforeValidator(_money)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -224,6 +247,17 @@ class Supplier(_Table):
     max_drop: Percent | None = Field(None, description="Default: sync.max_drop.")
     max_jump: Factor | None = Field(None, description="Default: sync.max_jump.")
     max_jumps: Percent | None = Field(None, description="Default: sync.max_jumps.")
+    rate: Rate = Field((5, 1.0), description="Most requests in a time, evenly spread.")
+    concurrency: int = Field(4, ge=1, le=64, description="Most requests at the same time.")
+    connect_timeout: Timeout = Field(5.0, description="Longest wait for a connection.")
+    read_timeout: Timeout = Field(30.0, description="Longest wait for the next byte of an answer.")
+    timeout: Timeout = Field(60.0, description="Longest time of one request, from its connection to its last byte.")
+    max_answer: Size = Field(32 * 1024**2, description="Largest answer that is read, unpacked.")
+    ca_file: PathText | None = Field(
+        None, description="Certificates (PEM) that are trusted instead of the public ones."
+    )
+    proxy: Proxy | None = Field(None, description="An HTTP proxy through which it is reached.")
+    allow_http: bool = Field(default=False, description="Whether credentials may travel in clear to other machines.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -241,7 +275,7 @@ class ProductOffer(_Table):
 
     supplier: str = Field(description="The supplier's name in [suppliers].")
     sku: str = Field(min_length=1, max_length=200, description="The supplier's own name of the offer.")
-    refresh: Duration | None = Field(None, description="How often it is asked for by itself, between two listings.")
+    refresh: Timeout | None = Field(None, description="How often it is asked for by itself, between two listings.")
 
 
 class Product(_Table):
@@ -588,8 +622,6 @@ def _offers_problems(settings: Settings) -> list[Problem]:
                 known = ", ".join(sorted(settings.suppliers)) or "none"
                 fix = f"did you mean {near[0]}?" if near else f"there are: {known}"
                 problems.append(settings.problem(at, f"there is no supplier {offer.supplier!r}", fix))
-            if offer.refresh is not None and offer.refresh < 1:
-                problems.append(settings.problem(at, "refresh is shorter than 1s", 'write "1m"'))
         named = [(offer.supplier, offer.sku) for offer in product.offers]
         if len(set(named)) < len(named):
             problems.append(settings.problem(at, "an offer stands in it twice", "take one of the two out"))

@@ -226,6 +226,7 @@ def test_the_examples_show_every_setting_and_load(tmp_path: Path) -> None:
     (tmp_path / "formats.toml").write_bytes((ROOT / "config" / "formats.toml").read_bytes())
     (tmp_path / "my-formats.toml").write_text("")
     (tmp_path / "postgresql.password").write_text("x")
+    shutil.copy(certifi.where(), tmp_path / "lao-wang.pem")
     (tmp_path / "products.csv").write_text(blocks(CONFIGURATION, "csv")[0], encoding="utf-8")
     assert daemon.check(tmp_path / "syncd.toml") == []
 

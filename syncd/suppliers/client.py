@@ -812,7 +812,7 @@ def _last(state: RetryCallState) -> Any:
 
 def _network(limits: Limits, *, keep: int) -> httpx.AsyncBaseTransport:
     return httpx.AsyncHTTPTransport(
-        verify=_trusted(limits.ca_file),
+        verify=trusted(limits.ca_file),
         trust_env=False,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=keep, keepalive_expiry=15.0),
         proxy=limits.proxy,
@@ -820,10 +820,14 @@ def _network(limits: Limits, *, keep: int) -> httpx.AsyncBaseTransport:
 
 
 @cache
-def _trusted(ca_file: Path | None) -> ssl.SSLContext:
-    """Whose certificates are believed: the public authorities, or those of one file."""
+def _public() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+def trusted(ca_file: Path | None) -> ssl.SSLContext:
+    """Whose certificates are believed: the public authorities, or those of one file. Raises Config."""
     if ca_file is None:
-        return httpx.create_ssl_context()
+        return _public()
     try:
         return ssl.create_default_context(cafile=str(ca_file))
     except (OSError, ssl.SSLError):

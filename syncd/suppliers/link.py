@@ -7,11 +7,11 @@ errors, whatever the adapter did; `Verbs` does that on the loop at hand, and say
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
-from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -32,8 +32,12 @@ from syncd.adapter import (
     Transient,
     capabilities,
 )
+from syncd.errors import SyncdError
 from syncd.metrics import Metrics
+from syncd.store.database import Database, Writer
 from syncd.suppliers.client import Call, Client, calling
+from syncd.suppliers.health import KEEP, Health, Kept, kept
+from syncd.suppliers.registry import Built
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +62,7 @@ _UNSTOPPED: Final = frozenset({"check", "parse_webhook"})
 _GRACE_S: Final = 2.0
 """An adapter that blocks its own loop cannot be timed out there: whoever waits gives up this much later."""
 _CLOSE_S: Final = 3.0
+_IDLE_S: Final = 0.1
 
 
 class Verbs:
@@ -156,7 +161,7 @@ class Verbs:
         if "get_balance" in self.capabilities:
             return Check(balance=await self.adapter.get_balance())
         if "list_offers" in self.capabilities:
-            async with aclosing(_generator(self.adapter.list_offers(None))) as pages:
+            async with contextlib.aclosing(_generator(self.adapter.list_offers(None))) as pages:
                 async for _ in pages:
                     break
         return Check()
@@ -230,10 +235,16 @@ class Link:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._under_way: set[Future[Any]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<Link {self.name}>"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is of no use to ask: credentials or configuration have to change first."""
+        return self.health is not None and self.health.stopped
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -288,7 +299,7 @@ class Link:
         """One listing in one task from first to last: its pages, then None or the error."""
         end: AdapterError | None = None
         try:
-            async with aclosing(self._verbs.list(call, since)) as pages:
+            async with contextlib.aclosing(self._verbs.list(call, since)) as pages:
                 async for page in pages:
                     await waiting.put(page)
         except AdapterError as error:
@@ -299,7 +310,7 @@ class Link:
         return self._verbs.deadlines[verb] + _GRACE_S
 
     def _given_up(self, call: Call, error: BaseException) -> AdapterError:
-        """The link was closed meanwhile; or the adapter does not even hear that its time is over: it blocks its loop."""
+        """The link was closed meanwhile; or the adapter blocks its loop, and does not hear that its time is over."""
         if not isinstance(error, TimeoutError):
             return (OutcomeUnknown if call.left else NotSent)(
                 f"supplier {self.name} is closed: {call.verb} was cut off"
@@ -320,7 +331,10 @@ class Link:
                     target=self._live, args=(self._loop,), name=f"supplier-{self.name}", daemon=True
                 )
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
 
     def _live(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
@@ -343,15 +357,105 @@ class Link:
 
     def close(self) -> None:
         """End the thread. Waits up to 3 s; an adapter that blocks longer is left behind."""
+        self.halt()
+        self.join(_CLOSE_S)
+
+    def halt(self) -> None:
+        """Cut off what runs, and ask nothing more."""
         with self._lock:
             self._closed = True
-            loop, thread = self._loop, self._thread
-        if loop is None or thread is None or not thread.is_alive():
+            if self._loop is not None and self._thread is not None and self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread's end."""
+        thread = self._thread
+        if thread is None:
             return
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(_CLOSE_S)
+        thread.join(seconds)
         if thread.is_alive():
             log.warning("supplier_left_behind", supplier=self.name, why="its adapter blocks")
+
+    def retire(self) -> None:
+        """Close it once nothing is under way any more; blocks until then, for as long as a verb may take."""
+        until = time.monotonic() + max(self._verbs.deadlines.values()) + _GRACE_S
+        while self._under_way and time.monotonic() < until:
+            time.sleep(_IDLE_S)
+        self.close()
+
+
+class Links(Mapping[str, Link]):
+    """Every enabled supplier's link, by name. Called by the daemon; those that only read it may do so in any thread."""
+
+    def __init__(self, database: Database, writer: Writer, metrics: Metrics, secretly: Callable[[str], str]) -> None:
+        """``secretly`` turns a digest of a configuration, credentials and all, into what may lie in the database."""
+        self._database = database
+        self._writer = writer
+        self._metrics = metrics
+        self._secretly = secretly
+        self._links: dict[str, Link] = {}
+        self._digests: dict[str, str] = {}
+        self._retiring: list[Link] = []
+
+    def __getitem__(self, name: str) -> Link:
+        return self._links[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._links)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def take_over(self, built: Mapping[str, Built]) -> None:
+        """Link what the configuration names now; whoever's configuration has not changed stays as it is. Blocks."""
+        before = self._links
+        after = {name: before[name] for name in built if self._digests.get(name) == built[name].digest}
+        fresh = [name for name in built if name not in after]
+        known = kept(self._database, fresh)
+        for name in fresh:
+            adapter, client = built[name].adapter, built[name].client
+            client.health = Health(
+                name,
+                clock=self._database.clock,
+                metrics=self._metrics,
+                keep=self._keep,
+                config=self._secretly(built[name].digest),
+            )
+            if name in known:
+                client.health.resume(known[name])
+            after[name] = Link(adapter, client, metrics=self._metrics)
+        self._links = after
+        self._digests = {name: built[name].digest for name in built}
+        for name, link in before.items():
+            if after.get(name) is not link:
+                self._retiring.append(link)
+                threading.Thread(target=self._retire, args=(link,), name=f"retire-{name}", daemon=True).start()
+            if name not in after:
+                self._metrics.supplier_gone(name)
+
+    def _keep(self, state: Kept) -> None:
+        with contextlib.suppress(SyncdError):  # the writer has stopped: what was learnt last is learnt again
+            self._writer.post(KEEP, state)
+
+    def _retire(self, link: Link) -> None:
+        link.retire()
+        self._retiring.remove(link)
+
+    def refresh(self) -> None:
+        """Learn what another daemon on the same database has found out. Blocks."""
+        for name, state in kept(self._database, self._links).items():
+            health = self._links[name].health if name in self._links else None
+            if health is not None:
+                health.resume(state)
+
+    def close(self) -> None:
+        """Close all of them at once: 3 s, however many there are. Blocks."""
+        links = [*self._links.values(), *self._retiring]
+        for link in links:
+            link.halt()
+        until = time.monotonic() + _CLOSE_S
+        for link in links:
+            link.join(max(0.0, until - time.monotonic()))
 
 
 def _cancelled() -> bool:

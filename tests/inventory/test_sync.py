@@ -474,7 +474,7 @@ async def test_a_reload_brings_a_new_supplier_in_and_takes_a_removed_one_out(hou
     sync = house.sync(alpha=of())
     await sync.open()
     await ran(sync)
-    await sync.reload(house.settings, house.sync(beta=of())._adapters)
+    await sync.reload(house.settings, house.sync(beta=of())._links)
     await sync.tick()
     await ended(sync)
     assert house.rows("SELECT supplier FROM run ORDER BY id") == [("alpha",), ("beta",)]

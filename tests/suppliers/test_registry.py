@@ -195,7 +195,7 @@ def test_an_adapter_is_given_its_name_its_settings_and_its_time_zone(
         settings(tmp_path, '[suppliers.a]\nadapter = "mine"\naccount = "x"\ntimezone = "Europe/Berlin"\n')
     )
     assert problems == []
-    context = made["a"].context
+    context = made["a"].adapter.context
     assert (context.name, context.settings.account, context.settings.retries) == ("a", "x", 3)
     assert str(context.timezone) == "Europe/Berlin"
 
@@ -203,7 +203,7 @@ def test_an_adapter_is_given_its_name_its_settings_and_its_time_zone(
 def test_a_folder_is_relative_to_the_configuration(tmp_path: Path) -> None:
     made, problems = registry.build(settings(tmp_path, '[suppliers.a]\nadapter = "feed"\nfolder = "in/keys"\n'))
     assert problems == []
-    assert made["a"].folder == tmp_path / "in" / "keys"
+    assert made["a"].adapter.folder == tmp_path / "in" / "keys"
 
 
 def test_an_adapter_whose_constructor_fails_is_a_problem_too(drop_in: Callable[..., Path], tmp_path: Path) -> None:
