@@ -340,7 +340,7 @@ class Settings(_Table):
 
     def of(self, name: str, setting: str) -> float:
         """A setting of `SyncDefaults` as it holds for one supplier."""
-        own = getattr(self.suppliers[name], setting)
+        own = getattr(self.suppliers.get(name), setting, None)  # a run may outlive its supplier's configuration
         return float(getattr(self.sync, setting) if own is None else own)
 
     def interval(self, name: str) -> tuple[float, float]:

@@ -59,6 +59,18 @@ class Levels:
     """Lane of the writer → units that wait in it."""
     wal_bytes: int = 0
     """Size of SQLite's write-ahead log; 0 on PostgreSQL."""
+    offers: Mapping[str, int] = field(default_factory=dict)
+    """Supplier → offers that it lists."""
+    offers_stale: Mapping[str, int] = field(default_factory=dict)
+    """Of them, those that were read too long ago."""
+    offers_held: Mapping[str, int] = field(default_factory=dict)
+    """Of them, those whose price waits to be confirmed."""
+    listing_held: Mapping[str, int] = field(default_factory=dict)
+    """Supplier → 1 while a whole listing waits to be confirmed."""
+    listed_at: Mapping[str, float] = field(default_factory=dict)
+    """Supplier → Unix time of its last complete listing."""
+    balances: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(supplier, currency) → what our account holds."""
 
 
 class Metrics:
@@ -323,18 +335,34 @@ class _AtScrape(Collector):
 
 def _gauges(levels: Levels) -> Iterator[Metric]:
     keys = GaugeMetricFamily("syncd_vault_keys", "Keys in the vault.", labels=["product", "state"])
-    for (product, state), count in levels.vault_keys.items():
-        keys.add_metric([product, state], count)
+    for (product, state), number in levels.vault_keys.items():
+        keys.add_metric([product, state], number)
     yield keys
     for name, text, label, counts in (
         ("quarantine_held", "Slices that wait for an operator.", "reason", levels.quarantine_held),
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
         ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
+        ("offers", "Offers that a supplier lists.", "supplier", levels.offers),
+        ("offers_stale", "Offers that were read too long ago to be believed.", "supplier", levels.offers_stale),
+        ("offers_held", "Offers whose price waits to be confirmed.", "supplier", levels.offers_held),
+        ("listing_held", "Whether a listing waits to be confirmed: 1 or 0.", "supplier", levels.listing_held),
+        (
+            "listing_last_complete_timestamp_seconds",
+            "Unix time of the last complete listing that was taken.",
+            "supplier",
+            levels.listed_at,
+        ),
     ):
         family = GaugeMetricFamily(f"syncd_{name}", text, labels=[label])
         for value, count in counts.items():
             family.add_metric([value], count)
         yield family
+    balances = GaugeMetricFamily(
+        "syncd_supplier_balance", "What our account at a supplier holds.", labels=["supplier", "currency"]
+    )
+    for (supplier, currency), balance in levels.balances.items():
+        balances.add_metric([supplier, currency], balance)
+    yield balances
     yield GaugeMetricFamily(
         "syncd_oldest_pending_delivery_age_seconds",
         "Age of the oldest order line that waits for keys; 0 when none does.",

@@ -35,11 +35,13 @@ from syncd.inventory.listing import (
     available,
     digest,
     judge,
+    jump,
     priced,
     row_of,
     worth_recording,
 )
 from syncd.metrics import Metrics
+from syncd.model import Money
 from syncd.store.database import Database, Lane, Tx, Work, Writer
 from syncd.store.leases import Lease
 
@@ -103,6 +105,25 @@ class Task:
     stopping: Callable[[], bool] = lambda: False
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An offer that is due to be asked for by itself, and when it is due next (Unix seconds): its fence."""
+
+    supplier: str
+    sku: str
+    refresh: float
+    due: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an offer is now, as of ``at``; ``row`` is None when the supplier says that it is not for sale."""
+
+    claim: Claim
+    at: int
+    row: Row | None
+
+
 @dataclass(slots=True)
 class _Change:
     """Rows on their way into the database, one unit of work. ``rows``: offers; ``held``: prices that wait."""
@@ -161,6 +182,10 @@ _BEFORE: Final = (
     "SELECT o.sku, o.price, o.currency, o.stock_kind, o.stock_quantity, o.stock_level, o.for_sale,"
     " o.removed_at IS NULL, o.held FROM rows JOIN offer o ON o.supplier = ? AND o.sku = rows.sku"
 )
+_ONE: Final = (
+    "SELECT price, currency, stock_kind, stock_quantity, stock_level, for_sale, removed_at IS NULL, held, hash"
+    " FROM offer WHERE supplier = ? AND sku = ? AND refresh_at = ? AND seen_at <= ?"
+)
 _KNOWN: Final = (
     "SELECT sku, hash, CASE WHEN for_sale AND coalesce(stock_quantity, 1) <> 0 AND coalesce(stock_level, '') <> 'out'"
     " THEN 1 ELSE 0 END AS had, CASE WHEN held IS NULL THEN 0 ELSE 1 END AS waits FROM offer"
@@ -180,6 +205,8 @@ class Offers:
         self._folder = folder
         self._change: Work[_Change, None] = Work("offers", Lane.INGEST, self._run_change)
         self._end: Work[_End, None] = Work("listing", Lane.CONTROL, self._run_end)
+        self.CLAIM: Work[Sequence[Claim], list[Claim]] = Work("offers_due", Lane.CONTROL, self._run_claim)
+        self.READ: Work[Reading, bool] = Work("offer", Lane.CONTROL, self._run_read)
         self.ACCEPT: Work[tuple[str, str], None] = Work("listing_accepted", Lane.CONTROL, self._run_accept)
 
     # --- one listing (blocks: call it in the run's own thread) ------------------------------------------------------
@@ -456,6 +483,61 @@ class Offers:
             if end.kind:
                 tx.audit(end.kind, **end.body)
         return [None] * len(payloads)
+
+    def _run_claim(self, tx: Tx, payloads: Sequence[Sequence[Claim]]) -> list[list[Claim]]:
+        """Those that nobody else asks for: whoever moves the time does the work, and its write checks that time."""
+        now = tx.now()
+        return [
+            [
+                replace(claim, due=now + claim.refresh)
+                for claim in claims
+                if tx.execute(
+                    "UPDATE offer SET refresh_at = ? WHERE supplier = ? AND sku = ? AND removed_at IS NULL"
+                    " AND (refresh_at IS NULL OR refresh_at <= ?)",
+                    (now + claim.refresh, claim.supplier, claim.sku, now),
+                )
+            ]
+            for claims in payloads
+        ]
+
+    def _run_read(self, tx: Tx, payloads: Sequence[Reading]) -> list[bool]:
+        return [self._read_one(tx, reading) for reading in payloads]
+
+    def _read_one(self, tx: Tx, reading: Reading) -> bool:
+        """Write one offer that was asked for by itself; whether its price jumped. Only a listing confirms that."""
+        claim, row = reading.claim, reading.row
+        lock = " FOR UPDATE" if tx.postgresql else ""
+        found = tx.query(_ONE + lock, (claim.supplier, claim.sku, claim.due, reading.at))
+        if not found:
+            return False  # somebody else has read it later, or asks for it now
+        before, stored = Before._make((*found[0][:5], bool(found[0][5]), bool(found[0][6]), found[0][7])), found[0][8]
+        where = (claim.supplier, claim.sku)
+        if row is None:
+            tx.execute(
+                "UPDATE offer SET for_sale = ?, hash = ?, seen_at = ?, changed_at = ? WHERE supplier = ? AND sku = ?",
+                (False, b"", reading.at, tx.at, *where),
+            )
+            return False
+        own = digest(_pack(row))
+        if own == bytes(stored) and before.held is None:
+            tx.execute("UPDATE offer SET seen_at = ? WHERE supplier = ? AND sku = ?", (reading.at, *where))
+            return False
+        if jump(before, row[2], row[3], self.limits(claim.supplier).jump)[0]:
+            tx.bulk(_HOLD, "sku text, held text", [(claim.sku, priced(row))], (tx.at, claim.supplier))
+            if before.held is None:
+                tx.audit("offers.held", supplier=claim.supplier, offers=1, first=[claim.sku])
+            return before.held is None
+        kept = worth_recording(before, row)
+        if kept:
+            tx.bulk(_RECORD, "sku text", [(claim.sku,)], (HISTORY, tx.at, claim.supplier, reading.at))
+        written = (*row[:1], own, *row[1:], reading.at, int(kept))
+        tx.bulk(_UPSERT, _COLUMNS, [written], (claim.supplier, tx.at))
+        return False
+
+    def balance(self, lease: Lease, balance: Money) -> None:
+        """Keep what our account at a supplier holds. Blocks."""
+        columns = {"balance": str(balance), "balance_at": int(self._clock.now())}
+        self._writer.call(self._end, _End(lease, columns))
 
     def _run_accept(self, tx: Tx, payloads: Sequence[tuple[str, str]]) -> list[BaseException | None]:
         """Note that the operator has seen what is held."""

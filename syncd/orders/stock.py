@@ -51,7 +51,8 @@ class _Snapshot:
 class Stock:
     """Counts what is there.
 
-    ``synced`` tells, blocking, when keys were last pulled (Unix seconds), and after how long that is stale.
+    ``synced`` tells, blocking, when keys were last pulled (Unix seconds), and after how long that is stale;
+    ``upstream`` what suppliers hold of these products, with ``at``, the Unix seconds at which that was read.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Stock:
         writer: Writer,
         products: Callable[[], Mapping[str, Product]],
         synced: Callable[[], tuple[int | None, float]],
+        upstream: Callable[[Connection, Mapping[str, Product]], Mapping[str, dict[str, Any]]],
     ) -> None:
         self._database = writer.database
         self._clock = writer.database.clock
         self._products = products
         self._synced = synced
+        self._upstream = upstream
         self._lock = asyncio.Lock()
         self._last: _Snapshot | None = None
 
@@ -71,7 +74,8 @@ class Stock:
         """(a row a product, JSON-ready, and an ETag that changes when anything but the age does).
 
         A row: product, title, cached (keys that can be delivered now), reserved, upstream, sellable (cached less what
-        paid orders still wait for), price, age_s, stale. Never what the shop pays. Raises UnknownProductError.
+        paid orders still wait for; nothing buys what is upstream, so it cannot be sold), price, age_s, stale. Never
+        what the shop pays. Raises UnknownProductError.
         """
         if product is not None and product not in self._products():
             raise UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
@@ -85,8 +89,17 @@ class Stock:
         stale = age is None or age > found.stale_after
         chosen = found.rows.values() if product is None else [found.rows[product]]
         rows = [{**row, "stale": stale} for row in chosen]
-        tag = hashlib.sha256(_encode(rows)).hexdigest()[:32]
-        return [{**row, "age_s": age} for row in rows], tag
+        ageless = [{**row, "upstream": {**row["upstream"], "at": None}} for row in rows]
+        tag = hashlib.sha256(_encode(ageless)).hexdigest()[:32]
+        return [{**row, "age_s": age, "upstream": self._aged(row["upstream"])} for row in rows], tag
+
+    def _aged(self, upstream: dict[str, Any]) -> dict[str, Any]:
+        """With its age in place of its time."""
+        shown = dict(upstream)
+        at = shown.pop("at", None)
+        if at is not None:
+            shown["age_s"] = max(0, int(self._clock.now() - at))
+        return shown
 
     def _serves(self, found: _Snapshot) -> bool:
         young = self._clock.monotonic() - found.at < _COST_FACTOR * found.cost
@@ -112,6 +125,7 @@ class Stock:
             part = wanted[start : start + self._database.bulk_rows]
             statement, bound = self._database.bulk_statement(_AVAILABLE, "sku text, floor int", part)
             cached.update((row[0], int(row[1])) for row in connection.exec_driver_sql(statement, tuple(bound)))
+        upstream = self._upstream(connection, products)
         owed = {row[0]: int(row[1]) for row in connection.exec_driver_sql(_OWED)}
         return {
             sku: {
@@ -119,7 +133,7 @@ class Stock:
                 "title": product.title,
                 "cached": cached[sku],
                 "reserved": 0,
-                "upstream": {"kind": "none"},
+                "upstream": upstream[sku],
                 "sellable": max(0, cached[sku] - owed.get(sku, 0)),
                 "price": None if product.price is None else str(product.price),
             }

@@ -26,7 +26,13 @@ class Shelf:
         self.elapsed = 1000.0
         self.counted = 0
         stack.clock.monotonic = lambda: self.elapsed
-        self.stock = Stock(stack.writer, lambda: self.products, lambda: self.synced)
+        self.upstream: dict[str, Any] = {}
+        self.stock = Stock(
+            stack.writer,
+            lambda: self.products,
+            lambda: self.synced,
+            lambda _connection, products: {sku: self.upstream.get(sku, {"kind": "none"}) for sku in products},
+        )
         count = self.stock._count
 
         def counting(*args: Any) -> Any:
