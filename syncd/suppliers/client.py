@@ -271,7 +271,11 @@ class Answer:
             if found is None:
                 raise BadResponse(f"{self._what}: there is no list at {where}")
             at = found
-        return map(_decode, self._decoded(_elements, at, f"there is no list at {where}"))
+        return self._each(self._decoded(_elements, at, f"there is no list at {where}"))
+
+    def _each(self, elements: list[msgspec.Raw]) -> Iterator[Any]:
+        for element in elements:
+            yield self._decoded(_decode, element)
 
     def _body(self) -> bytes:
         return self.content.removeprefix(b"\xef\xbb\xbf")
@@ -362,7 +366,7 @@ class _Http:
             reads or method in _NO_BODY,
             self._auth,
         )
-        del query, json, form, content, headers, own, body  # a traceback with locals shows none of it
+        del path, query, json, form, content, headers, own, body  # a traceback with locals shows none of it
         return await self._client.perform(plan)
 
     async def get(
@@ -389,16 +393,14 @@ class _Http:
 
     def _url(self, path: str, query: Mapping[str, str | int]) -> httpx.URL:
         """The whole address. A link of the supplier's own is followed only to where we were already."""
+        if any(part in {".", ".."} for part in urllib.parse.unquote(path.partition("?")[0]).split("/")):
+            raise BadResponse("a path that climbs out of where it belongs")
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//", path):
-            url = httpx.URL(path)
+            url = self._base.join(path)
             if (url.scheme, url.host, _port(url)) != (self._base.scheme, self._base.host, _port(self._base)):
                 raise BadResponse("a link that leads to another host: it is not followed")
         else:
             url = httpx.URL(f"{str(self._base).rstrip('/')}/{path.lstrip('/')}")
-        if any(
-            part in {".", ".."} for part in urllib.parse.unquote(url.raw_path.partition(b"?")[0].decode()).split("/")
-        ):
-            raise BadResponse("a path that climbs out of where it belongs")
         return url.copy_merge_params({name: str(value) for name, value in query.items()}) if query else url
 
 
@@ -546,7 +548,7 @@ class Client:
     async def _once(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         """One try, and a second one with a new token after a 401."""
         outcome = await self._try(plan, call)
-        if isinstance(outcome, Auth) and outcome.message.endswith(": 401") and plan.auth.renewed():
+        if isinstance(outcome, _Unauthorized) and plan.auth.renewed():
             if plan.reads or call.verb in READING:
                 outcome = await self._try(plan, call)
             else:
@@ -711,7 +713,7 @@ class Client:
             return answer
         what = f"{what}: {status}"
         if status in {401, 403}:
-            return Auth(what, hint="check this supplier's credentials")
+            return (_Unauthorized if status == 401 else Auth)(what, hint="check this supplier's credentials")  # noqa: PLR2004
         if status == 429:  # noqa: PLR2004
             return RateLimited(what, retry_after=self._retry_after(answer))
         if status == 408 or status >= 500:  # noqa: PLR2004
@@ -749,10 +751,11 @@ class Client:
         plan = _Plan("POST", url, {"accept": "application/json", **kind}, body, {400}, reads=True, auth=Authenticator())
         del fields, body
         outcome = await self._try(plan, Call((_CALL.get() or Call("")).verb))
+        refused = isinstance(outcome, Answer) and outcome.status == 400  # noqa: PLR2004 - RFC 6749: invalid_client
+        if refused or isinstance(outcome, Auth):
+            raise Auth("the token request is refused", hint="check this supplier's credentials")
         if not isinstance(outcome, Answer):
             raise outcome
-        if outcome.status == 400:  # noqa: PLR2004 - RFC 6749: invalid_client, invalid_grant
-            raise Auth("the token request is refused: 400", hint="check this supplier's credentials")
         answer = outcome.json()
         if isinstance(answer, dict):
             self.hide(str(answer[name]) for name in ("access_token", "value") if name in answer)
@@ -772,6 +775,10 @@ class Client:
             else:
                 self._kept = held
         return held
+
+
+class _Unauthorized(Auth):
+    """401: with a token, a new one may do."""
 
 
 class _Trail:
