@@ -180,7 +180,7 @@ class Findings:
         had = before.live and available(for_sale=before.for_sale, quantity=before.quantity, level=before.level)
         if had and not available(for_sale=row[7], quantity=row[5], level=row[6]):
             self.lost += 1
-            self.sketch.add(f"lost {row[0]}")
+            self.sketch.add(f"out {row[0]}")
         kind, factor = jump(before, row[2], row[3], limit)
         if not kind or (before.held is not None and _confirms(before.held, row, accepted=accepted)):
             return ""
@@ -194,7 +194,7 @@ class Findings:
         """Take into account that a complete listing lacks an offer."""
         self.gone += 1
         self.lost += had
-        self.sketch.add(f"lost {sku}")
+        self.sketch.add(f"gone {sku}")
 
     @property
     def numbers(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class _Snapshot:
     head: int
     synced_at: int | None
     stale_after: float
+    counted_at: float
     at: float
     cost: float
 
@@ -106,16 +107,23 @@ class Stock:
         return young and found.products is self._products()
 
     def _renewed(self, last: _Snapshot | None) -> _Snapshot:
-        """The stock now. If nothing was committed, here or by another daemon, the last one's counts still hold."""
+        """The stock now. If nothing was committed, here or by another daemon, the last one's counts still hold.
+
+        What is upstream is always read anew: it grows stale by itself, and its changes are in no audit.
+        """
         products = self._products()
         begun = self._clock.monotonic()
         synced_at, stale_after = self._synced()
         with self._database.read() as connection:
             head = int(connection.exec_driver_sql("SELECT seq FROM audit_head WHERE id = 1").scalar() or 0)
-            if last and last.products is products and last.head == head and begun - last.at < _LONGEST_S:
-                return last
-            rows = self._count(connection, products)
-        return _Snapshot(rows, products, head, synced_at, stale_after, begun, self._clock.monotonic() - begun)
+            upstream = self._upstream(connection, products)
+            if last and last.products is products and last.head == head and begun - last.counted_at < _LONGEST_S:
+                rows, counted_at = last.rows, last.counted_at
+            else:
+                rows, counted_at = self._count(connection, products), begun
+        rows = {sku: {**row, "upstream": upstream[sku]} for sku, row in rows.items()}
+        cost = self._clock.monotonic() - begun
+        return _Snapshot(rows, products, head, synced_at, stale_after, counted_at, begun, cost)
 
     def _count(self, connection: Connection, products: Mapping[str, Product]) -> dict[str, dict[str, Any]]:
         now = self._clock.now()
@@ -125,7 +133,6 @@ class Stock:
             part = wanted[start : start + self._database.bulk_rows]
             statement, bound = self._database.bulk_statement(_AVAILABLE, "sku text, floor int", part)
             cached.update((row[0], int(row[1])) for row in connection.exec_driver_sql(statement, tuple(bound)))
-        upstream = self._upstream(connection, products)
         owed = {row[0]: int(row[1]) for row in connection.exec_driver_sql(_OWED)}
         return {
             sku: {
@@ -133,7 +140,7 @@ class Stock:
                 "title": product.title,
                 "cached": cached[sku],
                 "reserved": 0,
-                "upstream": upstream[sku],
+                "upstream": {},
                 "sellable": max(0, cached[sku] - owed.get(sku, 0)),
                 "price": None if product.price is None else str(product.price),
             }

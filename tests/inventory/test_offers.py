@@ -272,7 +272,7 @@ def test_P1_a_good_listing_after_a_suspicious_one_ends_the_alarm(shelf: Shelf, n
 
 def test_P1_another_suspicious_listing_does_not_confirm_the_first(shelf: Shelf) -> None:
     shelf.listed(GOOD)
-    for wrong in ([], many(20, price="0.10"), many(20, price="0.20"), many(20, stock=0), many(8)):
+    for wrong in ([], many(20, price="0.10"), many(20, price="0.20"), many(20, stock=0), [], many(8), []):
         assert shelf.listed(wrong).state == "held", wrong
     assert shelf.stored() == shown(GOOD)
 
