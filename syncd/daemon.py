@@ -21,10 +21,13 @@ import uvloop
 from sqlalchemy import func, select
 
 from syncd import __version__, audit, config, logs, systemd
+from syncd.adapter import capabilities
 from syncd.config import Settings
 from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
+from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format, is_split, load_formats
 from syncd.inventory.intake import Intake
+from syncd.inventory.offers import Offers
 from syncd.inventory.quarantine import Quarantine
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
@@ -86,6 +89,19 @@ def complete(settings: Settings) -> Loaded:
             problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
     suppliers, wrong = registry.build(settings)
     problems += wrong
+    for sku, product in settings.products.items():
+        for offer in product.offers:
+            built = suppliers.get(offer.supplier)
+            verbs = capabilities(type(built.adapter)) if built else {"list_offers", "get_offer"}
+            for verb, wanted in (("list_offers", True), ("get_offer", offer.refresh is not None)):
+                if wanted and verb not in verbs:
+                    adapter = settings.suppliers[offer.supplier].adapter
+                    what = "list offers" if verb == "list_offers" else "be asked for one offer: take refresh out"
+                    problems.append(
+                        settings.problem(
+                            f"products.{sku}.offers", f"supplier {offer.supplier} cannot {what}", f"see {adapter}"
+                        )
+                    )
     if problems:
         raise ConfigError(problems)
     return Loaded(settings, formats, suppliers)
@@ -162,16 +178,19 @@ class Daemon:
             links = Links(database, writer, self.metrics, lambda digest: ring.fingerprint(_CONFIGURED, digest).hex())
             stack.callback(links.close)
             links.take_over(self.loaded.suppliers)
-            sync = Sync(writer, ids, intake, self.metrics, self.loaded.settings, links)
+            offers = Offers(writer, self.metrics, self._settings, self.loaded.settings.daemon.state_dir)
+            catalogue = Catalogue(database, self._settings)
+            sync = Sync(writer, ids, intake, offers, self.metrics, self.loaded.settings, links)
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
             status = functools.partial(self._status, database, writer, sync, deliveries)
-            self.metrics.levels = functools.partial(_levels, database, writer, self.clock)
+            self.metrics.levels = functools.partial(_levels, database, writer, self.clock, catalogue)
             parts = Parts(
-                settings=lambda: self.loaded.settings,
+                settings=self._settings,
                 deliveries=deliveries,
-                stock=Stock(writer, self._products, functools.partial(self._synced, database)),
+                stock=Stock(writer, self._products, functools.partial(self._synced, database), catalogue.upstream),
+                catalogue=catalogue,
                 quarantine=Quarantine(writer, vault, lambda: self.loaded.settings, self._formats, arrived),
                 sync=sync,
                 intake=intake,
@@ -190,6 +209,7 @@ class Daemon:
             stack.push_async_callback(server.stop)
             schedule = Schedule()
             schedule.every(1, sync.tick)
+            schedule.every(1, sync.refresh)
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
                 schedule.every(5, access.refresh)
@@ -330,6 +350,9 @@ class Daemon:
         self.metrics.know(products=settings.products, shops=settings.shops, suppliers=[*settings.suppliers, "import"])
         self.metrics.config_last_success.set(self.clock.now())
 
+    def _settings(self) -> Settings:
+        return self.loaded.settings
+
     def _products(self) -> Mapping[str, config.Product]:
         return self.loaded.settings.products
 
@@ -349,7 +372,7 @@ class Daemon:
         return last, 2 * max(intervals, default=settings.sync.interval)
 
     def _status(self, database: Database, writer: Writer, sync: Sync, deliveries: Deliveries) -> dict[str, Any]:
-        levels = _levels(database, writer, self.clock)
+        levels = _levels(database, writer, self.clock, Catalogue(database, self._settings))
         vault: dict[str, dict[str, int]] = {}
         for (product, state), number in levels.vault_keys.items():
             vault.setdefault(product, {})[state] = number
@@ -373,7 +396,7 @@ async def _expire(writer: Writer, vault: Vault) -> None:
         await asyncio.sleep(0.01)
 
 
-def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
+def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalogue) -> Levels:
     """How much there is, from the database."""
     with database.read() as connection:
         held = connection.exec_driver_sql(
@@ -385,6 +408,13 @@ def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
             .group_by(delivery.c.product)
         ).all()
     wal = Path(f"{database.path}-wal")
+    listings = catalogue.known()
+    balances = {
+        (name, currency): float(amount)
+        for name, known in listings.items()
+        for amount, _, currency in [(known.balance or "").partition(" ")]
+        if currency
+    }
     return Levels(
         vault_keys=key_counts(database),
         quarantine_held={row[0]: row[1] for row in held},
@@ -392,6 +422,14 @@ def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
         oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
         queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},
         wal_bytes=wal.stat().st_size if not database.postgresql and wal.exists() else 0,
+        offers={name: known.offers for name, known in listings.items()},
+        offers_stale={
+            name: known.offers if catalogue.stale(name, known) else known.held for name, known in listings.items()
+        },
+        offers_held={name: known.held for name, known in listings.items()},
+        listing_held={name: int(known.pending is not None) for name, known in listings.items()},
+        listed_at={name: known.full_at for name, known in listings.items() if known.full_at is not None},
+        balances=balances,
     )
 
 

@@ -170,7 +170,11 @@ def test_a_byte_order_mark_of_a_windows_editor_is_no_problem(tmp_path: Path) -> 
         ("[products.x]\nformatt = 'auto'\n", "products.x.formatt", "did you mean format?"),
         ("[shops.x]\nunix_user = ['me']\n", "shops.x.unix_user", "did you mean unix_users?"),
         ("[vault]\nkek = { files = 'x' }\n", "vault.kek.files", "did you mean file?"),
-        ("[sync]\nqqq = 1\n", "sync.qqq", "known here: interval, jitter, lease, settle"),
+        (
+            "[sync]\nqqq = 1\n",
+            "sync.qqq",
+            "known here: full_every, interval, jitter, lease, max_drop, max_jump, max_jumps, overlap, settle",
+        ),
     ],
 )
 def test_an_unknown_setting_comes_with_a_suggestion(write: Any, text: str, path: str, fix: str) -> None:

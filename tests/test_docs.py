@@ -28,7 +28,7 @@ from syncd import config, daemon
 from syncd.adapter import VERBS, Pull
 from syncd.cli.app import app
 from syncd.cli.operator import EXIT_UNREACHABLE
-from syncd.config import Product, SecretRef, Settings, Shop, Supplier
+from syncd.config import Product, ProductOffer, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
 from syncd.inventory.quarantine import HELD
 from syncd.metrics import Levels, Metrics
@@ -64,6 +64,7 @@ def inner_models(annotation: Any) -> Iterator[type[BaseModel]]:
 NAMED: Mapping[type[BaseModel], str] = {
     Supplier: "suppliers.NAME",
     Product: "products.SKU",
+    ProductOffer: "products.SKU.offers",
     Shop: "shops.NAME",
     SecretRef: "secret",
 }
@@ -126,7 +127,7 @@ def test_no_setting_is_documented_twice() -> None:
 def test_the_walk_over_the_models_sees_all_of_it() -> None:
     # A walk that finds nothing would find every document whole.
     sections = modelled()
-    assert set(sections) == {"daemon", "store", "vault", "sync", *NAMED.values()}
+    assert set(sections) == {"daemon", "store", "vault", "sync", "currency", *NAMED.values()}
     assert {"listen", "max_body"} <= sections["daemon"]
     assert sections["secret"] == {"credential", "file", "env"}
     assert "sku" not in sections["products.SKU"]  # the table's name, no setting
@@ -201,7 +202,8 @@ def shown(text: str) -> dict[str, set[str]]:
             found[f"{section}.{kinds[section]}"] = {name for one in table.values() for name in one}
         else:
             found[section] = set(table)
-    return found
+    offers = [offer for one in tree.get("products", {}).values() for offer in one.get("offers", [])]
+    return found | {"products.SKU.offers": {name for offer in offers for name in offer}}
 
 
 def expected_in_a_sample() -> dict[str, set[str]]:

@@ -32,6 +32,14 @@ NAMES = {
     "syncd_keys_sealed_total": {"supplier", "product"},
     "syncd_keys_repeated_total": {"supplier"},
     "syncd_keys_quarantined_total": {"supplier", "reason"},
+    "syncd_offer_changes_total": {"supplier"},
+    "syncd_listing_alarms_total": {"supplier", "kind"},
+    "syncd_offers": {"supplier"},
+    "syncd_offers_stale": {"supplier"},
+    "syncd_offers_held": {"supplier"},
+    "syncd_listing_held": {"supplier"},
+    "syncd_listing_last_complete_timestamp_seconds": {"supplier"},
+    "syncd_supplier_balance": {"supplier", "currency"},
     "syncd_vault_keys": {"product", "state"},
     "syncd_quarantine_held": {"reason"},
     "syncd_deliveries_pending": {"product"},
@@ -59,6 +67,12 @@ LEVELS = Levels(
     oldest_pending_seconds=12.5,
     queue_units={"ingest": 3},
     wal_bytes=4096,
+    offers={"samples": 100},
+    offers_stale={"samples": 3},
+    offers_held={"samples": 2},
+    listing_held={"samples": 1},
+    listed_at={"samples": 1_700_000_000},
+    balances={("samples", "CNY"): 88.5},
 )
 
 

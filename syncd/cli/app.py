@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__
-from syncd.cli import adapter, audit, daemon, database, keys, output, products, stock, suppliers, token, vault
+from syncd.cli import adapter, audit, daemon, database, keys, offers, output, products, stock, suppliers, token, vault
 from syncd.cli.options import group
 from syncd.errors import SyncdError
 
@@ -52,7 +52,9 @@ _PLAIN: tuple[Callable[..., None], ...] = (
 for command in _PLAIN:
     app.command()(command)
 app.add_typer(keys.commands, name="keys")
+app.add_typer(offers.commands, name="offers")
 app.add_typer(products.commands, name="products")
+app.add_typer(products.commands, name="product", hidden=True)  # whoever speaks of one is understood
 app.add_typer(token.commands, name="token")
 app.add_typer(vault.commands, name="vault")
 app.add_typer(audit.commands, name="audit")

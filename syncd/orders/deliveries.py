@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_QUANTITY: Final = 1000
+BACKORDERED: Final = "backordered"
+"""Why a delivery is pending: there were too few keys, and its product's orders wait for them."""
 MAX_WAIT_S: Final = 30
 _LOOK_S: Final = 0.25
 """How often a request that waits looks for its keys: another daemon on the same database may have brought them."""
@@ -68,7 +70,7 @@ class Request:
     """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for.
 
     A product that is no longer ``known`` to the configuration is not delivered anew, but what was delivered of it is
-    answered for ever.
+    answered for ever. ``waits``: too few keys are no refusal; the order is recorded and gets its keys when they come.
     """
 
     shop: str
@@ -77,6 +79,7 @@ class Request:
     quantity: int
     min_life: int = 0
     known: bool = True
+    waits: bool = False
 
 
 @dataclass(slots=True, repr=False)
@@ -146,7 +149,8 @@ class Deliveries:
             raise FencedError(msg, hint="the operator must run: syncd recover")
         known = self._products().get(product)
         min_life = int(known.min_life) if known else 0
-        request = Request(shop, order_ref, product, quantity, min_life, known is not None)
+        waits = known is not None and known.on_shortage == "wait"
+        request = Request(shop, order_ref, product, quantity, min_life, known is not None, waits)
         allotted = await self._writer.submit(self._allot, request)
         answer = await self._opened(order_ref, allotted, request.min_life)
         if wait_s and answer.state == DeliveryState.PENDING:
@@ -275,6 +279,7 @@ class Deliveries:
         outcomes: list[Allotted | BaseException] = []
         deliveries: list[tuple[int, str, str, str, int]] = []
         allotments: list[tuple[int, int, int]] = []
+        waiting: list[tuple[int, str, str, str, int]] = []
         for row_id, request in zip(ids, requests, strict=True):
             if not request.known:
                 outcomes.append(
@@ -282,6 +287,20 @@ class Deliveries:
                 )
                 continue
             held = stock[request.product, request.min_life]
+            if len(held) < request.quantity and request.waits:
+                waiting.append((row_id, request.shop, request.order_ref, request.product, request.quantity))
+                tx.audit(
+                    "delivery.pending",
+                    delivery=row_id,
+                    shop=request.shop,
+                    order_ref=request.order_ref,
+                    product=request.product,
+                    reason=BACKORDERED,
+                )
+                outcomes.append(
+                    Allotted(row_id, request.product, request.quantity, "pending", BACKORDERED, tx.at, False, [])  # noqa: FBT003
+                )
+                continue
             if len(held) < request.quantity:
                 outcomes.append(
                     InsufficientStockError(
@@ -310,6 +329,19 @@ class Deliveries:
         }
         if tx.postgresql and short and self._recorded(tx, short):
             raise RetryBatch  # another daemon delivered these very orders while we waited for its keys
+        if waiting and tx.change(
+            [
+                Change(
+                    "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, reason, created_at)"
+                    " SELECT id, shop, order_ref, product, quantity, 'pending', ?, ? FROM rows WHERE true"
+                    " ON CONFLICT (shop, order_ref) DO NOTHING",
+                    "id int, shop text, order_ref text, product text, quantity int",
+                    waiting,
+                    (BACKORDERED, tx.at),
+                )
+            ]
+        ) != [len(waiting)]:
+            raise RetryBatch  # another daemon recorded one of these orders just now
         if deliveries:
             recorded = Change(
                 "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, created_at, completed_at)"

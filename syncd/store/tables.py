@@ -128,9 +128,87 @@ run = Table(
     Column("repeats", BigInteger, nullable=False),
     Column("duplicates", BigInteger, nullable=False),
     Column("quarantined", BigInteger, nullable=False),
+    Column("offers", BigInteger, nullable=False, server_default=text("0")),
+    Column("offers_changed", BigInteger, nullable=False, server_default=text("0")),
+    Column("offers_removed", BigInteger, nullable=False, server_default=text("0")),
     Column("error", Text),
     Index("ix_run_supplier_id", "supplier", "id"),
     comment="One row a sync run: what it saw, what was new, what went wrong.",
+)
+
+listing = Table(
+    "listing",
+    metadata,
+    Column("supplier", Text, primary_key=True),
+    Column("watermark", BigInteger),
+    Column("good_at", BigInteger),
+    Column("full_at", BigInteger),
+    Column("offers", BigInteger, nullable=False),
+    Column("held_offers", BigInteger, nullable=False),
+    Column("pending", Text),
+    Column("pending_at", BigInteger),
+    Column("accepted_at", BigInteger),
+    Column("balance", Text),
+    Column("balance_at", BigInteger),
+    comment="How far each supplier's listing is known: last good run, last complete one, a change that waits (P1).",
+)
+
+offer = Table(
+    "offer",
+    metadata,
+    Column("supplier", Text, primary_key=True),
+    Column("sku", Text, primary_key=True),
+    Column("hash", LargeBinary, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("price", Text),
+    Column("currency", Text),
+    Column("stock_kind", Text, nullable=False),
+    Column("stock_quantity", BigInteger),
+    Column("stock_level", Text),
+    Column("for_sale", Boolean, nullable=False),
+    Column("min_quantity", BigInteger, nullable=False),
+    Column("max_quantity", BigInteger),
+    Column("step", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("removed_at", BigInteger),
+    Column("recorded", BigInteger, nullable=False),
+    Column("held", Text),
+    Column("held_at", BigInteger),
+    Column("refresh_at", Float),
+    _one_of("stock_kind", "exact", "coarse", "unlimited", "unknown"),
+    sqlite_with_rowid=False,
+    comment="What suppliers list, as last accepted. held is a price that waits to be confirmed (P1).",
+)
+Index(
+    "ix_offer_removed",
+    offer.c.supplier,
+    offer.c.removed_at,
+    sqlite_where=text("removed_at IS NOT NULL"),
+    postgresql_where=text("removed_at IS NOT NULL"),
+)
+Index(
+    "ix_offer_held",
+    offer.c.supplier,
+    sqlite_where=text("held IS NOT NULL"),
+    postgresql_where=text("held IS NOT NULL"),
+)
+
+offer_history = Table(
+    "offer_history",
+    metadata,
+    Column("supplier", Text, primary_key=True),
+    Column("sku", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("until_at", BigInteger, nullable=False),
+    Column("price", Text),
+    Column("currency", Text),
+    Column("stock_kind", Text, nullable=False),
+    Column("stock_quantity", BigInteger),
+    Column("stock_level", Text),
+    sqlite_with_rowid=False,
+    comment="What an offer cost and held before: a ring of slots an offer, so that it never grows.",
 )
 
 source = Table(

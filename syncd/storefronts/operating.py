@@ -36,12 +36,13 @@ log = structlog.get_logger(__name__)
 _MOST_ROWS: Final = 64 << 20
 """Bytes of an uploaded workbook: it is unpacked in memory."""
 
+_PRINTED: Final = r"^[^\x00-\x1f\x7f]*$"
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 Sku = Annotated[str, Path(pattern=SKU_PATTERN)]
 QuerySku = Annotated[str, Query(pattern=SKU_PATTERN)]
 Name = Annotated[str, Path(pattern=NAME_PATTERN)]
 Word = Annotated[str | None, Query(pattern=r"^[a-z_]{1,48}$")]
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, Field(max_length=200, pattern=_PRINTED)]
 FileName = Annotated[str, Query(max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
 
 
@@ -125,6 +126,7 @@ _NOTED: Final[Work[tuple[str, Mapping[str, Any]], None]] = Work("noted", Lane.CO
 def install(app: FastAPI, parts: Parts) -> None:
     """Add the operator's routes."""
     _suppliers(app, parts)
+    _offers(app, parts)
     _keys(app, parts)
     _quarantine(app, parts)
     _tokens(app, parts)
@@ -167,6 +169,31 @@ def _suppliers(app: FastAPI, parts: Parts) -> None:
     def run(run: Id) -> dict[str, Any]:
         """One run, with its progress while it is under way here."""
         return parts.sync.run(run)
+
+
+def _offers(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/offers", **_stated(OPERATE, "offers"))
+    def offers(
+        supplier: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+        product: QuerySku | None = None,
+        q: Annotated[str, Query(max_length=200, pattern=_PRINTED)] = "",
+        after: Annotated[str, Query(max_length=240, pattern=_PRINTED)] = "",
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """What suppliers list, by supplier and sku: a page, and `next` to ask for the one `after` it."""
+        return parts.catalogue.find(supplier=supplier, product=product, text=q, after=after, limit=limit)
+
+    @app.get("/v1/suppliers/{name}/history", **_stated(OPERATE, "offers"))
+    def history(
+        name: Name, sku: Annotated[str, Query(min_length=1, max_length=200, pattern=_PRINTED)]
+    ) -> dict[str, Any]:
+        """What one offer cost and held before, newest first."""
+        return {"history": parts.catalogue.history(name, sku)}
+
+    @app.post("/v1/suppliers/{name}/accept", **_stated(OPERATE, "offers", status=202))
+    async def accept(name: Name, request: Request) -> Started:
+        """Accept what is held of a supplier's listing: the run that this starts takes it over, if it is no worse."""
+        return Started(run=str(await parts.sync.accept(name, by(request))))
 
 
 def _keys(app: FastAPI, parts: Parts) -> None:

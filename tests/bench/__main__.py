@@ -3,6 +3,7 @@
   http      deliveries over HTTP, one key each, durable, against a no-op POST on the same server settings
   claims    claims in a vault of 1,000,000 keys against 10,000, one at a time and in batches of 64
   ingest    reading, sealing and writing 1,000,000 keys against a bare loop of seal, HMAC and insert
+  offers    listing 100,000 offers of which none has changed against all of them, and how late a loop beside it wakes
   beside    deliveries at a fixed rate while an import runs at full speed, against the same rate alone
 
 Runs are interleaved and medians are shown: on a shared machine absolute figures move, ratios hold.
@@ -236,7 +237,7 @@ def postgresql_urls(server: str) -> Urls:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["http", "claims", "ingest", "beside"])
+    parser.add_argument("parts", nargs="*", default=["http", "claims", "ingest", "offers", "beside"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--engines", default="sqlite,postgresql")

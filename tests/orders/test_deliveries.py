@@ -120,10 +120,10 @@ async def test_soonest_expiring_first_then_oldest_and_never_an_expired_one(stack
 
 async def test_K7_a_key_with_too_little_life_left_is_not_claimed(stack: Any) -> None:
     stack.add("steam", "SOON", expires_at=TODAY + 500)
-    stack.products["steam"] = SimpleNamespace(min_life=600)
+    stack.products["steam"] = SimpleNamespace(min_life=600, on_shortage="refuse")
     with pytest.raises(InsufficientStockError):
         await stack.deliveries.deliver("demo", "o1", "steam", 1)
-    stack.products["steam"] = SimpleNamespace(min_life=400)
+    stack.products["steam"] = SimpleNamespace(min_life=400, on_shortage="refuse")
     assert texts(await stack.deliveries.deliver("demo", "o1", "steam", 1)) == ["SOON"]
 
 
@@ -423,3 +423,52 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
         for table in ("vault_key", "delivery", "allotment", "fingerprint"):
             assert f"SCAN {table}" not in plan, plan
             assert f"Seq Scan on {table}" not in plan, plan
+
+
+# --- orders that wait for keys ----------------------------------------------------------------------------------------
+
+
+def waiting(stack: Any, sku: str) -> None:
+    stack.products[sku] = SimpleNamespace(min_life=0, on_shortage="wait")
+
+
+async def test_M2_an_order_that_finds_too_few_keys_waits_and_gets_them_once(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1")
+    first = await stack.deliveries.deliver("demo", "order-1", "steam", 2)
+    assert (first.state, first.reason, first.repeat, first.keys) == ("pending", "backordered", False, [])
+    again = await stack.deliveries.deliver("demo", "order-1", "steam", 2)
+    assert (again.id, again.state, again.repeat) == (first.id, "pending", True)
+    stack.add("steam", "A-2")
+    assert await stack.deliveries.fill("steam") == 1
+    got = await stack.deliveries.deliver("demo", "order-1", "steam", 2)
+    assert (got.id, got.state, sorted(key.text for key in got.keys)) == (first.id, "delivered", ["A-1", "A-2"])
+    assert await stack.deliveries.fill("steam") == 0
+    stack.verified()
+
+
+async def test_an_order_that_waits_can_be_cancelled_for_ever(stack: Any) -> None:
+    waiting(stack, "steam")
+    await stack.deliveries.deliver("demo", "order-1", "steam", 1)
+    assert (await stack.deliveries.cancel("demo", "order-1")).state == "cancelled"
+    stack.add("steam", "A-1")
+    assert await stack.deliveries.fill("steam") == 0
+    with pytest.raises(DeliveryCancelledError):
+        await stack.deliveries.deliver("demo", "order-1", "steam", 1)
+
+
+async def test_one_batch_may_hold_orders_that_get_keys_that_wait_and_that_are_refused(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1")
+    stack.products["xbox"] = SimpleNamespace(min_life=0, on_shortage="refuse")
+    asked = [("o1", "steam"), ("o2", "steam"), ("o2", "steam"), ("o3", "xbox")]
+    found = await asyncio.gather(
+        *[stack.deliveries.deliver("demo", ref, sku, 1) for ref, sku in asked], return_exceptions=True
+    )
+    assert [getattr(one, "state", type(one).__name__) for one in found] == [
+        "delivered",
+        "pending",
+        "pending",
+        "InsufficientStockError",
+    ]
+    assert stack.rows("SELECT count(*) FROM delivery") == [(2,)]
