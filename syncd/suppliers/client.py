@@ -277,8 +277,9 @@ class Answer:
         for element in elements:
             yield self._decoded(_decode, element)
 
-    def _body(self) -> bytes:
-        return self.content.removeprefix(b"\xef\xbb\xbf")
+    def _body(self) -> memoryview:
+        """Without the mark that some put before UTF-8. A view: a traceback with locals does not show what it holds."""
+        return memoryview(self.content)[3 if self.content.startswith(b"\xef\xbb\xbf") else 0 :]
 
     def _decoded(self, decode: Callable[[Any], Any], data: Any, otherwise: str = "") -> Any:
         """Decode, or say what is wrong without a byte of what is there."""
@@ -568,7 +569,7 @@ class Client:
         try:
             await plan.auth.ready()
         except AdapterError as error:
-            return error
+            return error.with_traceback(None)
         async with self._slots:
             # Asked before the wait for a turn, so that nobody waits for nothing, and after it, since things change.
             refused = await self._held_up(plan, call, what)
@@ -657,8 +658,6 @@ class Client:
     async def _sent(
         self, request: httpx.Request, trail: _Trail, plan: _Plan, call: Call, what: str
     ) -> Answer | AdapterError:
-        buys = call.buying and not plan.reads
-        before = call.left
         failed: AdapterError
         try:
             async with asyncio.timeout(self.limits.total_timeout):
@@ -675,7 +674,7 @@ class Client:
             kind = NotSent if trail.left is False else Transient
             failed = kind(f"{what}: {_why(error)}")
         except AdapterError as error:
-            failed = error
+            failed = error.with_traceback(None)  # its frames hold the body
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}
             outcome = self._outcome(Answer(response.status_code, headers, content, what), plan, what)
@@ -683,7 +682,8 @@ class Client:
                 trail.left = False  # refused at the door: that bought nothing
             return outcome
         finally:
-            call.left = before or (buys and trail.left is not False)
+            if call.buying and not plan.reads and trail.left is not False:
+                call.left = True
         return failed
 
     async def _read(self, response: httpx.Response, what: str) -> bytes:

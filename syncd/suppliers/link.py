@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from datetime import datetime
@@ -25,7 +25,10 @@ from syncd.adapter import (
     BadResponse,
     Check,
     Config,
+    Hint,
+    Money,
     NotSent,
+    Offer,
     Order,
     OutcomeUnknown,
     Page,
@@ -59,6 +62,21 @@ _DEADLINES: Final = {
     "complain": 60.0,
     "parse_webhook": 5.0,
 }
+_KINDS: Final[Mapping[str, Any]] = {
+    "check": Check,
+    "list_offers": Page,
+    "get_offer": Offer,
+    "get_balance": Money,
+    "place_order": Order,
+    "get_order": Order,
+    "find_order": Order | None,
+    "fetch_keys": Sequence,
+    "return_keys": Mapping,
+    "complain": str,
+    "parse_webhook": Hint,
+}
+"""What a verb gives. An adapter that forgot its ``return`` after buying has bought all the same."""
+_END: Final = object()
 _UNSTOPPED: Final = frozenset({"check", "parse_webhook"})
 """Asked even of a supplier that is not asked any more: the one finds out whether it works again."""
 _GRACE_S: Final = 2.0
@@ -97,6 +115,7 @@ class Verbs:
             with calling(call):
                 async with asyncio.timeout(seconds):
                     value = await self._asked(call.verb, args)
+            self._promised(call.verb, value)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _cancelled():
                 raise
@@ -123,9 +142,10 @@ class Verbs:
                 call.deadline = loop.time() + seconds
                 with calling(call):
                     async with asyncio.timeout(seconds):
-                        page = await anext(pages, None)
-                if page is None:
+                        page = await anext(pages, _END)
+                if page is _END:
                     break
+                self._promised("list_offers", page)
                 yield page
         except GeneratorExit:
             raise
@@ -139,6 +159,10 @@ class Verbs:
         self._count(call, started, failed)
         if failed is not None:
             raise failed
+
+    def _promised(self, verb: str, value: Any) -> None:
+        if not isinstance(value, _KINDS[verb]):
+            raise BadResponse(f"{verb} of the adapter gives something else than it promises: {type(value).__name__}")
 
     def _allowed(self, verb: str) -> None:
         if verb not in self.capabilities and verb != "check":
