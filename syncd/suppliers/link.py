@@ -142,7 +142,7 @@ class Verbs:
                 call.deadline = loop.time() + seconds
                 with calling(call):
                     async with asyncio.timeout(seconds):
-                        page = await anext(pages, _END)
+                        page: Any = await anext(pages, _END)
                 if page is _END:
                     break
                 self._promised("list_offers", page)
