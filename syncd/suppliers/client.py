@@ -112,6 +112,8 @@ class Call:
     """Whether a request has left that may have bought something (only ever in place_order)."""
     again: bool = False
     """Whether this order was sent before, and nobody knows what became of it."""
+    raised: AdapterError | None = None
+    """The last error that the client raised itself, and not the adapter."""
     unsure: bool = False
     """Whether one of those ended without a certain answer: no other one leaves after it."""
 
@@ -518,7 +520,19 @@ class Client:
             outcome = await self._once(plan, call)
         if isinstance(outcome, Answer):
             return outcome
+        call.raised = outcome
         raise outcome
+
+    async def again(self, call: Call, tries: int, error: Transient) -> bool:
+        """Whether a reading verb may be asked again after so many tries; waits until then. For what the adapter itself
+        found in an answer: what the client could not send it has repeated already.
+        """
+        wait = self._pause(tries, error)
+        if call.verb not in READING or error is call.raised or not self._worth(call, tries, wait):
+            return False
+        self.retried()
+        await asyncio.sleep(wait)
+        return True
 
     async def _repeated(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         retrying = AsyncRetrying(
@@ -533,18 +547,23 @@ class Client:
         return outcome
 
     def _wait(self, state: RetryCallState) -> float:
-        """Full jitter; where the supplier says how long, that long and a little more, so that not all come at once."""
-        outcome = _last(state)
-        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
-        asked = (outcome.retry_after or 0.0) if isinstance(outcome, RateLimited) else 0.0
-        return float(asked + self._jitter() * longest)
+        return self._pause(state.attempt_number, _last(state))
 
     def _stop(self, state: RetryCallState, call: Call) -> bool:
-        wait = state.upcoming_sleep
         if isinstance(_last(state), BreakerOpen):
             return True
+        return not self._worth(call, state.attempt_number, state.upcoming_sleep)
+
+    def _pause(self, tries: int, error: object) -> float:
+        """Full jitter; where the supplier says how long, that long and a little more, so that not all come at once."""
+        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (tries - 1))
+        asked = (error.retry_after or 0.0) if isinstance(error, RateLimited) else 0.0
+        return float(asked + self._jitter() * longest)
+
+    def _worth(self, call: Call, tries: int, wait: float) -> bool:
+        """Whether one more try is worth it: tries, time and budget are left. Takes it from the budget."""
         late = asyncio.get_running_loop().time() + wait >= call.deadline
-        return state.attempt_number >= _TRIES or late or wait > 2 * _LONGEST_WAIT_S or not self._budget.spend()
+        return tries < _TRIES and not late and wait <= 2 * _LONGEST_WAIT_S and self._budget.spend()
 
     async def _once(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         """One try, and a second one with a new token after a 401."""

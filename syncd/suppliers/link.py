@@ -114,7 +114,7 @@ class Verbs:
         try:
             with calling(call):
                 async with asyncio.timeout(seconds):
-                    value = await self._asked(call.verb, args)
+                    value = await self._repeated(call, args)
             self._promised(call.verb, value)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _cancelled():
@@ -169,6 +169,18 @@ class Verbs:
             raise _MissingVerb(f"the adapter of supplier {self.name} has no {verb}")
         if self._health is not None and verb not in _UNSTOPPED:
             self._health.check()
+
+    async def _repeated(self, call: Call, args: tuple[Any, ...]) -> Any:
+        """One verb; a reading one again when its adapter says that it may work in a moment."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._asked(call.verb, args)
+            except Transient as error:
+                failed = error
+            if not await self.client.again(call, tries, failed):
+                raise failed
 
     async def _asked(self, verb: str, args: tuple[Any, ...]) -> Any:
         self._allowed(verb)
@@ -398,9 +410,9 @@ class Link:
     def halt(self) -> None:
         """Cut off what runs, and ask nothing more."""
         with self._lock:
-            self._closed = True
-            if self._loop is not None and self._thread is not None and self._thread.is_alive():
-                self._loop.call_soon_threadsafe(self._loop.stop)
+            first, self._closed = not self._closed, True
+        if first and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     def join(self, seconds: float) -> None:
         """Wait for the thread's end."""

@@ -363,6 +363,29 @@ def test_negative_control_a_mapping_that_believes_everything_is_seen(linked, mon
     assert type(found) is not OutcomeUnknown
 
 
+def test_P2_a_reading_verb_is_asked_again_when_its_adapter_says_so_and_no_other_one(linked):
+    asked = []
+
+    def busy(self, *args):
+        asked.append(1)
+        raise Transient("busy, says the body")
+
+    for verb, args, times in (
+        ("get_balance", (), 4),
+        ("check", (), 4),
+        ("get_order", ("1",), 1),
+        ("find_order", ("R1",), 1),
+        ("place_order", (ORDER,), 1),
+    ):
+        asked.clear()
+        failed(linked(doing(verb, busy)), verb, *args)
+        assert len(asked) == times, verb
+    # What the client has repeated is not repeated again: 4 requests, not 16.
+    sent = []
+    failed(linked(play=lambda request: sent.append(request) or Reply(500)), "get_balance")
+    assert len(sent) == 4
+
+
 def test_a_bug_of_an_adapter_is_told_once_with_its_place(linked, caplog):
     link = linked(doing("get_balance", raising(KeyError(KEY))))
     for _ in range(3):
