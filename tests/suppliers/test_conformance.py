@@ -374,7 +374,6 @@ LEAKS = {
     "a print": (PLACED, f"        print(answer.content)\n{PLACED}"),
     "an error's text": ('("the order is refused", hint', '(f"refused: {found}", hint'),
     "an error's hint": ('hint="see the account\'s page")', "hint=str(found))"),
-    "a note": ("status=STATUSES", "note=self.context.settings.key.reveal(), status=STATUSES"),
     "a repr": (
         "    def sign(self",
         '    def __repr__(self):\n        return f"Acme({self.context.settings.key.reveal()})"\n\n    def sign(self',
