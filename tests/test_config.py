@@ -498,3 +498,104 @@ def test_negative_control_a_mistake_planted_in_the_sample_is_found(
     found = daemon.check(file)
     assert path in {problem.path for problem in found}
     assert all(problem.file == str(file) and problem.fix for problem in found)
+
+
+# --- offers of products, currencies -----------------------------------------------------------------------------------
+
+OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said", "fix"),
+    [
+        (
+            OFFERS + '[products.a]\noffers = [{ supplier = "wnag", sku = "1" }]\n',
+            "products.a.offers",
+            "there is no supplier 'wnag'",
+            "did you mean wang?",
+        ),
+        (
+            '[products.a]\noffers = [{ supplier = "wang", sku = "1" }]\n',
+            "products.a.offers",
+            "there is no supplier 'wang'",
+            "there are: none",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = [{ supplier = "wang", sku = "1", refrsh = "1m" }]\n',
+            "products.a.offers.0.refrsh",
+            "there is no such setting",
+            "did you mean refresh?",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1 wang:1"\n',
+            "products.a.offers",
+            "an offer stands in it twice",
+            "take one of the two out",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang"\n',
+            "products.a.offers",
+            "these are not offers",
+            'write SUPPLIER:SKU, with blanks between, such as "wang:1001 li:S-50"',
+        ),
+        (
+            '[products.a]\non_shortage = "buy"\n',
+            "products.a.on_shortage",
+            "this syncd cannot buy by itself yet",
+            'write "wait" or "refuse"',
+        ),
+        (
+            '[currency]\nrates = { USD = "7.12" }\n',
+            "currency.rates_date",
+            "it is missing",
+            "say of which day the rates are",
+        ),
+        (
+            "[currency]\nrates = { USD = 7.12 }\nrates_date = 2026-11-01\n",
+            "currency.rates.USD",
+            "this is not a rate",
+            'write what one unit costs in the base currency, in quotes, such as "7.12"',
+        ),
+        (
+            '[currency]\nrates = { CNY = "1" }\nrates_date = 2026-11-01\n',
+            "currency.rates",
+            "this is no currency to convert: CNY",
+            "name other currencies than the base by their ISO 4217 codes",
+        ),
+    ],
+)
+def test_what_is_wrong_with_offers_and_rates_is_named(write: Any, text: str, path: str, said: str, fix: str) -> None:
+    found = only(write(text))
+    assert (found.path, found.message, found.fix) == (path, said, fix)
+
+
+@pytest.mark.parametrize("setting", ["max_drop = 101", "max_drop = -1", "max_jump = 1", "max_jumps = 101"])
+def test_limits_of_listings_are_checked(write: Any, setting: str) -> None:
+    assert only(write(f"[sync]\n{setting}\n")).path == f"sync.{setting.split(maxsplit=1)[0]}"
+    file = write(f'[suppliers.wang]\nadapter = "feed"\n{setting}\n')
+    assert only(file).path == f"suppliers.wang.{setting.split(maxsplit=1)[0]}"
+
+
+def test_a_suppliers_own_limit_goes_before_that_of_all(write: Any) -> None:
+    loaded = config.load(write('[sync]\nmax_drop = 30\n[suppliers.wang]\nadapter = "feed"\nmax_jump = 4\n'))
+    assert (loaded.of("wang", "max_drop"), loaded.of("wang", "max_jump"), loaded.of("gone", "max_jumps")) == (30, 4, 20)
+
+
+def test_offers_stand_in_the_table_of_products_too(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("sku,offers,on_shortage\na,wang:1001 wang:S:50,wait\nb,,\nc,li:1,\n")
+    file = write(f'[daemon]\nproducts_csv = "products.csv"\n{OFFERS}')
+    found = only(file)
+    assert (Path(found.file).name, found.message) == ("products.csv", "there is no supplier 'li'")
+    (tmp_path / "products.csv").write_text("sku,offers,on_shortage\na,wang:1001 wang:S:50,wait\nb,,\n")
+    loaded = config.load(file)
+    assert [(one.supplier, one.sku) for one in loaded.products["a"].offers] == [("wang", "1001"), ("wang", "S:50")]
+    assert (loaded.products["a"].on_shortage, loaded.products["b"].offers) == ("wait", [])
+
+
+def test_costs_are_compared_in_the_base_currency(write: Any) -> None:
+    text = '[currency]\nbase = "EUR"\nrates = { CNY = "0.125" }\nrates_date = 2026-11-01\n'
+    currency = config.load(write(text)).currency
+    assert currency.landed(Money(Decimal("10.00"), "CNY")) == Decimal("1.25")
+    assert currency.landed(Money(Decimal("10.00"), "EUR")) == Decimal("10.00")
+    assert currency.landed(Money(Decimal("10.00"), "USD")) is None
+    assert currency.landed(None) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any, Final
 
 import typer
@@ -87,7 +88,7 @@ def _show(found: Iterator[dict[str, Any]], limit: int, *, as_json: bool) -> None
     if as_json:
         output.as_json({"offers": list(found)})
         return
-    shown = [row for row, _ in zip(found, range(limit), strict=False)]
+    shown = list(islice(found, limit))
     output.table([_told(row) for row in shown], _COLUMNS, empty="no offers")
     if len(shown) == limit and next(found, None) is not None:
         output.note(f"the first {limit}; --limit or --json shows more")

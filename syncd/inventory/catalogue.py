@@ -148,7 +148,7 @@ class Catalogue:
             "sku": row.sku,
             "title": row.title,
             "price": None if row.price is None else {"amount": row.price, "currency": row.currency},
-            "cost": None if cost is None else {"amount": f"{cost:.4f}", "currency": settings.currency.base},
+            "cost": None if cost is None else {"amount": _short(cost), "currency": settings.currency.base},
             "stock": {name: value for name, value in stock.items() if value is not None},
             "for_sale": bool(row.for_sale),
             "min_quantity": row.min_quantity,
@@ -303,3 +303,8 @@ def hot(settings: Settings) -> dict[tuple[str, str], float]:
 
 def _escaped(word: str) -> str:
     return word.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def _short(amount: Decimal) -> str:
+    """With two decimals, or up to four where they say more."""
+    return f"{amount:.4f}".removesuffix("0").removesuffix("0")

@@ -52,6 +52,7 @@ KEPT_S: Final = 30 * 86400
 _MOST_OFFERS: Final = 1_000_000
 _MOST_EMPTY: Final = 10_000
 _LOAD: Final = 4000
+_FORGET: Final = 100
 _MIN_CHUNK: Final = 50
 _MAX_CHUNK: Final = 2000
 _BUSY_S: Final = 0.004
@@ -72,7 +73,6 @@ class Taken:
 
     state: str
     """taken, held or interrupted."""
-    full: bool = False
     seen: int = 0
     changed: int = 0
     removed: int = 0
@@ -204,6 +204,7 @@ class Offers:
         self._settings = settings
         self._folder = folder
         self._change: Work[_Change, None] = Work("offers", Lane.INGEST, self._run_change)
+        self._purge: Work[Lease, bool] = Work("offers_forgotten", Lane.INGEST, self._run_purge)
         self._end: Work[_End, None] = Work("listing", Lane.CONTROL, self._run_end)
         self.CLAIM: Work[Sequence[Claim], list[Claim]] = Work("offers_due", Lane.CONTROL, self._run_claim)
         self.READ: Work[Reading, bool] = Work("offer", Lane.CONTROL, self._run_read)
@@ -234,7 +235,7 @@ class Offers:
                     found.missing(sku, had=had_it)
             alarms = judge(found, self.limits(task.supplier))
             if alarms and not self._stands(state, found, alarms):
-                return self._hold(task, found, alarms, full=full)
+                return self._hold(task, found, alarms)
             return self._write(task, state, began, found, alarms, gone, spool, full=full)
 
     def limits(self, supplier: str) -> Limits:
@@ -383,7 +384,7 @@ class Offers:
         sanctioned = pending.accepted or state.accepted_at is not None
         return pending.confirmed_by(found, alarms) or (sanctioned and pending.covers(found, alarms))
 
-    def _hold(self, task: Task, found: Findings, alarms: dict[str, str], *, full: bool) -> Taken:
+    def _hold(self, task: Task, found: Findings, alarms: dict[str, str]) -> Taken:
         """Keep the last good data, and remember what was wrong."""
         pending = Pending(alarms, found.numbers, found.sketch.hashes)
         body = {"supplier": task.supplier, "run": task.run, "alarms": sorted(alarms), **_whole(found.numbers)}
@@ -396,7 +397,7 @@ class Offers:
             f"the last good listing is kept: {why} (a second run that shows the same confirms it;"
             f" or: syncd offers accept {task.supplier})"
         )
-        return Taken("held", full, found.seen, problem=problem)
+        return Taken("held", found.seen, problem=problem)
 
     def _write(  # noqa: PLR0913 - everything that was found out
         self,
@@ -411,17 +412,18 @@ class Offers:
         full: bool,
     ) -> Taken:
         """Write what changed, in chunks that a delivery does not notice; the watermark moves last."""
-        taken = Taken("taken", full, found.seen, removed=len(gone))
+        taken = Taken("taken", found.seen, removed=len(gone))
         if alarms and state.pending:
             body = {"supplier": task.supplier, "run": task.run, "alarms": sorted(alarms), **_whole(found.numbers)}
             body["by"] = "the operator" if state.accepted_at is not None else "a second run"
             accepted = {"pending": _json(replace(state.pending, accepted=True)).decode()}
             self._writer.call(self._end, _End(task.lease, accepted, "listing.accepted", body))
+        whole = bool({"price", "currency"} & set(alarms))
         held: list[str] = []
         stream = _Chunks(self._writer, self._change, lambda: _Change(task.lease, began))
         for row in _spooled(spool):
             kind = row[-1]
-            if kind and not alarms:  # alone, a price that jumps holds its own offer
+            if kind and not whole:  # alone, a price that jumps holds its own offer
                 held.append(row[0])
                 stream.add("held", (row[0], priced(row[0:1] + row[2:])), None)
                 self._metrics.listing_alarm(task.supplier, "offer")
@@ -438,6 +440,8 @@ class Offers:
             columns["full_at"] = columns["good_at"]
         body = {"supplier": task.supplier, "run": task.run, "offers": len(held), "first": held[:_NAMED]}
         self._writer.call(self._end, _End(task.lease, columns, "offers.held" if held else "", body))
+        while full and self._writer.call(self._purge, task.lease):
+            pass
         if taken.changed or taken.removed:
             self._metrics.offers_changed(task.supplier, taken.changed + taken.removed)
         if held:
@@ -463,6 +467,26 @@ class Offers:
             if change.gone:
                 tx.bulk(_REMOVE, "sku text", change.gone, (tx.at, tx.at, supplier, change.at))
         return [None] * len(payloads)
+
+    def _run_purge(self, tx: Tx, payloads: Sequence[Lease]) -> list[bool]:
+        """Forget some offers that were removed long ago; whether there may be more."""
+        left = []
+        for lease in payloads:
+            lease.check(tx)
+            old = tx.query(
+                "SELECT sku FROM offer WHERE supplier = ? AND removed_at < ? ORDER BY removed_at LIMIT ?",
+                (lease.supplier, tx.at - KEPT_S, _FORGET),
+            )
+            if old:
+                for table in ("offer_history", "offer"):
+                    tx.bulk(
+                        f"DELETE FROM {table} WHERE supplier = ? AND sku IN (SELECT sku FROM rows)",  # noqa: S608
+                        "sku text",
+                        old,
+                        (lease.supplier,),
+                    )
+            left.append(len(old) == _FORGET)
+        return left
 
     def _run_end(self, tx: Tx, payloads: Sequence[_End]) -> list[None]:
         for end in payloads:

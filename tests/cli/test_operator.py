@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_status_shows_facts_and_tables_or_json(syncd: Any, operator: Any) -> Non
     lines = syncd("status").out.splitlines()
     assert "ready        yes" in lines
     assert "restored at  -" in lines
-    assert "files  up            -                -           -" in lines
+    assert "files  up            -       -        -                -           -" in lines
     assert "  keys  7" in lines
 
 
@@ -490,3 +491,107 @@ def test_json_is_one_document_for_all_that_lists(syncd: Any, operator: Any) -> N
         ended = syncd(*words, "--json")
         assert json.loads(ended.out) is not None
         assert ended.err == ""
+
+
+# --- offers -----------------------------------------------------------------------------------------------------------
+
+
+def listed(sku: str, title: str = "Steam Wallet 50 CNY", **more: Any) -> dict[str, Any]:
+    return {
+        "supplier": "wang",
+        "sku": sku,
+        "title": title,
+        "price": {"amount": "48.00", "currency": "CNY"},
+        "cost": {"amount": "48.00", "currency": "CNY"},
+        "stock": {"kind": "exact", "quantity": 7},
+        "for_sale": True,
+        "seen_at": "2026-11-01T00:00:00Z",
+        "held_price": None,
+        "stale": False,
+        "products": [],
+        **more,
+    }
+
+
+def test_offers_are_listed_page_by_page(syncd: Any, operator: Any) -> None:
+    pages = {None: ([listed("1"), listed("2")], "wang:2"), "wang:2": ([listed("3")], None)}
+
+    def answer(asked: Any) -> Any:
+        found, after = pages[asked.query.get("after")]
+        return {"offers": found, "next": after}
+
+    operator.on("GET", "/v1/offers", answer)
+    ended = syncd("offers", "list", "--supplier", "wang")
+    assert (ended.code, len(ended.out.splitlines())) == (0, 4)
+    assert "48.00 CNY" in ended.out
+    assert {asked.query["supplier"] for asked in operator.asked} == {"wang"}
+    assert [row["sku"] for row in syncd("offers", "list", "--json").json["offers"]] == ["1", "2", "3"]
+    some = syncd("offers", "list", "--limit", 2)
+    assert len(some.out.splitlines()) == 3
+    assert "the first 2" in some.err
+    assert "the first" not in syncd("offers", "list", "--limit", 3).err
+
+
+def test_offers_are_searched_and_say_what_is_odd_about_them(syncd: Any, operator: Any) -> None:
+    odd = listed("1", for_sale=False, held_price="0.48 CNY", stale=True, stock={"kind": "coarse", "level": "low"})
+    operator.on("GET", "/v1/offers", {"offers": [odd], "next": None})
+    ended = syncd("offers", "search", "steam", "50")
+    assert operator.asked[0].query["q"] == "steam 50"
+    assert "not for sale, 0.48 CNY waits to be confirmed, stale" in ended.out
+    assert " low " in ended.out
+
+
+def test_an_acceptance_is_followed_to_its_end(syncd: Any, operator: Any) -> None:
+    run = {"id": "7", "supplier": "wang", "seen": 0, "new": 0, "offers": 20, "offers_changed": 3, "offers_removed": 1}
+    operator.on("POST", "/v1/suppliers/wang/accept", (202, {"run": "7"}))
+    operator.on("GET", "/v1/runs/7", {**run, "ended_at": "2026-11-01T00:00:00Z", "error": None})
+    ended = syncd("offers", "accept", "wang")
+    assert (ended.code, ended.out.splitlines()[1].split()[-4:]) == (0, ["20", "3", "1", "done"])
+    operator.on("GET", "/v1/runs/7", {**run, "ended_at": "2026-11-01T00:00:00Z", "error": "it is worse"})
+    assert syncd("offers", "accept", "wang").code == 1
+
+
+def test_the_history_of_an_offer(syncd: Any, operator: Any) -> None:
+    entry = {"until": "2026-11-01T00:00:00Z", "price": {"amount": "9", "currency": "CNY"}, "stock": {"kind": "unknown"}}
+    operator.on("GET", "/v1/suppliers/wang/history", {"history": [entry]})
+    ended = syncd("offers", "history", "wang", "a/b")
+    assert operator.asked[0].query == {"sku": "a/b"}
+    assert "9 CNY" in ended.out
+    assert "unknown" in ended.out
+
+
+# --- suggestions ------------------------------------------------------------------------------------------------------
+
+
+def test_offers_are_suggested_as_configuration_to_paste(syncd: Any, config: Path, operator: Any) -> None:
+    config.write_text(
+        '[daemon]\nlisten = "127.0.0.1:0"\n[suppliers.wang]\nadapter = "x"\nenabled = false\n'
+        '[products."steam.50"]\ntitle = "Steam Wallet 50"\n[products.mobile]\ntitle = "移动充值卡 100元"\n'
+        '[products.none]\ntitle = "Nothing like it"\n'
+        '[products.mapped]\ntitle = "Steam Wallet 50"\noffers = [{ supplier = "wang", sku = "9" }]\n'
+    )
+    found = [
+        listed("1"),
+        listed("2", "Steam Wallet 500 CNY"),
+        listed('3"\\', "中国移动 100 元充值卡"),
+        listed("4", "Xbox Game Pass"),
+    ]
+    operator.on("GET", "/v1/offers", {"offers": found, "next": None})
+    ended = syncd("products", "suggest")
+    tree = tomllib.loads(ended.out)["products"]
+    assert tree == {
+        "steam.50": {"offers": [{"supplier": "wang", "sku": "1"}]},
+        "mobile": {"offers": [{"supplier": "wang", "sku": '3"\\'}]},
+    }
+    assert "nothing is like 1 product" in ended.err
+    (config.parent / "conf.d").mkdir()
+    (config.parent / "conf.d" / "offers.toml").write_text(ended.out)
+    assert syncd("product", "suggest", "mapped", "--json").json["suggestions"][0]["offers"][0]["sku"] == "1"
+    assert syncd("products", "suggest", "nothing").code == 1
+
+
+def test_control_a_card_of_500_is_never_suggested_for_one_of_50() -> None:
+    from rapidfuzz import fuzz
+
+    # By likeness alone it would be.
+    assert fuzz.token_set_ratio("steam wallet 50", "steam wallet 500 cny") > 75

@@ -215,9 +215,11 @@ def test_P1_P2_side_by_side_a_dead_a_slow_and_a_lying_supplier_cost_the_good_one
         assert found["dead"]["last_error"]
         assert found["slow"]["state"].startswith("up"), found["slow"]["state"]
         assert "listing held since" in found["lying"]["state"], found["lying"]["state"]
-        printed = [line for line in first.syncd("status").splitlines() if " shelf " in line]
-        assert [line.split()[0] for line in printed] == list(urls)
-        assert "listing held since" in printed[2]
+        lines = first.syncd("status").splitlines()
+        printed = {name: line.split(maxsplit=1)[1] for name in urls for line in lines if line.startswith(f"{name} ")}
+        assert list(printed) == list(urls)
+        assert printed["good"].startswith("up ")
+        assert printed["lying"].startswith("up; listing held since")
 
         # What the liar said first is what is believed.
         listed = json.loads(first.syncd("offers", "list", "--supplier", "lying", "--json"))["offers"]

@@ -373,7 +373,7 @@ async def test_offers_are_found_by_supplier_product_and_words_page_by_page(marke
     assert sorted(found) == sorted(market.listed(limit=1000))
     assert len(found) == len(set(found)) == 23
     (row,) = market.catalogue.find(product="steam", supplier="beta")["offers"]
-    assert row["cost"] == {"amount": "70.0000", "currency": "CNY"}
+    assert row["cost"] == {"amount": "70.00", "currency": "CNY"}
     assert row["more"] == {"tiers": [[10, "9.00 USD"]]}
     assert row["products"] == ["steam"]
     for wrong in ({"supplier": "nobody"}, {"product": "nothing"}):
