@@ -31,6 +31,7 @@ from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
 from syncd.orders.deliveries import Deliveries
+from syncd.orders.presentation import Presentation, presentations
 from syncd.orders.stock import Stock
 from syncd.schedule import Schedule
 from syncd.store.database import Database, Lane, Tx, Work, Writer, highest_id
@@ -65,6 +66,7 @@ class Loaded:
     settings: Settings
     formats: Mapping[str, Format]
     adapters: Mapping[str, Adapter]
+    shown: Mapping[str, Presentation]
 
 
 def complete(settings: Settings) -> Loaded:
@@ -76,17 +78,23 @@ def complete(settings: Settings) -> Loaded:
     except ConfigError as error:
         problems += error.problems
     for sku, product in settings.products.items():
-        if formats and product.format not in formats:
-            known = ", ".join(sorted(formats))
+        if product.format == config.PROSE:
+            problems.append(
+                settings.problem(f"products.{sku}.format", "goods that are text say so", "write allow_prose = true")
+            )
+        elif formats and product.format not in formats:
+            known = ", ".join(sorted(formats.keys() - {config.PROSE}))
             problems.append(settings.problem(f"products.{sku}.format", "there is no such format", f"known: {known}"))
         if product.split is not None and not is_split(product.split):
             fix = "auto, line, pair, labelled, csv or pair:SEP"
             problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
+    shown, wrong = presentations(settings, formats)
+    problems += wrong
     adapters, wrong = registry.build(settings)
     problems += wrong
     if problems:
         raise ConfigError(problems)
-    return Loaded(settings, formats, adapters)
+    return Loaded(settings, formats, adapters, shown)
 
 
 def check(path: Path) -> list[Problem]:
@@ -144,7 +152,13 @@ class Daemon:
             ids = IdSource(self.clock.now, node=writer.node, floor=highest_id(database))
             vault = Vault(database, writer, ring, ids)
             deliveries = Deliveries(
-                vault, writer, ids, self._products, self.metrics, fenced=restored_at(database) is not None
+                vault,
+                writer,
+                ids,
+                self._products,
+                self.metrics,
+                shown=lambda: self.loaded.shown,
+                fenced=restored_at(database) is not None,
             )
 
             def arrived(product: str) -> None:

@@ -182,7 +182,7 @@ class Intake:
     # --- first pass -------------------------------------------------------------------------------------------------
 
     def _survey(self, consignment: Consignment, product: Product) -> tuple[str, Reading]:
-        split = product.split or "auto"
+        split = product.splitter
         if not is_split(split):
             raise InvalidRequestError(f"product {product.sku} names an unknown splitter", hint="see products.*.split")
         if consignment.media == "xlsx":
@@ -210,7 +210,7 @@ class Intake:
     def _cards(
         self, consignment: Consignment, mark: _Mark, product: Product, zone: ZoneInfo
     ) -> Generator[Card, None, None]:
-        fmt = self._formats()[product.format]
+        fmt = self._formats()[product.reads_as]
         with consignment.open() as stream:
             if consignment.media == "xlsx":
                 with _rows(stream, consignment.label) as rows:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from syncd.config import MAX_QUANTITY
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
 from syncd.store.database import Change, Lane, RetryBatch, Tx, Work, Writer
@@ -21,11 +22,12 @@ from syncd.vault.vault import KeyRow, OpenedKey, Vault
 if TYPE_CHECKING:
     from syncd.config import Product
     from syncd.metrics import Metrics
+    from syncd.orders.presentation import Presentation
 
 log = structlog.get_logger(__name__)
 
-MAX_QUANTITY: Final = 1000
 _FILL_AT_ONCE: Final = 100
+_ANY: Final = range(1, MAX_QUANTITY + 1)
 
 
 class InsufficientStockError(ConflictError):
@@ -53,6 +55,18 @@ class UnknownProductError(NotFoundError):
     code = "unknown_product"
 
 
+class QuantityNotAllowedError(SyncdError):
+    """The product is not sold in this quantity: nothing was recorded. ``allowed`` in its problem says what is."""
+
+    code = "quantity_not_allowed"
+    status = 422
+
+    def __init__(self, takes: range) -> None:
+        least, most = takes[0], takes[-1]
+        super().__init__(f"this product is sold {least} to {most} at a time", hint="ask for a quantity in between")
+        self.members = {"allowed": {"min": least, "max": most}}
+
+
 class FencedError(UnavailableError):
     """The database was restored from a backup: no key leaves until `syncd recover` has run (T3)."""
 
@@ -61,7 +75,8 @@ class FencedError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for.
+    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for; ``takes`` are the
+    quantities in which it is sold, now: what was delivered in another one before is answered for ever.
 
     A product that is no longer ``known`` to the configuration is not delivered anew, but what was delivered of it is
     answered for ever.
@@ -73,6 +88,7 @@ class Request:
     quantity: int
     min_life: int = 0
     known: bool = True
+    takes: range = _ANY
 
 
 @dataclass(slots=True, repr=False)
@@ -105,7 +121,9 @@ class Delivery:
 
 
 class Deliveries:
-    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``fence`` is T3's."""
+    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``shown`` how its keys are
+    shown, where that is not as they were sealed; ``fenced`` is T3's.
+    """
 
     def __init__(
         self,
@@ -115,6 +133,7 @@ class Deliveries:
         products: Callable[[], Mapping[str, Product]],
         metrics: Metrics,
         *,
+        shown: Callable[[], Mapping[str, Presentation]] = dict,
         fenced: bool = False,
     ) -> None:
         self._vault = vault
@@ -122,6 +141,7 @@ class Deliveries:
         self._ids = ids
         self._products = products
         self._metrics = metrics
+        self._shown = shown
         self.fenced = fenced
         self._allot: Work[Request, Allotted] = Work("deliver", Lane.DELIVERY, self._run_allot)
         self._replace: Work[tuple[int, list[int], int], Allotted] = Work("replace", Lane.DELIVERY, self._run_replace)
@@ -133,15 +153,15 @@ class Deliveries:
     async def deliver(self, shop: str, order_ref: str, product: str, quantity: int) -> Delivery:
         """Deliver one order line, or say again what was delivered for it.
 
-        Raises UnknownProductError, InsufficientStockError (nothing recorded), OrderRefReusedError,
-        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet.
+        Raises UnknownProductError, QuantityNotAllowedError and InsufficientStockError (nothing recorded),
+        OrderRefReusedError, DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet.
         """
         if self.fenced:
             msg = "this database was restored from a backup"
             raise FencedError(msg, hint="the operator must run: syncd recover")
         known = self._products().get(product)
-        min_life = int(known.min_life) if known else 0
-        request = Request(shop, order_ref, product, quantity, min_life, known is not None)
+        min_life, takes = (int(known.min_life), known.takes) if known else (0, _ANY)
+        request = Request(shop, order_ref, product, quantity, min_life, known is not None, takes)
         allotted = await self._writer.submit(self._allot, request)
         return await self._opened(order_ref, allotted, request.min_life)
 
@@ -194,6 +214,10 @@ class Deliveries:
                     log.error("key_unreadable", key_id=row.id, product=allotted.product, why=error.message)  # noqa: TRY400
                     unreadable.append(row.id)
             if not unreadable:
+                shown = self._shown().get(allotted.product)
+                if shown is not None:
+                    for key in keys:
+                        shown.show(key)
                 return _answer(order_ref, allotted, keys)
             repeat = allotted.repeat
             allotted = await self._writer.submit(self._replace, (allotted.id, unreadable, min_life))
@@ -245,7 +269,7 @@ class Deliveries:
             return []
         need: dict[tuple[str, int], int] = {}
         for request in requests:
-            if not request.known:
+            if not request.known or request.quantity not in request.takes:
                 continue
             product = (request.product, request.min_life)
             need[product] = need.get(product, 0) + request.quantity
@@ -259,6 +283,9 @@ class Deliveries:
                 outcomes.append(
                     UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
                 )
+                continue
+            if request.quantity not in request.takes:
+                outcomes.append(QuantityNotAllowedError(request.takes))
                 continue
             held = stock[request.product, request.min_life]
             if len(held) < request.quantity:

@@ -137,12 +137,14 @@ class KeyRow:
 
 @dataclass(slots=True, repr=False)
 class OpenedKey:
-    """A key in the clear, on its way to the shop that paid for it."""
+    """A key in the clear, on its way to the shop that paid for it, which may add words of its own for the customer."""
 
     id: int
     fields: dict[str, str]
     text: str
     expires_at: int
+    instructions: str | None = None
+    redeem_url: str | None = None
 
 
 class Vault:

@@ -36,7 +36,7 @@ class Shelf:
         self.stock._count = counting
 
     def sell(self, sku: str, *, min_life: float = 0.0, price: str | None = None, title: str = "") -> None:
-        product = SimpleNamespace(min_life=min_life, price=price, title=title)
+        product = SimpleNamespace(min_life=min_life, price=price, title=title, takes=range(1, 1001))
         self.products = {**self.products, sku: product}
         self.stack.products[sku] = product
 

@@ -284,7 +284,7 @@ def test_the_database_enforces_transitions(database: Database, table: str) -> No
     states = {
         "vault_key": "available reserved delivered held expired defective corrupt returned".split(),
         "delivery": "delivered pending cancelled".split(),
-        "quarantine": "held released dropped".split(),
+        "quarantine": "held released dropped returning returned".split(),
     }[table]
     insert = {
         "vault_key": "INSERT INTO vault_key (id, product, sealed_sku, source_id, position, state, expires_at, sealed)"

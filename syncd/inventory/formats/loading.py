@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from syncd.errors import ConfigError, Problem
 from syncd.inventory.formats.reader import read_one
-from syncd.inventory.formats.rules import ALPHABETS, AUTO, MAX_KEY, OPAQUE, FieldRule, Format, template_fields
+from syncd.inventory.formats.rules import ALPHABETS, AUTO, MAX_KEY, OPAQUE, PROSE, FieldRule, Format, template_fields
 from syncd.inventory.formats.text import placeholders
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_formats(paths: Sequence[Path]) -> dict[str, Format]:
             else:
                 tables[name] = (str(path), table)
     more = placeholders(tuple(texts))
-    found = {fmt.name: replace(fmt, placeholders=more) for fmt in (AUTO, OPAQUE)}
+    found = {fmt.name: replace(fmt, placeholders=more) for fmt in (AUTO, OPAQUE, PROSE)}
     for name, (file, table) in tables.items():
         loader = _Loader(file, name, table, more)
         fmt = loader.format()
@@ -82,7 +82,7 @@ def _name_problem(file: str, name: str, table: object, known: Mapping[str, tuple
         return Problem(
             file, name, "is not a table", f"formats are tables: [{name}]; placeholders is the only other key"
         )
-    if name in {AUTO.name, OPAQUE.name}:
+    if name in {AUTO.name, OPAQUE.name, PROSE.name}:
         return Problem(file, name, "is the name of a built-in format", "choose another name")
     if not _NAME.fullmatch(name):
         return Problem(file, name, "is not a name", "use lower-case letters, digits, hyphens and underscores")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -183,6 +183,7 @@ class Format:
     reject: tuple[str, ...] = ()
     placeholders: frozenset[str] = field(default=frozenset(), repr=False)
     kind: Literal["fields", "auto", "opaque"] = "fields"
+    prose: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -287,7 +288,7 @@ class Format:
         value = strip(*given.values())
         if has_control(value):
             return Refusal("unreadable_shape", "control characters")
-        if is_placeholder(value, self.placeholders):
+        if is_placeholder(value, self.placeholders, whole=self.prose):
             return Refusal("prose", "a text that stands for a missing key")
         fields = {"code": value}
         return CardKey(fields, fields, value, expires_at)
@@ -423,3 +424,4 @@ AUTO: Final = Format(
 OPAQUE: Final = Format(
     name="opaque", title="The whole line, verbatim", rules=(FieldRule("code"),), kind="opaque", mask=(0, 4)
 )
+PROSE: Final = replace(OPAQUE, name="prose", title="A text, verbatim: for products with allow_prose", prose=True)

@@ -132,10 +132,14 @@ def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
     return frozenset(filter(None, map(_bare, texts)))
 
 
-def is_placeholder(text: str, more: frozenset[str] = frozenset()) -> bool:
-    """Whether the text is known to stand where a key should be: "sold out", an apology, a word like "null"."""
+def is_placeholder(text: str, more: frozenset[str] = frozenset(), *, whole: bool = False) -> bool:
+    """Whether the text is known to stand where a key should be: "sold out", an apology, a word like "null".
+
+    ``whole``: only if all of it is such a text, and not if it has a telltale phrase in it.
+    """
     bare = _bare(text)
-    return bare.strip("x*") == "" or bare in _KNOWN or bare in more or _TELLTALE.search(text) is not None
+    known = bare.strip("x*") == "" or bare in _KNOWN or bare in more
+    return known or (not whole and _TELLTALE.search(text) is not None)
 
 
 def _are_words(tokens: list[str]) -> bool:
