@@ -21,12 +21,12 @@ import uvloop
 from sqlalchemy import func, select
 
 from syncd import __version__, audit, config, logs, systemd
-from syncd.adapter import Adapter
+from syncd.adapter import Adapter, capabilities
 from syncd.config import Settings
 from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
 from syncd.inventory.formats import Format, is_split, load_formats
 from syncd.inventory.intake import Intake
-from syncd.inventory.quarantine import Quarantine
+from syncd.inventory.quarantine import Quarantine, waiting
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
@@ -118,6 +118,20 @@ def run(settings: Settings) -> int:
     return uvloop.run(Daemon(loaded).live())
 
 
+@dataclass(frozen=True, slots=True)
+class _Direct:
+    """A supplier that is asked on the daemon's own loop."""
+
+    adapter: Adapter
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return capabilities(type(self.adapter))
+
+    async def acall(self, verb: str, *args: Any) -> Any:
+        return await getattr(self.adapter, verb)(*args)
+
+
 class Daemon:
     """One daemon, from its start to its stop."""
 
@@ -181,7 +195,9 @@ class Daemon:
                 settings=lambda: self.loaded.settings,
                 deliveries=deliveries,
                 stock=Stock(writer, self._products, functools.partial(self._synced, database)),
-                quarantine=Quarantine(writer, vault, lambda: self.loaded.settings, self._formats, arrived),
+                quarantine=Quarantine(
+                    writer, vault, lambda: self.loaded.settings, self._formats, arrived, self._upstream
+                ),
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -343,6 +359,10 @@ class Daemon:
     def _formats(self) -> Mapping[str, Format]:
         return self.loaded.formats
 
+    def _upstream(self, supplier: str) -> _Direct | None:
+        adapter = self.loaded.adapters.get(supplier)
+        return None if adapter is None else _Direct(adapter)
+
     # --- what operators and Prometheus see (these block: they run in threads) ---------------------------------------
 
     def _synced(self, database: Database) -> tuple[int | None, float]:
@@ -360,6 +380,9 @@ class Daemon:
         vault: dict[str, dict[str, int]] = {}
         for (product, state), number in levels.vault_keys.items():
             vault.setdefault(product, {})[state] = number
+        held: dict[str, dict[str, int]] = {}
+        for (product, reason), number in levels.quarantine_held.items():
+            held.setdefault(product, {})[reason] = number
         return {
             "version": __version__,
             "started_at": utc(self.started_at),
@@ -367,7 +390,8 @@ class Daemon:
             "fenced": deliveries.fenced,
             "suppliers": sync.suppliers(),
             "vault": vault,
-            "quarantine": dict(levels.quarantine_held),
+            "quarantine": held,
+            "oldest_quarantine_s": int(levels.oldest_quarantine_seconds),
             "pending": dict(levels.deliveries_pending),
             "oldest_pending_s": int(levels.oldest_pending_seconds),
             "wal_bytes": levels.wal_bytes,
@@ -383,9 +407,7 @@ async def _expire(writer: Writer, vault: Vault) -> None:
 def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
     """How much there is, from the database."""
     with database.read() as connection:
-        held = connection.exec_driver_sql(
-            "SELECT reason, count(*) FROM quarantine WHERE state = 'held' GROUP BY reason"
-        ).all()
+        held, oldest = waiting(connection)
         pending = connection.execute(
             select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
             .where(delivery.c.state == "pending")
@@ -394,7 +416,8 @@ def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
     wal = Path(f"{database.path}-wal")
     return Levels(
         vault_keys=key_counts(database),
-        quarantine_held={row[0]: row[1] for row in held},
+        quarantine_held=held,
+        oldest_quarantine_seconds=0.0 if oldest is None else max(0.0, clock.now() - oldest),
         deliveries_pending={row[0]: row[1] for row in pending},
         oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
         queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},

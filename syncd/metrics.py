@@ -46,8 +46,10 @@ class Levels:
 
     vault_keys: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(product, state) → keys."""
-    quarantine_held: Mapping[str, int] = field(default_factory=dict)
-    """Reason → slices that wait for an operator."""
+    quarantine_held: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(product, reason) → slices that wait for an operator."""
+    oldest_quarantine_seconds: float = 0.0
+    """Age of the oldest of them; 0 when none waits."""
     deliveries_pending: Mapping[str, int] = field(default_factory=dict)
     """Product → paid order lines that wait for keys."""
     oldest_pending_seconds: float = 0.0
@@ -248,12 +250,15 @@ class _AtScrape(Collector):
 
 
 def _gauges(levels: Levels) -> Iterator[Metric]:
-    keys = GaugeMetricFamily("syncd_vault_keys", "Keys in the vault.", labels=["product", "state"])
-    for (product, state), count in levels.vault_keys.items():
-        keys.add_metric([product, state], count)
-    yield keys
+    for name, text, labels, amounts in (
+        ("vault_keys", "Keys in the vault.", ["product", "state"], levels.vault_keys),
+        ("quarantine_held", "Slices that wait for an operator.", ["product", "reason"], levels.quarantine_held),
+    ):
+        family = GaugeMetricFamily(f"syncd_{name}", text, labels=labels)
+        for values, count in amounts.items():
+            family.add_metric(values, count)
+        yield family
     for name, text, label, counts in (
-        ("quarantine_held", "Slices that wait for an operator.", "reason", levels.quarantine_held),
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
         ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
     ):
@@ -265,5 +270,10 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
         "syncd_oldest_pending_delivery_age_seconds",
         "Age of the oldest order line that waits for keys; 0 when none does.",
         value=levels.oldest_pending_seconds,
+    )
+    yield GaugeMetricFamily(
+        "syncd_oldest_quarantine_age_seconds",
+        "Age of the oldest slice that waits for an operator; 0 when none does.",
+        value=levels.oldest_quarantine_seconds,
     )
     yield GaugeMetricFamily("syncd_wal_bytes", "Size of SQLite's write-ahead log.", value=levels.wal_bytes)

@@ -116,6 +116,9 @@ class QuarantineState(StrEnum):
     HELD = "held"
     RELEASED = "released"
     DROPPED = "dropped"
+    RETURNING = "returning"
+    """Offered back to its supplier, whose answer is not known yet, or never came: it is not sold meanwhile."""
+    RETURNED = "returned"
 
 
 class Right(StrEnum):

@@ -205,6 +205,13 @@ Index(
     sqlite_where=text("state = 'held'"),
     postgresql_where=text("state = 'held'"),
 )
+Index(
+    "ix_quarantine_returning",
+    quarantine.c.product,
+    quarantine.c.id,
+    sqlite_where=text("state = 'returning'"),
+    postgresql_where=text("state = 'returning'"),
+)
 
 delivery = Table(
     "delivery",

@@ -30,6 +30,14 @@ def upgrade() -> None:
         bind.exec_driver_sql("DROP TRIGGER quarantine_transition ON quarantine")
     else:
         _rebuild(bind)
+    op.create_index(
+        "ix_quarantine_returning",
+        "quarantine",
+        ["product", "id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'returning'"),
+        postgresql_where=sa.text("state = 'returning'"),
+    )
     bind.exec_driver_sql(transition_rule(bind.dialect.name, "quarantine"))
 
 
@@ -42,7 +50,7 @@ def _added() -> list[sa.Column[str] | sa.Column[int]]:
 
 
 def _rebuild(bind: sa.Connection) -> None:
-    """SQLite cannot change a constraint: the table is written anew. Nothing refers to it, and its trigger goes with it."""
+    """SQLite cannot change a constraint: the table is written anew. Nothing refers to it; its trigger goes with it."""
     bind.exec_driver_sql("ALTER TABLE quarantine RENAME TO quarantine_before")
     op.drop_index("ix_quarantine_held", table_name="quarantine_before")
     op.create_table(
@@ -74,5 +82,4 @@ def _rebuild(bind: sa.Connection) -> None:
         ["product", "reason", "id"],
         unique=False,
         sqlite_where=sa.text("state = 'held'"),
-        postgresql_where=sa.text("state = 'held'"),
     )
