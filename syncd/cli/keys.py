@@ -94,7 +94,7 @@ def _whole(out: Path | None) -> Iterator[BinaryIO]:
 
 
 @quarantine.command("list")
-def list_(  # noqa: PLR0913 - a filter has many sides
+def list_(
     product: OfProduct = None,
     supplier: OfSupplier = None,
     reason: OfReason = None,
@@ -152,7 +152,7 @@ def release(
 
 
 @quarantine.command()
-def reread(  # noqa: PLR0913 - a filter has many sides
+def reread(
     product: Annotated[str, typer.Option("--product", metavar="SKU", help="The product.")],
     supplier: OfSupplier = None,
     reason: OfReason = None,
@@ -191,7 +191,7 @@ def reread(  # noqa: PLR0913 - a filter has many sides
 
 
 @quarantine.command()
-def drop(  # noqa: PLR0913 - a filter has many sides
+def drop(
     entries: Ids = None,
     why: Annotated[str, typer.Option(help="Why, for the audit.", prompt="Why")] = "",
     all_: Annotated[bool, typer.Option("--all", help="Every held entry that the other options mean.")] = False,
