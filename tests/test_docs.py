@@ -29,7 +29,7 @@ from syncd.cli.app import app
 from syncd.cli.operator import EXIT_UNREACHABLE
 from syncd.config import Product, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, KekError, SyncdError
-from syncd.inventory.quarantine import HELD
+from syncd.inventory.quarantine import HELD, UNANSWERED
 from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
 from syncd.vault.crypto import parse_kek
@@ -435,7 +435,7 @@ def every_error(kind: type[SyncdError]) -> Iterator[type[SyncdError]]:
 
 
 def test_every_reason_of_quarantine_has_its_line() -> None:
-    reasons = {HELD, "duplicate", "respelled"}
+    reasons = {HELD, UNANSWERED, "duplicate", "respelled"}
     for path in (ROOT / "syncd" / "inventory" / "formats").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args:

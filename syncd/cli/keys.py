@@ -217,7 +217,9 @@ def drop(
         raise InvalidRequestError("drop all of what?", hint="name a --product, a --supplier or a --reason")
     counted = daemon.post(f"{_WHERE}/drop", {**chosen, "dry_run": True})
     if counted["dropped"] and not yes:
-        typer.confirm(f"Drop {counted['dropped']} entries for ever?", abort=True, err=True)
+        output.note(f"Drop {counted['dropped']} entries for ever? (yes or no)")
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            raise typer.Exit(1)
     dropped, more = 0, bool(counted["dropped"])
     with output.progress("dropping", unit="entries") as tell:
         while more:  # no more than was counted: what comes in meanwhile waits for a decision of its own

@@ -458,3 +458,37 @@ async def test_a_release_says_what_is_wrong_with_one(house: Any, payload: Any) -
     with contextlib.suppress(NotFoundError):
         await house.quarantine.drop(1, "why", "me")
         pytest.fail("what does not exist was dropped")
+
+
+# --- goods that are text ----------------------------------------------------------------------------------------------
+
+GOODS = [
+    "你好，这是您的教程：先登录，再联系客服领取资料。",
+    "链接: https://pan.example.com/s/1 提取码: x7k2, valid for a week",
+    "a, b; c",
+]
+STANDINS = ["很抱歉，有人在你付款之前抢走了商品，请联系客服。", "null", "Sold out!"]
+
+
+def test_P3_goods_that_are_text_are_keys_verbatim_but_for_known_stand_ins(
+    make_house: Callable[..., Any], payload: Any
+) -> None:
+    house = make_house("[products.goods]\nallow_prose = true\n[products.keys]\n")
+    house.take(payload("goods", text([*GOODS, *STANDINS])))
+    assert house.keys("goods") == GOODS
+    assert [reason for _, reason, _ in house.held()] == ["prose"] * len(STANDINS)
+    house.take(payload("keys", text(GOODS), label="control.txt"))
+    assert house.keys("keys") == []  # without allow_prose none of it is a key
+
+
+def test_P3_prose_of_a_product_that_turns_out_to_sell_text_is_read_again(
+    make_house: Callable[..., Any], payload: Any
+) -> None:
+    house = make_house("[products.goods]\n")
+    house.take(payload("goods", text([*GOODS, *STANDINS])))
+    assert house.keys("goods") == []
+    house.stop()
+    house = make_house("[products.goods]\nallow_prose = true\n")
+    done = reread(house, Filter(product="goods"))
+    assert (done.keys, sum(done.unreadable.values())) == (len(GOODS), len(STANDINS))
+    assert house.keys("goods") == GOODS

@@ -77,7 +77,9 @@ def state(house: Any, *entries: int) -> list[str]:
 
 
 def audited(house: Any) -> list[str]:
-    return [kind for (kind,) in house.rows("SELECT kind FROM audit WHERE substr(kind, 1, 11) = 'quarantine.' ORDER BY seq")]
+    return [
+        kind for (kind,) in house.rows("SELECT kind FROM audit WHERE substr(kind, 1, 11) = 'quarantine.' ORDER BY seq")
+    ]
 
 
 async def test_M1_keys_are_returned_once_an_order_and_are_nobodys_from_then_on(house: Any, supplier: Supplier) -> None:
