@@ -432,7 +432,7 @@ def test_prose_is_never_a_key(text, fmt):
         "1E+17",
         "АBCDE-12345",
         "<html>",
-        '{"code":"A1234"}',
+        '{"code":"A1234"',
         "ABCD EFGH 1234",
         "please wait a while",
         "'ABC123'",

@@ -8,11 +8,22 @@ or has a reason, with the exact bytes of its slice.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
-from syncd.inventory.formats.expiry import parse_expiry
+from syncd.inventory.formats.document import (
+    MAX_DOCUMENT,
+    Number,
+    Object,
+    elements,
+    parse,
+    roles_of,
+    starts_like_json,
+)
+from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
+from syncd.inventory.formats.image import image_of, looks_like_image
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal, default_display
 from syncd.inventory.formats.split import (
     NAMES,
@@ -27,19 +38,35 @@ from syncd.inventory.formats.split import (
     split_parts,
     without_end,
 )
-from syncd.inventory.formats.survey import Reading, Survey, header_like, is_decoration
+from syncd.inventory.formats.survey import RECORD_PARTS, Reading, Survey, cut_trailing, header_like, is_gap
+from syncd.inventory.formats.template import compiled
+from syncd.inventory.formats.template import match as match_template
 from syncd.inventory.formats.text import fold, is_link, is_prose, strip
-from syncd.inventory.formats.words import EXPIRES, NOTE, Item, find_labels, header_columns, role_of
+from syncd.inventory.formats.words import (
+    EXPIRES,
+    NOTE,
+    Item,
+    cut_notes,
+    find_labels,
+    header_columns,
+    hides_a_key,
+    normal,
+    number_mark,
+    numbering,
+    role_of,
+    says_spent,
+)
 from syncd.model import NEVER, CardKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import tzinfo
 
     from syncd.inventory.formats.split import Cut
 
 _Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/")
+_QUOTES: Final = ('"', "“", "”")
 _BOM: Final = b"\xef\xbb\xbf"
 _EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.IGNORECASE)
 
@@ -73,12 +100,15 @@ def read(
 
     The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end``
     of a card that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64
-    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. Blank lines, and
-    between labelled cards lines of punctuation, give no card; nor does the header.
+    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. So does that of a JSON
+    document's cards until the last: taken up again, it is read from its start. Blank lines, and between labelled cards
+    lines of punctuation or numbers, give no card; nor does the header, nor what stands around a document's cards.
     """
     slices = _Slices(reading, fmt, timezone)
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
-    if reading.encoding == "unreadable" or ((reading.candidates or reading.problem) and not by_line):
+    if reading.media == "json":
+        return _by_document(chunks, slices, offset, position)
+    if slices.hopeless() or (reading.candidates and not by_line):
         return _refuse_all(chunks, slices, offset, position)
     if reading.splitter == "csv":
         return _by_record(chunks, slices, offset, position)
@@ -113,6 +143,8 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
         survey.feed(raw)
         reading = survey.decide()
     slices = _Slices(reading, fmt, timezone)
+    if raw.startswith(b"data:image/"):  # larger than a line may be
+        return slices.card(1, len(raw), 1, raw, slices.image(raw.decode("ascii", "replace")))
     if reading.media == "rows":
         text = raw.decode("utf-8", "replace")
         return slices.card(1, len(raw), 1, raw, slices.row([strip(cell) for cell in text.split("\t")], len(raw)))
@@ -142,10 +174,15 @@ class _Slices:
         self._expiry = lru_cache(maxsize=1024)(partial(parse_expiry, zone=timezone))  # few dates, many cards
         self.encoding = "utf-8" if reading.encoding in {"utf-8-sig", "unreadable"} else reading.encoding
         self.roles = [role_of(name, fmt.fields) for name in reading.columns]
+        self._hidden = any(
+            not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
+        )
 
     def quick(self) -> _Quick | None:
         """The short way, if payload and format have one."""
         reading = self.reading
+        if reading.tail or reading.numbered or reading.media == "jsonl":
+            return None
         if reading.splitter == "line":
             return self.fmt.quick()
         if reading.splitter == "pair" and not reading.columns and not reading.constant:
@@ -168,13 +205,22 @@ class _Slices:
             return Refusal("undecodable", "a zero byte in the slice")
         return text
 
+    def hopeless(self) -> bool:
+        """Whether no card of this payload can be read, whatever its lines are."""
+        reading = self.reading
+        if reading.problem and reading.splitter == "csv":
+            return self.fmt.kind != "fields"  # columns without names are tried by position: the format checks each
+        return reading.encoding == "unreadable" or bool(reading.problem)
+
     def refusal(self) -> Refusal | None:
         """Why no card of this payload is read, if so."""
         reading = self.reading
         if reading.encoding == "unreadable":
             return Refusal("undecodable", "the payload is neither UTF-8 nor GB18030 text")
-        if reading.problem:
-            return Refusal("no_key_column", reading.problem)
+        if reading.problem and self.hopeless():
+            if reading.splitter == "csv":
+                return Refusal("no_key_column", reading.problem)
+            return Refusal("unreadable_shape", reading.problem)
         if reading.candidates:
             return Refusal("ambiguous", f"could be read as: {'; '.join(reading.candidates)}")
         return None
@@ -184,21 +230,71 @@ class _Slices:
         if self.reading.splitter == "csv":
             row = cells(text, self.reading.separator)
         elif self.reading.splitter == "pair":
-            row = split_parts(text, self.reading.separator)
+            row = split_parts(self.without_tail(text), self.reading.separator)
         else:
             row = [text]
         return row is not None and header_columns(row) is not None
 
+    # --- one line -----------------------------------------------------------------------------------------------------
+
+    def without_tail(self, bare: str) -> str:
+        """The line without what a shop's record has behind the key."""
+        tail = self.reading.tail
+        if not tail or tail not in bare or bare[0] == tail or bare.count(tail) >= RECORD_PARTS:
+            return bare
+        return strip(bare.partition(tail)[0])
+
     def line(self, text: str) -> CardKey | Refusal:
-        """One line (line, pair, or a whole card of labels)."""
-        bare = strip(text)
+        """One line (line, pair, template, a document, or a whole card of labels)."""
+        bare, fmt, reading = strip(text), self.fmt, self.reading
+        if reading.media == "jsonl":
+            return self._document(bare)
+        if looks_like_image(bare) and (fmt.kind != "fields" or len(bare) > MAX_KEY):
+            return self.image(bare)
         if len(bare) > MAX_KEY:
             return Refusal("too_long", f"{len(bare)} characters on one line, {MAX_KEY} at most")
-        fmt, reading = self.fmt, self.reading
         if fmt.kind == "opaque":
             return fmt.key({"code": bare})
-        if reading.splitter == "pair":
-            return self._pair(bare)
+        bare = self.without_tail(bare)
+        if reading.splitter == "template":
+            return self._template(bare)
+        if reading.splitter == "labelled":
+            items = find_labels(bare)
+            return self.items(items) if items else self._odd(bare, "no label, as on the other lines")
+        bare, notes = cut_notes(bare)
+        if reading.numbered:
+            number, size = numbering(bare)
+            if number < 0 or number_mark(bare, size) != reading.numbered:
+                return self._odd(bare, "no number, as on the other lines")
+            bare = strip(bare[size:])
+        result = self._pair(bare) if reading.splitter == "pair" else self._single(bare)
+        return self._noted(result, notes) if notes else result
+
+    def _noted(self, result: CardKey | Refusal, notes: Sequence[Item]) -> CardKey | Refusal:
+        """The key with the expiry that a label behind it gives."""
+        if isinstance(result, Refusal):
+            return result
+        for item in notes:
+            if item.role != EXPIRES:
+                if says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
+                    return Refusal("spent", "the supplier marks it as used, void or expired")
+                continue
+            expires_at = self._expiry(item.text)
+            if expires_at is None or result.expires_at not in {NEVER, expires_at}:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+            result = replace(result, expires_at=expires_at)
+        return result
+
+    def _template(self, bare: str) -> CardKey | Refusal:
+        found = match_template(compiled(self.reading.separator), bare)
+        if isinstance(found, str):
+            return self._odd(bare, found)
+        return self.named({role_of(normal(name), self.fmt.fields) or name: text for name, text in found.items()})
+
+    def _single(self, bare: str) -> CardKey | Refusal:
+        fmt = self.fmt
+        if self._is_code(fmt.lone_field) and not is_link(bare):
+            bare = cut_trailing(bare)
         if len(fmt.fields) > 1:
             parts = fold(bare).split(" ")
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
@@ -219,30 +315,47 @@ class _Slices:
         return self._parts(parts)
 
     def _parts(self, parts: list[str]) -> CardKey | Refusal:
-        roles = self.fmt.read_parts(parts, constant=self.reading.constant)
+        """The parts of a line or record by position; a date behind them is the expiry."""
+        fmt, expires_at = self.fmt, NEVER
+        while len(parts) > 1 and not parts[-1]:
+            parts = parts[:-1]
+        if any(part[:1] in _QUOTES or part[-1:] in _QUOTES for part in parts):
+            return self._odd(" ".join(parts), "a quotation mark at the edge of a part")
+        if len(parts) == (len(fmt.fields) or 2) + 1 and looks_like_date(fold(parts[-1])):
+            dated = self._expiry(parts[-1])
+            if dated is None:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+            expires_at, parts = dated, parts[:-1]
+        roles = fmt.read_parts(parts, constant=self.reading.constant)
         if isinstance(roles, Refusal):
             return self._odd(" ".join(parts), roles.detail, roles.reason)
-        return self.fmt.key(roles)
+        return fmt.key(roles, expires_at)
 
     def _odd(self, text: str, detail: str, reason: str = "unreadable_shape") -> Refusal:
         if is_prose(text, self.fmt.placeholders):
             return Refusal("prose", "this is a text, not a key")
         return Refusal(reason, detail)
 
+    # --- named parts --------------------------------------------------------------------------------------------------
+
     def columns(self, row: Sequence[str]) -> CardKey | Refusal:
         """Cells under the names of the Reading's columns."""
         wanted = len(self.roles)
         if len(row) < wanted or any(row[wanted:]):
             return Refusal("not_this_format", f"{len(row)} column{'s' if len(row) != 1 else ''}, {wanted} expected")
+        if self._hidden:
+            return Refusal("no_key_column", "a column whose name is not known, and may be a part of the key")
+        if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
+            return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
         return self.named(roles)
 
-    def named(self, roles: dict[str, str]) -> CardKey | Refusal:
+    def named(self, roles: Mapping[str, str]) -> CardKey | Refusal:
         """Texts under their roles, the expiry among them."""
         for role in self.reading.required:
             if not roles.get(role):
                 return Refusal("missing_field", f"{role} is missing")
-        if any(len(text) > MAX_KEY for text in roles.values()):
+        if any(len(text) > MAX_KEY and not looks_like_image(text) for text in roles.values()):
             return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
         if any("\n" in text or "\r" in text for text in roles.values()):
             return Refusal("unreadable_shape", "a line end inside a field")
@@ -260,7 +373,7 @@ class _Slices:
             inside = cells(inner, self.reading.separator)
             if inside and len(inside) > 1 and isinstance(self.columns(inside), CardKey):
                 return Refusal("unreadable_shape", "a quoted text holds what may be records of its own")
-        return self.columns(row)
+        return self.columns(row) if self.reading.columns else self._parts(row)
 
     def row(self, row: Sequence[str], size: int) -> CardKey | Refusal:
         """One row of a spreadsheet."""
@@ -270,12 +383,10 @@ class _Slices:
         if size > PIECE:
             return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
         if self.reading.splitter == "csv":
-            return self.columns(row)
+            return self.columns(row) if self.reading.columns else self._parts(list(row))
         used = [cell for cell in row if cell]
         if len(used) != 1:
             return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
-        if self.reading.splitter == "labelled":
-            return self.items(find_labels(used[0]) or [])
         return self.line(used[0])
 
     def items(self, items: Sequence[Item]) -> CardKey | Refusal:
@@ -284,13 +395,15 @@ class _Slices:
         for item in items:
             if item.role in roles:
                 return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
+            if item.role.startswith(NOTE) and says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
+                return Refusal("spent", "the supplier marks it as used, void or expired")
             roles[item.role] = item.text
         anchor = self.reading.anchor
         if anchor and items and items[0].role != anchor:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
         for item in items[:-1]:
             if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                if item.role != EXPIRES and not self._is_code(item.role):
+                if item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
                     return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
                 roles[item.role] = strip(item.text[:-1])
         return self.named({role: text for role, text in roles.items() if not role.startswith(NOTE)})
@@ -300,6 +413,63 @@ class _Slices:
         if self.fmt.kind == "auto":
             return role in {"number", "serial", "pin", "code"}
         return all(rule.ascii and rule.alphabet not in {"visible", "email"} for rule in self.fmt.rules)
+
+    # --- documents and images -----------------------------------------------------------------------------------------
+
+    def _document(self, bare: str) -> CardKey | Refusal:
+        """A line that is a document of its own."""
+        if parse(bare) is None:
+            return self._odd(bare, "not JSON, as the other lines")
+        found = list(islice(elements(bare), 2))
+        if len(found) != 1:
+            return Refusal("ambiguous", "not exactly one card in the document on this line")
+        return self.element(found[0].value)
+
+    def element(self, value: object) -> CardKey | Refusal:
+        """One card of a document."""
+        if isinstance(value, Refusal):
+            return value
+        roles = roles_of(value) if isinstance(value, Object) else {"": value} if isinstance(value, str) else {}
+        if isinstance(roles, Refusal):
+            return roles
+        parts = {role: text for role, text in roles.items() if role != EXPIRES}
+        if not parts:
+            texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
+            return self._odd(" ".join(texts), "no part of a key is here", "missing_field")
+        if any(isinstance(text, Number) for text in parts.values()) and not self._keeps_zeros():
+            return Refusal("unreadable_shape", "a number that is no text: zeros at its start may be lost")
+        if len(parts) > 1:
+            return self.named(roles)
+        result = self._text_card(*parts.values())
+        return self._noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
+
+    def _text_card(self, text: str) -> CardKey | Refusal:
+        """A card that is one text of a document, which may have parts of its own."""
+        bare = strip(text)
+        if looks_like_image(bare):
+            return self.image(bare)
+        if starts_like_json(bare):
+            return Refusal("unreadable_shape", "a document inside a text")
+        if self.reading.candidates and self.fmt.kind != "opaque":
+            return self.refusal() or Refusal("ambiguous", "the text could be read in several ways")
+        if "\n" not in bare and "\r" not in bare:
+            return self.line(bare) if self.reading.media == "json" else self._single(bare)
+        labelled = [find_labels(line) for line in bare.splitlines() if strip(line)]
+        if all(labelled):
+            return self.items([item for items in labelled for item in items or []])
+        return Refusal("ambiguous", "several lines in one text")
+
+    def _keeps_zeros(self) -> bool:
+        """Whether a key of the format that had lost a zero would be too short to pass."""
+        spans = [rule.lengths for rule in self.fmt.rules]
+        exact = all(len(lengths) == 1 and lengths[0][0] == lengths[0][1] for lengths in spans)
+        return self.fmt.kind == "fields" and exact
+
+    def image(self, text: str) -> CardKey | Refusal:
+        """A key that is an image, in base64 or as a data URI."""
+        if image_of(text) is None:
+            return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
+        return self.fmt.key({"image": text})
 
 
 def _name(separator: str) -> str:
@@ -311,12 +481,14 @@ def _long(line: Line, slices: _Slices) -> Card:
     return slices.card(line.number, line.end, line.resume, without_end(line.data), Refusal("too_long", detail))
 
 
-def _refuse_all(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+def _refuse_all(
+    chunks: Iterable[bytes], slices: _Slices, offset: int, position: int, refusal: Refusal | None = None
+) -> Iterator[Card]:
     """Every line (CSV: record) refused for the one reason that the payload has."""
     source: Iterable[Line] = lines(chunks, offset, position)
     if slices.reading.splitter == "csv":
         source = records(source, slices.encoding, slices.reading.separator)
-    refusal = slices.refusal() or Refusal("ambiguous", "the payload could be read in several ways")
+    refusal = refusal or slices.refusal() or Refusal("ambiguous", "the payload could be read in several ways")
     header = slices.reading.header and offset == 0
     for line in source:
         raw = _bare(line)
@@ -328,6 +500,36 @@ def _refuse_all(chunks: Iterable[bytes], slices: _Slices, offset: int, position:
             if isinstance(text, str) and slices.is_header(strip(text)):
                 continue
         yield _long(line, slices) if line.long else slices.card(line.number, line.end, line.resume, raw, refusal)
+
+
+def _by_document(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+    """The cards of one JSON document. What is no document any more is refused line by line."""
+    held, source = bytearray(), iter(chunks)
+    for chunk in source:
+        held += chunk
+        if len(held) > MAX_DOCUMENT:
+            break
+    data = bytes(held)
+    text = slices.text(data[len(_BOM) :] if data.startswith(_BOM) else data)
+    whole = isinstance(text, str) and len(data) <= MAX_DOCUMENT and parse(text) is not None
+    if not isinstance(text, str) or not whole or not data.endswith(text.encode(slices.encoding)):
+        refusal = Refusal("unreadable_shape", "JSON that is broken or cut off")
+        yield from _refuse_all(chain([data], source), slices, offset, position, refusal)
+        return
+    at, place = 0, len(data) - len(text.encode(slices.encoding))
+    last: Card | None = None
+    for element in elements(text):
+        if last is not None:
+            yield last
+        start = place + len(text[at : element.start].encode(slices.encoding))
+        place = start + len(text[element.start : element.end].encode(slices.encoding))
+        at = element.end
+        raw = data[start:place]
+        number = position + 1 + data.count(b"\n", 0, start)
+        last = slices.card(number, offset, position, raw, slices.element(element.value))
+    if last is not None:
+        last.end, last.line_end = offset + len(data), position + max(1, len(data.splitlines()))
+        yield last
 
 
 def _bare(line: Line) -> bytes:
@@ -487,8 +689,8 @@ def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
         if isinstance(text, Refusal):
             yield from card.spoil(line, text)
             continue
-        bare = strip(text)
-        if not bare or is_decoration(bare):
+        bare = slices.without_tail(strip(text))
+        if not bare or is_gap(bare):
             if layout == "block" or (card.lines and not card.blank(line)):
                 yield from card.close()
             continue

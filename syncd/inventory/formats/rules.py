@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
 from syncd.inventory.formats.text import fold, has_control, is_link, is_placeholder, is_prose, strip
-from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE
+from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
 from syncd.model import NEVER, CardKey
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ ALPHABETS: Final[dict[str, str]] = {
     "visible": "!-~",
     "email": "!-~",
     "link": "",
+    "image": "",
     "text": "",
 }
-"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim. Any other word is taken as
+"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim; ``image`` a picture in base64. Any other word is taken as
 the characters themselves.
 """
 
-_SOLID: Final = frozenset({"visible", "email", "link", "text"})  # hyphens and spaces belong to the value
+_SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
 _GAP: Final = "[- ]{0,3}"
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
@@ -78,7 +80,7 @@ class FieldRule:
     @property
     def ascii(self) -> bool:
         """Whether the value is folded to ASCII before it is read."""
-        return self.alphabet not in {"text", "link"}
+        return self.alphabet not in {"text", "link", "image"}
 
     @cached_property
     def _class(self) -> str:
@@ -115,6 +117,9 @@ class FieldRule:
 
     def read(self, text: str) -> tuple[str, str] | str:
         """(value as read, canonical value), or what is wrong with it in words that hold none of it."""
+        if self.alphabet == "image":
+            data = image_of(strip(text))
+            return f"{self.name} is no image, or not a whole one" if data is None else (data_uri(data), data_uri(data))
         value = fold(text) if self.ascii else strip(text)
         if not value:
             return f"{self.name} is empty"
@@ -233,10 +238,22 @@ class Format:
             if constant:
                 return Refusal("ambiguous", "one part is the same on every line, and so is not a part of a key")
             return {"number": parts[0], "pin": parts[1]}
+        if len(parts) > 1 == len(self.rules):
+            return self._only_fitting(parts)
         if len(parts) != len(self.rules):
             wanted = f"{len(self.rules)} expected ({', '.join(self.fields)})"
             return Refusal("not_this_format", f"{len(parts)} part{'s' if len(parts) != 1 else ''}, {wanted}")
         return dict(zip(self.fields, parts, strict=True))
+
+    def _only_fitting(self, parts: list[str]) -> dict[str, str] | Refusal:
+        """Of several parts the one that is the key, if the others plainly are none: a title, a price, a date."""
+        rule = self.rules[0]
+        fitting = [part for part in parts if rule.alphabet not in _SOLID and isinstance(rule.read(part), tuple)]
+        if len(fitting) != 1:
+            return Refusal("not_this_format", f"{len(parts)} parts, 1 expected ({rule.name})")
+        if not all(_is_aside(part) for part in parts if part != fitting[0]):
+            return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
+        return {rule.name: fitting[0]}
 
     def key(self, roles: Mapping[str, str], expires_at: int = NEVER) -> CardKey | Refusal:
         """The key that these named texts make, or why they make none. Notes are passed over; any other must fit."""
@@ -284,6 +301,8 @@ class Format:
     def _opaque_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
         if len(given) != 1:
             return Refusal("not_this_format", f"{len(given)} parts of a key; an opaque key is one text")
+        if "image" in given:
+            return self._image_key(given["image"], expires_at)
         value = strip(*given.values())
         if has_control(value):
             return Refusal("unreadable_shape", "control characters")
@@ -292,7 +311,17 @@ class Format:
         fields = {"code": value}
         return CardKey(fields, fields, value, expires_at)
 
+    @staticmethod
+    def _image_key(text: str, expires_at: int) -> CardKey | Refusal:
+        data = image_of(strip(text))
+        if data is None:
+            return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
+        fields = {"image": data_uri(data)}
+        return CardKey(fields, fields, fields["image"], expires_at)
+
     def _auto_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
+        if frozenset(given) == {"image"}:
+            return self._image_key(given["image"], expires_at)
         names = _AUTO_SHAPES.get(frozenset(given))
         if names is None:
             if frozenset(given) == {"number"}:
@@ -332,6 +361,8 @@ class Format:
         return " ".join(self._masked(text) for text in canonical.values())
 
     def _masked(self, text: str) -> str:
+        if text.startswith("data:image/"):
+            return f"[{text.partition(';')[0].removeprefix('data:')}]"
         first, last = self.mask
         while first + last > len(text) // 3:
             first, last = first // 2, last // 2
@@ -343,7 +374,6 @@ _SHORTEST: Final = 4
 _WORD: Final = 10
 _FREE_TEXT: Final = frozenset({"account", "password", "access"})
 _IMAGE: Final = 100
-_IMAGE_STARTS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "data:image")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
 # Four letters or digits and more, in groups, with a digit. Dates, numbers spoilt by a spreadsheet (1E17) and pictures
@@ -408,9 +438,20 @@ def _odd_shape(name: str, value: str) -> str:
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
         "reads as a date, a time or an amount": looks_like_date(value) or _FIGURE.fullmatch(value) is not None,
-        "reads as a picture": size > _IMAGE and value.startswith(_IMAGE_STARTS),
+        "reads as a picture": size > _IMAGE and looks_like_image(value),
     }
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
+
+
+_ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")
+
+
+def _is_aside(part: str) -> bool:
+    """Whether a part beside a key is a title, a price or a date, and says nothing against the key."""
+    text = fold(part)
+    if is_placeholder(text) or says_spent("status", text):
+        return False
+    return looks_like_date(text) or _FIGURE.fullmatch(text) is not None or _ASIDE.fullmatch(text) is not None
 
 
 def _link_problem(text: str) -> Refusal | None:

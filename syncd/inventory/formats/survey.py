@@ -11,9 +11,12 @@ import codecs
 import contextlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from syncd.inventory.formats.document import MAX_DOCUMENT, Object, elements, parse, starts_like_json, texts_of
+from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.rules import MAX_KEY
 from syncd.inventory.formats.split import (
     HINT,
@@ -26,16 +29,40 @@ from syncd.inventory.formats.split import (
     count_parts,
     split_parts,
 )
-from syncd.inventory.formats.text import is_link, is_prose, strip
-from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, ROLES, Item, find_labels, header_columns
+from syncd.inventory.formats.template import is_template, problem_of
+from syncd.inventory.formats.text import fold, is_link, is_prose, strip
+from syncd.inventory.formats.words import (
+    EXPIRES,
+    KEY_ROLES,
+    NOTE,
+    ROLES,
+    Item,
+    cut_notes,
+    header_columns,
+    is_index,
+    labels_in,
+    number_mark,
+    numbering,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from syncd.inventory.formats.split import Cut
 
-SPLITS: Final = ("auto", "line", "pair", "labelled", "csv")
-"""Names that ``decide`` takes; ``pair:SEP`` names the separator too (``pair:----``, ``pair:tab``, ``pair:spaces``)."""
+SPLITS: Final = ("auto", "line", "pair", "labelled", "csv", "json")
+"""Names that ``decide`` takes; ``pair:SEP`` names the separator too (``pair:----``, ``pair:tab``, ``pair:spaces``), and
+a text with ``{fields}`` is a template for each line."""
+
+CHARSETS: Final = {
+    **dict.fromkeys(("utf-8", "utf8"), "utf-8"),
+    **dict.fromkeys(("gb18030", "gbk", "gb2312", "cp936"), "gb18030"),
+    **dict.fromkeys(("big5", "cp950"), "cp950"),
+    **dict.fromkeys(("shift_jis", "sjis", "cp932"), "cp932"),
+    **dict.fromkeys(("euc-kr", "cp949"), "cp949"),
+    **dict.fromkeys(("windows-1252", "cp1252", "latin-1", "iso-8859-1"), "cp1252"),
+}
+"""Charsets that may be declared, and the codec for each: those in which a line end is one byte."""
 
 DOMINANT: Final = 0.8
 """The share of lines that must agree. What does not agree is held in quarantine line by line; between this and its
@@ -44,16 +71,32 @@ _USUAL: Final = 0.2
 _NUL_SHARE: Final = 0.1
 _RARE: Final = 0.2
 _STRUCTURAL: Final = ("----", "---", "——", "\t", "|")
+_STRONG: Final = (
+    "----",
+    "---",
+    "——",
+)  # nothing else looks like these: what other separators agree are inside the parts
+RECORD: Final = "║"
+"""What stands behind a key in a shop's record ``secret║draft║premium║cost`` is for the shop."""
+RECORD_PARTS: Final = 4
+_TRAILING: Final = ",;，；、。"
+_FEW: Final = 3
 _DECODABLE: Final = 0.9
-_DECORATION: Final = frozenset("-=*_#~.·—+ \t＝－")
+_PEEK: Final = 4096
+_DECORATION: Final = frozenset("-=*_#~.·—+ \t＝－─━═…☆★◆●■")
 
 Layout = Literal["", "line", "block", "run"]
+Media = Literal["text", "csv"]
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a payload is to be read. ``columns`` are the normalised header names of a pair or CSV, or the usual roles
     of a labelled card; ``required`` the roles that most cards have; ``anchor`` the role that begins a labelled card.
+
+    ``media`` is ``json`` for a document and ``jsonl`` for a document on each line: the rest then tells how to read a
+    text in it. ``tail`` is the sign behind which a line's text is not the key's; ``numbered`` the mark behind the
+    numbers (``1.``, ``2.``) that count the lines.
 
     Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.
     """
@@ -70,6 +113,8 @@ class Reading:
     media: str = "text"
     problem: str = ""
     candidates: tuple[str, ...] = ()
+    tail: str = ""
+    numbered: str = ""
 
     def dump(self) -> str:
         """As JSON, for the database. ``load`` reads it back."""
@@ -92,6 +137,8 @@ class Reading:
 
 def is_split(name: str) -> bool:
     """Whether ``decide`` takes this name; for checking a configuration."""
+    if is_template(name):
+        return not problem_of(name)
     return name in SPLITS or (name.startswith("pair:") and _separator(name) in SEPARATORS)
 
 
@@ -108,6 +155,16 @@ def pair_name(separator: str) -> str:
 def is_decoration(text: str) -> bool:
     """Whether a line is punctuation alone, as people draw it between cards."""
     return _DECORATION.issuperset(text)
+
+
+def is_gap(text: str) -> bool:
+    """Whether a line between labelled cards says nothing: punctuation, or the number of the card to come."""
+    return is_decoration(text) or is_index(text)
+
+
+def cut_trailing(text: str) -> str:
+    """The line without a comma or full stop at its end."""
+    return text.rstrip(_TRAILING) or text
 
 
 class _Labels:
@@ -165,8 +222,14 @@ class _Evidence:
         self.prose = 0
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
+        self.notes = 0  # lines with labels of which none names a part of a key
+        self.records = 0
+        self.numbers = 0  # lines that are numbered 1, 2, 3 …
+        self._next = -1
+        self._mark = ""
         self._gap = False
         self._waits = False  # a label without a value: the next line may be it
+        self._heading = False  # the first line is such a label
         self.header: str | None = None
         self._sample: dict[str, list[str | None]] = {}
 
@@ -178,27 +241,33 @@ class _Evidence:
     def line(self, text: str) -> None:
         """One line, decoded."""
         bare = strip(text)
-        if not bare or is_decoration(bare):
+        if not bare or is_gap(bare):
             self._gap = True
             return
-        if self.header is None:
+        first = self.header is None
+        if first:
             self.header = bare
-        if len(bare) > MAX_KEY:
+        if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
             return
-        items = find_labels(bare)
-        if items:
-            self.labels.add(items, gap=self._gap)
-            self.total += 1
-            self._gap, self._waits = False, not items[-1].text
+        if RECORD in bare and 0 < bare.count(RECORD) < RECORD_PARTS and bare[0] != RECORD:
+            self.records += 1
+            bare = strip(bare.partition(RECORD)[0])
+        head, items = labels_in(bare)
+        if items and not head:
+            self._labelled_line(items, first=first)
             return
         if self._waits:
             self._waits = False
             return
+        if items:
+            bare, _ = cut_notes(bare)
         gap, self._gap = self._gap, False
+        bare = self._unnumbered(bare)
         if is_link(bare):
             self.total += 1
             return
+        bare = cut_trailing(bare)
         counts = count_parts(bare)
         # A text in a separated part does not make the line prose; nor are the words of a header.
         structured = any(name in counts for name in _STRUCTURAL) or (self.total == 0 and _is_header(bare, counts))
@@ -210,6 +279,33 @@ class _Evidence:
         for name, count in counts.items():
             self.parts[name][count] += 1
             self._constant(name, bare)
+
+    def _labelled_line(self, items: list[Item], *, first: bool) -> None:
+        self.labels.add(items, gap=self._gap)
+        self.total += 1
+        self.notes += all(item.role.startswith(NOTE) for item in items)
+        self._gap, self._waits = False, not items[-1].text
+        self._heading = self._heading or (first and len(items) == 1 and self._waits)
+
+    def _unnumbered(self, text: str) -> str:
+        """The line without its number, as long as the numbers count the lines from the first on."""
+        number, size = numbering(text)
+        if number < 0:
+            return text
+        mark = number_mark(text, size)
+        if self._next < 0 and self.total == 0 and number in {0, 1}:
+            self._next, self._mark = number, mark
+        if number != self._next or mark != self._mark:
+            return text
+        self._next += 1
+        self.numbers += 1
+        return text[size:]
+
+    def numbered(self) -> str:
+        """The mark behind the numbers that count the lines, "" if no numbers do."""
+        sure = self._mark in {"①", ".", "、", ")", "]", "】"}
+        enough = self.numbers >= (_FEW if not sure else 2) or (self.numbers == 1 and self._mark in {"①", "、", "】"})
+        return self._mark if enough and self.numbers >= DOMINANT * (self.total - self.notes) else ""
 
     def _constant(self, name: str, text: str) -> None:
         """Remember the first line's parts as long as each line repeats them."""
@@ -228,38 +324,52 @@ class _Evidence:
 
     def is_constant(self, name: str) -> bool:
         """Whether some part under this separator is the same on all lines (of which there are several)."""
-        return self.parts[name].total() > 1 and any(part is not None for part in self._sample.get(name, ()))
+        parts = self._sample.get(name, ())
+        return self.parts[name].total() > 1 and any(part and not looks_like_date(fold(part)) for part in parts)
 
     def reading(self, encoding: str, split: str, media: str) -> Reading:
         """The Reading of text that these lines are evidence for."""
         if split == "labelled":
             return self._labelled(encoding, media)
+        if is_template(split):
+            return Reading(encoding, "template", split, media=media, tail=self._tail())
         if split.startswith("pair"):
             return self._pair(encoding, media, _separator(split) if ":" in split else "")
         if split == "line":
             return self._line_reading(encoding, media)
-        labelled = self.labels.lines / self.total if self.total else 0.0
+        total, lines = self.total, self.labels.lines
+        if self.notes == lines or self._is_heading():  # labels, but none that names a key on its line
+            total, lines = total - lines, 0
+        labelled = lines / total if total else 0.0
         shares = {
-            name: max((count for parts, count in counts.items() if parts > 1), default=0) / self.total
-            if self.total
-            else 0.0
+            name: max((count for parts, count in counts.items() if parts > 1), default=0) / total if total else 0.0
             for name, counts in self.parts.items()
         }
-        if labelled >= DOMINANT:
-            return self._labelled(encoding, media)
+        if labelled >= DOMINANT or not total:
+            return self._labelled(encoding, media) if self.total else self._line_reading(encoding, media)
         agreed = [name for name, share in shares.items() if share >= DOMINANT]
+        strong = [name for name in agreed if name in _STRONG]
+        if len(strong) == 1:
+            agreed = strong
         if len(agreed) == 1 and labelled <= 1 - DOMINANT:
             return self._pair(encoding, media, agreed[0])
-        seen = {name: counts.total() / self.total if self.total else 0.0 for name, counts in self.parts.items()}
+        seen = {name: counts.total() / total if total else 0.0 for name, counts in self.parts.items()}
         others = [pair_name(name) for name, share in seen.items() if share > _RARE]
         if not agreed and not others and labelled <= _RARE:
             return self._line_reading(encoding, media)
         named = [*(["labelled"] if labelled > _RARE else []), *others]
         return Reading(encoding, media=media, candidates=("line", *named))
 
+    def _is_heading(self) -> bool:
+        """Whether the one label of the payload is a heading over several lines of keys."""
+        return self._heading and self.labels.lines == 1 and self.total > 1
+
+    def _tail(self) -> str:
+        return RECORD if self.records > _RARE * self.total else ""
+
     def _line_reading(self, encoding: str, media: str) -> Reading:
         header = bool(self.header) and header_columns((self.header or "",)) is not None
-        return Reading(encoding, "line", header=header, media=media)
+        return Reading(encoding, "line", header=header, media=media, tail=self._tail(), numbered=self.numbered())
 
     def _pair(self, encoding: str, media: str, separator: str) -> Reading:
         if not separator:
@@ -282,6 +392,8 @@ class _Evidence:
             header=bool(columns),
             constant=self.is_constant(separator),
             media=media,
+            tail=self._tail(),
+            numbered=self.numbered(),
         )
 
     def _labelled(self, encoding: str, media: str) -> Reading:
@@ -292,7 +404,9 @@ class _Evidence:
             return Reading(encoding, media=media, candidates=("labelled by blank lines", "labelled by repeated labels"))
         cards = max(self.labels.roles[anchor], 1)
         usual = tuple(role for role, count in self.labels.roles.items() if role in KEY_ROLES and count > _USUAL * cards)
-        return Reading(encoding, "labelled", required=usual, anchor=anchor, layout=layout, media=media)
+        return Reading(
+            encoding, "labelled", required=usual, anchor=anchor, layout=layout, media=media, tail=self._tail()
+        )
 
 
 def _is_header(text: str, separators: Iterable[str]) -> bool:
@@ -365,8 +479,16 @@ def _delimiter(text: str) -> str:
 class Survey:
     """Fed the whole payload in chunks (cut anywhere), it decides how to read it; memory does not grow with it."""
 
-    def __init__(self, media: Literal["text", "csv"] = "text") -> None:
+    def __init__(self, media: Media = "text", charset: str | None = None) -> None:
+        """``charset``, one of CHARSETS, if the supplier declares it. Raises ValueError for any other."""
+        if charset is not None and charset.lower() not in CHARSETS:
+            raise ValueError("unknown charset")
+        self._charset = CHARSETS[charset.lower()] if charset else ""
         self._media = media
+        self._document: bytearray | None = bytearray()  # the payload, as long as it may be one JSON document
+        self._too_large = False
+        self._opening = b""  # the first bytes of a payload that begins with a bracket
+        self._json_lines = self._said = 0
         self._evidence = _Evidence()
         self._table = _Table()
         self._recorder: Recorder | None = None
@@ -380,6 +502,14 @@ class Survey:
         """The next bytes of the payload."""
         if len(self._start) < len(codecs.BOM_UTF32):
             self._start += chunk[: len(codecs.BOM_UTF32) - len(self._start)]
+        if self._document is not None:
+            self._document += chunk
+            start = self._document[:_PEEK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+            if (start and start not in b"{[") or len(self._document) > MAX_DOCUMENT:
+                self._too_large = len(self._document) > MAX_DOCUMENT
+                self._document = None
+            else:
+                self._opening = bytes(self._document[:_PEEK])
         for cut in self._cutter.feed(chunk):
             self._cut(cut)
 
@@ -400,6 +530,10 @@ class Survey:
         encoding = self._encoding()
         if encoding == "unreadable":
             return Reading(encoding, media=self._media)
+        if split not in {"line", "csv"} and self._media == "text":
+            reading = self._json(encoding, split)
+            if reading is not None:
+                return reading
         if split == "csv" or (split == "auto" and self._media == "csv"):
             reading = self._table.reading(encoding, self._delimiter, self._media)
             if reading is not None:
@@ -408,7 +542,42 @@ class Survey:
                 return Reading(encoding, "csv", self._delimiter, ("code",), required=("code",), media=self._media)
         return self._evidence.reading(encoding, split, self._media)
 
+    def _json(self, encoding: str, split: str) -> Reading | None:
+        """The Reading of a JSON document, of a document on each line, or of what set out to be one; else None."""
+        forced = split == "json"
+        inner = "auto" if forced else split
+        if self._document is not None:
+            try:
+                text = bytes(self._document).decode(encoding)
+            except UnicodeDecodeError:
+                text = ""
+            if text and parse(text) is not None and (forced or strip(text)[:1] in {"[", "{"}):
+                return self._in_document(text, encoding, inner)
+        if self._json_lines and self._json_lines >= DOMINANT * self._said:
+            return Reading(encoding, media="jsonl")
+        if not forced and not starts_like_json(self._opening.decode(encoding, "replace")):
+            return None
+        too_large = f"a JSON document of more than {MAX_DOCUMENT >> 20} MiB"
+        return Reading(encoding, media=self._media, problem=too_large if self._too_large else "broken JSON, or none")
+
+    @staticmethod
+    def _in_document(text: str, encoding: str, split: str) -> Reading:
+        """How the texts of a document are to be read, by the evidence of all of them."""
+        evidence = _Evidence()
+        for element in elements(text):
+            for line in texts_of(element.value):
+                evidence.line(line)
+        if not evidence.total:
+            return Reading(encoding, media="json")
+        reading = evidence.reading(encoding, split, "json")
+        if reading.splitter == "labelled":
+            return replace(reading, layout="line", anchor="", required=())
+        return replace(reading, header=False, columns=())
+
     def _encoding(self) -> str:
+        if self._charset:
+            bom = self._charset == "utf-8" and self._start.startswith(codecs.BOM_UTF8)
+            return "utf-8-sig" if bom else self._charset
         if self._start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or self._nul > _NUL_SHARE * self._total:
             return "unreadable"
         if self._start.startswith(codecs.BOM_UTF8):
@@ -429,7 +598,8 @@ class Survey:
             for line in data[:first].splitlines(keepends=True):
                 self._line(line)
             data = data[first:]
-        if self._media == "text" and data.isascii() and b"\0" not in data and not HINT.search(data):
+        quick = self._media == "text" and not self._evidence.numbers and self._document is None
+        if quick and data.isascii() and b"\0" not in data and not HINT.search(data):
             rows = data.split()
             if len(rows) == data.count(b"\n") and self._evidence.header is not None:
                 self._total += len(rows)
@@ -443,6 +613,9 @@ class Survey:
         self._nul += b"\0" in data
         text = self._text(data)
         self._evidence.line(text)
+        if (self._document or self._json_lines) and strip(text):
+            self._said += 1
+            self._json_lines += isinstance(parse(text), Object)
         if self._media == "csv":
             if self._recorder is None:
                 if not strip(text):
@@ -455,6 +628,8 @@ class Survey:
         if data.isascii():
             return data.decode("ascii")
         self._other += 1
+        if self._charset:
+            return data.decode(self._charset, "replace")
         utf8 = gb = None
         with contextlib.suppress(UnicodeDecodeError):
             utf8 = data.decode("utf-8")
