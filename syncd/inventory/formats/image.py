@@ -55,4 +55,4 @@ def image_of(text: str) -> bytes | None:
 
 def data_uri(data: bytes) -> str:
     """The one spelling of an image: a function of its bytes alone, so that an image is de-duplicated by them."""
-    return f"data:{media_type(data)};base64,{base64.b64encode(data).decode('ascii')}"
+    return f"data:{media_type(data) or 'application/octet-stream'};base64,{base64.b64encode(data).decode('ascii')}"

@@ -7,6 +7,8 @@ or has a reason, with the exact bytes of its slice.
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -21,9 +23,11 @@ from syncd.inventory.formats.document import (
     parse,
     roles_of,
     starts_like_json,
+    texts_of,
 )
 from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
-from syncd.inventory.formats.image import image_of, looks_like_image
+from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
+from syncd.inventory.formats.image import media_type as type_of_image
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal, default_display
 from syncd.inventory.formats.split import (
     NAMES,
@@ -41,7 +45,7 @@ from syncd.inventory.formats.split import (
 from syncd.inventory.formats.survey import RECORD_PARTS, Reading, Survey, cut_trailing, header_like, is_gap
 from syncd.inventory.formats.template import compiled
 from syncd.inventory.formats.template import match as match_template
-from syncd.inventory.formats.text import fold, is_link, is_prose, strip
+from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     NOTE,
@@ -50,11 +54,13 @@ from syncd.inventory.formats.words import (
     find_labels,
     header_columns,
     hides_a_key,
+    labels_in,
     normal,
     number_mark,
     numbering,
     role_of,
     says_spent,
+    without_bullet,
 )
 from syncd.model import NEVER, CardKey
 
@@ -65,7 +71,7 @@ if TYPE_CHECKING:
     from syncd.inventory.formats.split import Cut
 
 _Quick = tuple[re.Pattern[str], tuple[str, ...]]
-_MARKS: Final = frozenset(",;|/")
+_MARKS: Final = frozenset(",;|/:")
 _QUOTES: Final = ('"', "“", "”")
 _BOM: Final = b"\xef\xbb\xbf"
 _EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.IGNORECASE)
@@ -78,7 +84,7 @@ class Card:
     ``position`` is the number of its first line (or row). ``end`` and ``line_end`` are the byte offset and line
     number to take reading up again behind it. ``raw`` is the exact bytes of its slice without the last line end
     (rows: tab-joined UTF-8). ``key`` is None exactly if ``reason`` is not empty; ``detail`` says what is wrong and
-    never holds text of the card.
+    never holds text of the card. ``supplier_key`` is the supplier's own id of the key, where an adapter gave one.
     """
 
     position: int
@@ -88,6 +94,7 @@ class Card:
     key: CardKey | None = None
     reason: str = ""
     detail: str = ""
+    supplier_key: str = ""
 
     def __repr__(self) -> str:
         return f"Card(line {self.position}, {self.reason or 'read'})"
@@ -156,6 +163,53 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
         Refusal("ambiguous", "more than one card in the slice") if found else Refusal("missing_field", "nothing here")
     )
     return slices.card(1, len(raw), 1, raw, refusal)
+
+
+def read_fields(
+    fields: Mapping[str, str], fmt: Format, *, expiry: str = "", supplier_key: str = "", timezone: tzinfo
+) -> Card:
+    """One key that an adapter got in named parts, by the supplier's own names for them (``card_no``, ``pinCode`` …).
+
+    The names mean what they mean in a JSON document, and a part alone may have parts of its own; ``expiry`` is the
+    supplier's text for it. The Card's slice is the mapping as JSON, so that a refused one can be read again.
+    """
+    members = Object((*fields.items(), *([("expires_at", expiry)] if expiry else [])))
+    raw = json.dumps(dict(members), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    reading = Reading(media="json")
+    if len(texts := texts_of(members)) == 1:
+        survey = Survey()
+        survey.feed(texts[0].encode("utf-8", "surrogatepass"))
+        reading = replace(survey.decide(), media="json", header=False, columns=())
+    result = _Slices(reading, fmt, timezone).element(members)
+    return _given(raw, result, supplier_key)
+
+
+def read_image(
+    data: bytes, media_type: str, fmt: Format, *, expiry: str = "", supplier_key: str = "", timezone: tzinfo
+) -> Card:
+    """One key that an adapter got as an image. What counts is what the bytes are; a ``media_type`` that says otherwise
+    holds the key back.
+
+    The key's only field is ``image``: a data URI (media type and base64), the same for the same bytes.
+    """
+    slices = _Slices(Reading(media="json"), fmt, timezone)
+    raw = f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}".encode("utf-8", "replace")
+    said = media_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
+    if said and said != type_of_image(data):
+        result: CardKey | Refusal = Refusal(
+            "unreadable_shape", "the image is not whole, or not of the type that is said"
+        )
+    else:
+        result = slices.image(data_uri(data))
+    if expiry:
+        result = slices.noted(result, [Item(EXPIRES, expiry)])
+    return _given(raw, result, supplier_key)
+
+
+def _given(raw: bytes, result: CardKey | Refusal, supplier_key: str) -> Card:
+    if isinstance(result, Refusal):
+        return Card(1, len(raw), 1, raw, None, result.reason, result.detail, supplier_key)
+    return Card(1, len(raw), 1, raw, result, supplier_key=supplier_key)
 
 
 def _first_two(cards: Iterator[Card]) -> Iterator[Card]:
@@ -261,16 +315,19 @@ class _Slices:
         if reading.splitter == "labelled":
             items = find_labels(bare)
             return self.items(items) if items else self._odd(bare, "no label, as on the other lines")
-        bare, notes = cut_notes(bare)
+        head, items = labels_in(bare)
+        if items and not head and all(item.role.startswith(NOTE) for item in items):
+            return Refusal("prose", "a note, not a key")
+        bare, notes = cut_notes(without_bullet(bare))
         if reading.numbered:
             number, size = numbering(bare)
             if number < 0 or number_mark(bare, size) != reading.numbered:
                 return self._odd(bare, "no number, as on the other lines")
             bare = strip(bare[size:])
         result = self._pair(bare) if reading.splitter == "pair" else self._single(bare)
-        return self._noted(result, notes) if notes else result
+        return self.noted(result, notes) if notes else result
 
-    def _noted(self, result: CardKey | Refusal, notes: Sequence[Item]) -> CardKey | Refusal:
+    def noted(self, result: CardKey | Refusal, notes: Sequence[Item]) -> CardKey | Refusal:
         """The key with the expiry that a label behind it gives."""
         if isinstance(result, Refusal):
             return result
@@ -293,14 +350,26 @@ class _Slices:
 
     def _single(self, bare: str) -> CardKey | Refusal:
         fmt = self.fmt
-        if self._is_code(fmt.lone_field) and not is_link(bare):
+        if is_link(bare):
+            return self._link(bare)
+        if self._is_code(fmt.lone_field):
             bare = cut_trailing(bare)
         if len(fmt.fields) > 1:
             parts = fold(bare).split(" ")
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
-        if fmt.kind == "auto" and not is_link(bare) and count_parts(bare):
+        if fmt.kind == "auto" and count_parts(bare):
             return self._odd(bare, "a separator where the other lines have none")
         return fmt.key({fmt.lone_field: bare})
+
+    def _link(self, bare: str) -> CardKey | Refusal:
+        """A line that is one link as it stands; whether one with ``----`` ends there is for the format to say."""
+        fmt = self.fmt
+        address, dashes, behind = bare.rpartition("----")
+        if dashes and len(fmt.fields) > 1 and any(rule.alphabet == "link" for rule in fmt.rules):
+            return self._parts([address, behind])
+        if dashes and fmt.kind == "auto" and "?" not in address:
+            return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        return fmt.key({fmt.lone_field: bare}) if len(fmt.fields) <= 1 else self._parts([bare])
 
     def _pair(self, bare: str) -> CardKey | Refusal:
         reading, fmt = self.reading, self.fmt
@@ -310,7 +379,7 @@ class _Slices:
         if len(fmt.fields) == 1:  # its own spaces may look like a separator
             whole = fmt.key({fmt.lone_field: bare})
             return whole if isinstance(whole, CardKey) else self._parts(parts)
-        if fmt.kind == "auto" and len(parts) == 1:
+        if fmt.kind == "auto" and len(parts) == 1 and not is_link(bare):
             return self._odd(bare, f"no {_name(reading.separator)} as on the other lines")
         return self._parts(parts)
 
@@ -332,7 +401,7 @@ class _Slices:
         return fmt.key(roles, expires_at)
 
     def _odd(self, text: str, detail: str, reason: str = "unreadable_shape") -> Refusal:
-        if is_prose(text, self.fmt.placeholders):
+        if is_prose_line(text, self.fmt.placeholders):
             return Refusal("prose", "this is a text, not a key")
         return Refusal(reason, detail)
 
@@ -406,6 +475,9 @@ class _Slices:
                 if item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
                     return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
                 roles[item.role] = strip(item.text[:-1])
+        marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
+        if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
+            roles[items[-1].role] = cut_trailing(items[-1].text)
         return self.named({role: text for role, text in roles.items() if not role.startswith(NOTE)})
 
     def _is_code(self, role: str) -> bool:
@@ -435,13 +507,18 @@ class _Slices:
         parts = {role: text for role, text in roles.items() if role != EXPIRES}
         if not parts:
             texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
-            return self._odd(" ".join(texts), "no part of a key is here", "missing_field")
+            return self._prose(texts) or Refusal("missing_field", "no part of a key is here")
         if any(isinstance(text, Number) for text in parts.values()) and not self._keeps_zeros():
-            return Refusal("unreadable_shape", "a number that is no text: zeros at its start may be lost")
+            texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
+            return self._prose(texts) or Refusal("unreadable_shape", "a bare number: zeros at its start may be lost")
         if len(parts) > 1:
             return self.named(roles)
         result = self._text_card(*parts.values())
-        return self._noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
+        return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
+
+    def _prose(self, texts: Iterable[str]) -> Refusal | None:
+        said = any(is_prose(text, self.fmt.placeholders) for text in texts)
+        return Refusal("prose", "an answer in words, not a key") if said else None
 
     def _text_card(self, text: str) -> CardKey | Refusal:
         """A card that is one text of a document, which may have parts of its own."""
@@ -712,7 +789,7 @@ def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
         elif items is not None and card.waits():
             card.items[-1] = Item(card.items[-1].role, bare)
             card.join(line)
-        elif is_prose(bare, slices.fmt.placeholders) and not _EXPIRY_WORDS.search(bare):
+        elif is_prose_line(bare, slices.fmt.placeholders) and not _EXPIRY_WORDS.search(bare):
             yield from card.close()
             yield slices.card(
                 line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")

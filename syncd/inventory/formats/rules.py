@@ -376,6 +376,7 @@ _FREE_TEXT: Final = frozenset({"account", "password", "access"})
 _IMAGE: Final = 100
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
+_TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=.*\d)[A-Za-z0-9-]{4,}")
 # Four letters or digits and more, in groups, with a digit. Dates, numbers spoilt by a spreadsheet (1E17) and pictures
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
@@ -438,6 +439,7 @@ def _odd_shape(name: str, value: str) -> str:
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
         "reads as a date, a time or an amount": looks_like_date(value) or _FIGURE.fullmatch(value) is not None,
+        "may be two parts": _TWO_PARTS.fullmatch(value) is not None,
         "reads as a picture": size > _IMAGE and looks_like_image(value),
     }
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")

@@ -30,7 +30,7 @@ from syncd.inventory.formats.split import (
     split_parts,
 )
 from syncd.inventory.formats.template import is_template, problem_of
-from syncd.inventory.formats.text import fold, is_link, is_prose, strip
+from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     KEY_ROLES,
@@ -43,6 +43,7 @@ from syncd.inventory.formats.words import (
     labels_in,
     number_mark,
     numbering,
+    without_bullet,
 )
 
 if TYPE_CHECKING:
@@ -263,15 +264,16 @@ class _Evidence:
         if items:
             bare, _ = cut_notes(bare)
         gap, self._gap = self._gap, False
-        bare = self._unnumbered(bare)
+        bare = self._unnumbered(without_bullet(bare))
         if is_link(bare):
             self.total += 1
             return
+        prose = is_prose_line(bare)
         bare = cut_trailing(bare)
         counts = count_parts(bare)
         # A text in a separated part does not make the line prose; nor are the words of a header.
         structured = any(name in counts for name in _STRUCTURAL) or (self.total == 0 and _is_header(bare, counts))
-        if not structured and is_prose(bare):
+        if prose and (not structured or not is_prose(bare)):
             self.prose += 1
             self._gap = gap
             return
@@ -368,6 +370,10 @@ class _Evidence:
         return RECORD if self.records > _RARE * self.total else ""
 
     def _line_reading(self, encoding: str, media: str) -> Reading:
+        words = split_parts(self.header or "", " ")
+        names = header_columns(words) if len(words) > 1 else None
+        if names and len(set(names)) == len(names) and all(name in ROLES for name in names):
+            return Reading(encoding, "pair", " ", names, header=True, media=media)
         header = bool(self.header) and header_columns((self.header or "",)) is not None
         return Reading(encoding, "line", header=header, media=media, tail=self._tail(), numbered=self.numbered())
 

@@ -81,11 +81,16 @@ def is_link(text: str) -> bool:
     return "://" in text and LINK.fullmatch(text) is not None
 
 
+_ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#x[0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});")
+
+
 def mask_links(text: str) -> str:
-    """The text with every link overwritten by as many letters, so that a search for separators and labels passes it
-    over.
+    """The text with every link, and every HTML entity, overwritten by as many letters, so that a search for separators
+    and labels passes it over: nothing is decoded, and nothing in it separates.
     """
-    return LINK.sub(lambda match: "L" * len(match[0]), text) if "://" in text else text
+    if "://" in text:
+        text = LINK.sub(lambda match: "L" * len(match[0]), text)
+    return _ENTITY.sub(lambda match: "E" * len(match[0]), text) if "&" in text else text
 
 
 def dedupe_form(key_fields: Mapping[str, str]) -> str:
@@ -167,6 +172,15 @@ def _are_words(tokens: list[str]) -> bool:
         1 for token in tokens if (bare := token.strip(",.!?;:'\"()")).isalpha() and bare[1:] == bare[1:].lower()
     )
     return len(tokens) >= _FEW_WORDS and words * 4 >= len(tokens) * 3
+
+
+_GREETING: Final = re.compile(r"(?:[A-Za-z']{1,20}[ ,]{1,2}){0,5}[A-Za-z']{1,20}[,!.:?]{1,3}")
+_RULED: Final = re.compile(r"[-=*_~—─]{2,16} ?[^\x00-\x7f]{1,12} ?[-=*_~—─]{2,16}")
+
+
+def is_prose_line(text: str, more: frozenset[str] = frozenset()) -> bool:
+    """Whether a whole line is prose: also a greeting (``Hello,``) or a word between rules (``---完---``)."""
+    return is_prose(text, more) or _GREETING.fullmatch(text) is not None or _RULED.fullmatch(text) is not None
 
 
 def is_prose(text: str, more: frozenset[str] = frozenset()) -> bool:

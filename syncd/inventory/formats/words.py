@@ -12,7 +12,19 @@ from typing import Final, NamedTuple
 
 from syncd.inventory.formats.text import ZERO_WIDTH_CLASS, is_link, mask_links, strip
 
-KEY_ROLES: Final = ("number", "serial", "account", "link", "pin", "password", "code", "access", "email", "image")
+KEY_ROLES: Final = (
+    "number",
+    "serial",
+    "account",
+    "link",
+    "pin",
+    "password",
+    "code",
+    "access",
+    "email",
+    "email_password",
+    "image",
+)
 EXPIRES: Final = "expires"
 NOTE: Final = "note"
 
@@ -78,6 +90,7 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "media type", "content type", "card value", "card amount", "card name", "key type", "card title", "created",
         "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
     ),
+    "email_password": ("邮箱密码", "邮箱登录密码", "email password", "mail password", "email pass"),
     "image": ("图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image"),
     "email": (
         "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱",
@@ -138,10 +151,11 @@ def _label_pattern() -> re.Pattern[str]:
     cjk.sort(key=len, reverse=True)
     latin.sort(key=len, reverse=True)
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
+    count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
         f"(?P<open>[【\\[(]?){gap}(?:"
-        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{'|'.join(cjk)})(?:为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
-        f"|(?<![A-Za-z0-9_@./\\-])(?P<latin>{'|'.join(latin)})[.#]?{gap}[\\])]?{gap}:)",
+        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{'|'.join(cjk)})(?:{count}|为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
+        f"|(?<![A-Za-z0-9_@./\\-])(?P<latin>{'|'.join(latin)})[.#]?(?: ?{count})?{gap}[\\])]?{gap}:)",
         re.IGNORECASE,
     )
 
@@ -156,7 +170,7 @@ _ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
 _NUMBERED: Final = re.compile(
     rf"(?:(?P<circled>[{_CIRCLED}])|[(\[【]?(?P<digits>\d{{1,5}})(?P<mark>[.、)\]】:\t]{{1,3}}|(?= )))\s{{0,8}}(?=\S)"
 )
-_FULL_STOPS: Final = "，；。、｜"
+_FULL_STOPS: Final = "，；。、｜："
 _MAYBE: Final = re.compile(r"[:：=]|[\u5230-\u9762]")
 
 
@@ -188,6 +202,21 @@ def number_mark(text: str, size: int) -> str:
     return "①" if match["circled"] else (match["mark"] or " ")[0]
 
 
+_WHOLE: Final = frozenset({"number", "serial", "account", "code", "link"})
+_AMOUNT: Final = re.compile(
+    r"【[^【】]{1,40}】|\[[^\[\]]{1,40}\]|\d{1,4} ?(?:元|块|点|币|天|个月|月|年|张|USD|CNY|RMB|\$)|"
+    r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card|netflix"
+    r"|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
+_NO_TITLE: Final = re.compile(r"[A-Za-z0-9@]")
+
+
+def _is_title(head: str) -> bool:
+    """Whether what stands before the labels of a whole card is a title (``【中国移动】``, ``充值卡100元``)."""
+    return len(head) <= MAX_NAME and _NO_TITLE.search(_AMOUNT.sub("", head)) is None
+
+
 def labels_in(text: str) -> tuple[str, list[Item]]:
     """(what stands before the first label, the labelled values in order) of one line.
 
@@ -202,7 +231,8 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
         return text, []
     head = text[: matches[0].start()]
     items = []
-    if _INDEX.fullmatch(plain_width(head)):
+    roles = {ROLES[normal(match["cjk"] or match["latin"])] for match in matches}
+    if _INDEX.fullmatch(plain_width(head)) or (roles & _WHOLE and _is_title(head)):
         head = ""
     elif is_link(link := strip(head).rstrip(_FULL_STOPS + ",;")):
         head, items = "", [Item("link", link)]
@@ -229,10 +259,22 @@ def cut_notes(text: str) -> tuple[str, list[Item]]:
     line does not end so.
     """
     head, items = labels_in(text)
+    if not items and (match := _ASIDE.search(text)) and _is_title(match[1]) and not hides_a_key(match[1]):
+        return strip(text[: match.start()]), [Item(f"{NOTE}:{normal('备注')}", match[1])]
     if not items or not head or any(item.role != EXPIRES and not item.role.startswith(NOTE) for item in items):
         return text, []
     bare = strip(head).rstrip(_TAIL)
     return (bare.rstrip("- ") if bare.endswith("--") else bare), items
+
+
+_ASIDE: Final = re.compile(r"(?<=\S)\s{0,4}[(（【]([^()（）【】]{1,40})[)）】]$")
+_BULLET: Final = re.compile(r"[-*•·●>]\s{1,8}(?=\S)")
+
+
+def without_bullet(text: str) -> str:
+    """The line without the bullet of a list."""
+    match = _BULLET.match(text)
+    return text[match.end() :] if match else text
 
 
 _TAIL: Final = " \t,;|/，；、。｜—\xa0\u3000"
