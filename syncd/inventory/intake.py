@@ -182,7 +182,7 @@ class Intake:
     # --- first pass -------------------------------------------------------------------------------------------------
 
     def _survey(self, consignment: Consignment, product: Product) -> tuple[str, Reading]:
-        split = product.split or "auto"
+        split = self._formats()[product.format].splitter(product.split)
         if not is_split(split):
             raise InvalidRequestError(f"product {product.sku} names an unknown splitter", hint="see products.*.split")
         if consignment.media == "xlsx":

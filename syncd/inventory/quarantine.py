@@ -139,7 +139,7 @@ class Quarantine:
         origin, position, raw, _ = self._vault.open_slice(quarantine_id)
         supplier = settings.suppliers.get(row["supplier"])
         zone = supplier.tz if supplier else ZoneInfo(DEFAULT_TIMEZONE)
-        card = read_one(raw, _reading(raw, row["reading"], split, product.split), known, zone)
+        card = read_one(raw, _reading(raw, row["reading"], split, product.split or known.split or None), known, zone)
         if card.key is None:
             raise StillUnreadableError(
                 f"it does not read as a key: {card.reason}" + (f", {card.detail}" if card.detail else ""),
@@ -233,7 +233,7 @@ def _reading(raw: bytes, stored: str, split: str | None, configured: str | None)
             reading = Reading.load(stored)
         except (ValueError, TypeError):
             reading = None
-        as_before = reading is not None and configured in {None, "auto", reading.splitter}
+        as_before = reading is not None and configured in {None, "auto", reading.splitter, reading.separator}
         if reading is not None and (as_before or (configured or "").startswith(f"{reading.splitter}:")):
             # What was undecided as a payload may be plain as a slice; and a slice is a card, never the header.
             return None if reading.candidates or reading.problem else replace(reading, header=False)
@@ -241,7 +241,9 @@ def _reading(raw: bytes, stored: str, split: str | None, configured: str | None)
     if split is None:
         return None
     if not is_split(split):
-        raise InvalidRequestError("there is no such splitter", hint="line, pair, labelled, csv or pair:SEP")
+        raise InvalidRequestError(
+            "there is no such splitter", hint="line, pair, labelled, csv, json, pair:SEP or a template"
+        )
     survey = Survey()
     survey.feed(raw)
     return survey.decide(split)

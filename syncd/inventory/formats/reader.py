@@ -148,6 +148,10 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
     if reading is None:
         survey = Survey()
         survey.feed(raw)
+        if fmt.split:
+            card = read_one(raw, survey.decide(fmt.split), fmt, timezone)
+            if card.key is not None:
+                return card
         reading = survey.decide()
     slices = _Slices(reading, fmt, timezone)
     if raw.startswith(b"data:image/"):  # larger than a line may be
@@ -156,7 +160,7 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
         text = raw.decode("utf-8", "replace")
         return slices.card(1, len(raw), 1, raw, slices.row([strip(cell) for cell in text.split("\t")], len(raw)))
     found = list(_first_two(read((raw,), reading, fmt, timezone=timezone)))
-    if len(found) == 1 and found[0].raw.strip() == raw.strip():
+    if len(found) == 1 and (reading.media == "json" or found[0].raw.strip() == raw.strip()):
         found[0].raw = raw
         return found[0]
     refusal = (
@@ -677,6 +681,7 @@ def _short_way(quick: _Quick, data: bytes, end: bytes, slices: _Slices, offset: 
     """The cards of a block of ASCII lines: one match for a line that is a key in canonical form, nothing else."""
     pattern, names = quick
     template, fullmatch, size = slices.fmt.template, pattern.fullmatch, len(end)
+    checked = [(names.index(rule.name) + 1, rule) for rule in slices.fmt.checked]
     if slices.fmt.kind == "auto":
         template = default_display(names)
     lone = names[0] if template == f"{{{names[0]}}}" else ""
@@ -688,7 +693,7 @@ def _short_way(quick: _Quick, data: bytes, end: bytes, slices: _Slices, offset: 
         position += 1
         offset += len(raw) + size
         match = fullmatch(text)
-        if match and len(text) <= MAX_KEY:
+        if match and len(text) <= MAX_KEY and all(rule.passes(match[group]) for group, rule in checked):
             if lone:
                 fields = {lone: text}
                 display = text

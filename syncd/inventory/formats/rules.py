@@ -20,7 +20,7 @@ from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
 from syncd.model import NEVER, CardKey
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_KEY: Final = 4096
 """Characters of the longest line, and so of the longest key, that is read."""
@@ -45,6 +45,23 @@ _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,
 _GAP: Final = "[- ]{0,3}"
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
+
+def _luhn(digits: str) -> bool:
+    """Whether the last digit checks the others as on a payment card."""
+    if not digits.isdigit():
+        return False
+    odd, even = digits[-1::-2], digits[-2::-2]
+    return (sum(map(int, odd)) + sum(sum(divmod(2 * int(digit), 10)) for digit in even)) % 10 == 0
+
+
+CHECKS: Final[dict[str, Callable[[str], bool]]] = {
+    "luhn": _luhn,
+    "varied": lambda text: len(set(text)) > 1,
+    "mixed": lambda text: not text.isalpha() and not text.isdigit(),
+}
+"""Names for checks of a value without its separators: the last digit by Luhn; not one character over and over; letters
+and digits both."""
+
 # Which other roles a field takes when the supplier's name for it is not the field's own.
 _TAKES: Final[dict[str, tuple[str, ...]]] = {
     "code": ("code", "serial", "pin", "password"),
@@ -67,7 +84,8 @@ class Refusal:
 @dataclass(frozen=True)
 class FieldRule:
     """How one field reads. ``lengths`` are inclusive spans of the length without separators; ``groups`` are the
-    groupings that the canonical form may have (one for each total length); ``upper`` means that case does not count.
+    groupings that the canonical form may have (one for each total length); ``upper`` means that case does not count;
+    ``check`` names one of CHECKS.
     """
 
     name: str
@@ -76,6 +94,7 @@ class FieldRule:
     groups: tuple[tuple[int, ...], ...] = ()
     prefix: tuple[str, ...] = ()
     upper: bool = False
+    check: str = ""
 
     @property
     def ascii(self) -> bool:
@@ -100,9 +119,13 @@ class FieldRule:
             shapes = [f"{self._class}{{{low},{high}}}" for low, high in self.lengths]
         return f"{start}(?:{'|'.join(shapes)})"
 
+    def passes(self, canonical: str) -> bool:
+        """Whether a value in canonical form passes the field's check."""
+        return not self.check or CHECKS[self.check](canonical.replace("-", ""))
+
     @cached_property
     def canonical(self) -> re.Pattern[str] | None:
-        """``canonical_pattern``, compiled."""
+        """``canonical_pattern``, compiled. It does not know the check."""
         return re.compile(self.canonical_pattern) if self.canonical_pattern else None
 
     @cached_property
@@ -137,6 +160,8 @@ class FieldRule:
             return f"{self.name} has a character outside its alphabet"
         if self.prefix and not compact.startswith(self.prefix):
             return f"{self.name} does not begin as it should"
+        if not self.passes(compact):
+            return f"{self.name} fails its check ({self.check})"
         if not self.groups:
             return (value, compact) if self._spread.fullmatch(plain) else f"{self.name} has stray separators"
         for group, pattern in self._loose:
@@ -176,7 +201,8 @@ class Format:
     """How the keys of a product read. Built by ``load_formats``; ``AUTO`` and ``OPAQUE`` are always there.
 
     ``display`` is a template over the canonical fields; ``mask`` is how many characters a masked key shows at its
-    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded.
+    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded. ``split`` is the template
+    of a line, if suppliers write this format in one layout of its own.
     """
 
     name: str
@@ -188,6 +214,7 @@ class Format:
     reject: tuple[str, ...] = ()
     placeholders: frozenset[str] = field(default=frozenset(), repr=False)
     kind: Literal["fields", "auto", "opaque"] = "fields"
+    split: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -203,6 +230,15 @@ class Format:
     def _plain_placeholders(self) -> bool:
         """Whether no configured placeholder has a digit, and so none comes through on the short way."""
         return all(text.isalpha() for text in self.placeholders)
+
+    def splitter(self, configured: str | None) -> str:
+        """The splitter to decide a payload with: the one configured for the product, else the format's own."""
+        return configured or self.split or "auto"
+
+    @cached_property
+    def checked(self) -> tuple[FieldRule, ...]:
+        """The rules with a check, which a value has to pass beside its pattern."""
+        return tuple(rule for rule in self.rules if rule.check)
 
     def quick(self, separator: str = "") -> tuple[re.Pattern[str], tuple[str, ...]] | None:
         """The short way of the reader: a pattern of whole ASCII lines that are keys in canonical form and need no
@@ -272,7 +308,8 @@ class Format:
         values, canonical = {}, {}
         for rule in self.rules:
             text = assigned[rule.name]
-            if self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text):
+            canonical_already = self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text)
+            if canonical_already and rule.passes(text):
                 values[rule.name] = canonical[rule.name] = text
                 continue
             read = rule.read(text)
