@@ -51,7 +51,7 @@ class Element(NamedTuple):
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=lambda pairs: Object(pairs),
+    object_pairs_hook=Object,
     parse_int=Number,
     parse_float=Number,
     parse_constant=Number,

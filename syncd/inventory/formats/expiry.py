@@ -44,7 +44,7 @@ _MONTH: Final = re.compile(
     "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
     "|nov(?:ember)?|dec(?:ember)?"
 )
-_RANGE: Final = re.compile(r"\s*(?:至|到|~|—|–| - | to )\s*")
+_RANGE: Final = re.compile(r"\s*(?:至|到|~|[\u2013\u2014]| - | to )\s*")
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)

@@ -107,9 +107,9 @@ def read(
 
     The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end``
     of a card that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64
-    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. So does that of a JSON
-    document's cards until the last: taken up again, it is read from its start. Blank lines, and between labelled cards
-    lines of punctuation or numbers, give no card; nor does the header, nor what stands around a document's cards.
+    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. So does that of a
+    JSON document's cards until the last: taken up again, it is read from its start. Blank lines, and between labelled
+    cards lines of punctuation or numbers, give no card; nor does the header, nor what is around a document's cards.
     """
     slices = _Slices(reading, fmt, timezone)
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
@@ -591,7 +591,7 @@ def _by_document(chunks: Iterable[bytes], slices: _Slices, offset: int, position
         if len(held) > MAX_DOCUMENT:
             break
     data = bytes(held)
-    text = slices.text(data[len(_BOM) :] if data.startswith(_BOM) else data)
+    text = slices.text(data.removeprefix(_BOM))
     whole = isinstance(text, str) and len(data) <= MAX_DOCUMENT and parse(text) is not None
     if not isinstance(text, str) or not whole or not data.endswith(text.encode(slices.encoding)):
         refusal = Refusal("unreadable_shape", "JSON that is broken or cut off")

@@ -36,8 +36,8 @@ ALPHABETS: Final[dict[str, str]] = {
     "image": "",
     "text": "",
 }
-"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim; ``image`` a picture in base64. Any other word is taken as
-the characters themselves.
+"""Names for alphabets. ``visible`` is printable ASCII, ``image`` a picture in base64, ``text`` any one line, verbatim.
+Any other word is taken as the characters themselves.
 """
 
 _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
@@ -160,6 +160,9 @@ class FieldRule:
             return f"{self.name} has a character outside its alphabet"
         if self.prefix and not compact.startswith(self.prefix):
             return f"{self.name} does not begin as it should"
+        return self._grouped(value, plain, compact)
+
+    def _grouped(self, value: str, plain: str, compact: str) -> tuple[str, str] | str:
         if not self.passes(compact):
             return f"{self.name} fails its check ({self.check})"
         if not self.groups:
@@ -201,8 +204,8 @@ class Format:
     """How the keys of a product read. Built by ``load_formats``; ``AUTO`` and ``OPAQUE`` are always there.
 
     ``display`` is a template over the canonical fields; ``mask`` is how many characters a masked key shows at its
-    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded. ``split`` is the template
-    of a line, if suppliers write this format in one layout of its own.
+    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded. ``split`` is the
+    template of a line, if suppliers write this format in one layout of its own.
     """
 
     name: str

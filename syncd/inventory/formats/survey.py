@@ -548,6 +548,13 @@ class Survey:
                 return Reading(encoding, "csv", self._delimiter, ("code",), required=("code",), media=self._media)
         return self._evidence.reading(encoding, split, self._media)
 
+    def evidence(self) -> dict[str, int]:
+        """What was counted, by the name of a splitter: how many lines speak for it. Ask after ``decide``."""
+        found = {"lines": self._evidence.total, "prose": self._evidence.prose, "labelled": self._evidence.labels.lines}
+        found |= {pair_name(name): counts.total() for name, counts in self._evidence.parts.items()}
+        found |= {"numbered": self._evidence.numbers, "record": self._evidence.records, "json": self._json_lines}
+        return {name: count for name, count in found.items() if count}
+
     def _json(self, encoding: str, split: str) -> Reading | None:
         """The Reading of a JSON document, of a document on each line, or of what set out to be one; else None."""
         forced = split == "json"

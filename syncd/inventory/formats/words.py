@@ -39,18 +39,19 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "pin": (
         "卡密", "卡密码", "充值密码", "充值卡密", "充值卡密码", "卡片密码", "pin", "pin code", "pin number",
-        "card pin", "card password", "card pwd", "card pass", "card secret", "kami", "ka mi", "card key", "gift card pin",
+        "card pin", "card password", "card pwd", "card pass", "card secret", "kami", "ka mi", "card key",
+        "gift card pin",
     ),
     "password": (
         "密码", "登录密码", "账号密码", "口令", "password", "passwd", "pwd", "pass",
     ),
     "code": (
         "兑换码", "激活码", "礼品码", "礼包码", "充值码", "券码", "卡券码", "注册码", "密钥", "激活密钥", "产品密钥",
-        "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY", "CD KEY", "secret", "code", "codes", "key", "keys",
-        "product key", "license key", "licence key", "license", "licence", "activation code", "activation key",
-        "redeem code", "redemption code", "gift code", "gift card code", "voucher", "vouchers", "voucher code",
-        "coupon", "coupon code", "game key", "steam key", "claim code", "card code", "serial key", "pass code",
-        "digital code", "download code", "redeem key", "cd keys", "serials",
+        "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY", "CD KEY", "secret", "code", "codes",
+        "key", "keys", "product key", "license key", "licence key", "license", "licence", "activation code",
+        "activation key", "redeem code", "redemption code", "gift code", "gift card code", "voucher", "vouchers",
+        "voucher code", "coupon", "coupon code", "game key", "steam key", "claim code", "card code", "serial key",
+        "pass code", "digital code", "download code", "redeem key", "cd keys", "serials",
     ),
     "account": (
         "账号", "帐号", "账户", "帐户", "用户名", "登录名", "游戏账号", "登录账号", "account", "account name",
@@ -58,8 +59,8 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "link": (
         "链接", "兑换链接", "兑换地址", "领取链接", "卡券链接", "短链接", "网址", "link", "url", "redeem link",
-        "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link", "claim url",
-        "claim link", "share url", "card url", "card link",
+        "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link",
+        "claim url", "claim link", "share url", "card url", "card link",
     ),
     "access": (
         "提取码", "访问码", "取件码", "access code", "extraction code", "extract code", "fetch code",
@@ -77,18 +78,19 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "状态", "规格", "日期", "创建时间", "购买时间", "product", "product name", "item", "title", "type",
         "card type", "note", "notes", "remark", "remarks", "value", "face value", "amount", "price", "cost",
         "currency", "order", "order no", "order id", "order number", "id", "index", "no", "region", "status", "sku",
-        "brand", "batch", "created at", "date", "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信", "客服微信",
-        "联系电话", "电话", "手机", "旺旺", "官网", "店铺", "温馨提示", "提示", "注意", "注意事项", "使用方法", "使用说明",
-        "兑换方式", "兑换方法", "教程", "购买数量", "订单", "单号", "下单时间", "发货时间", "售后", "品名", "套餐",
-        "游戏", "平台", "服务器", "规格型号", "商家", "供应商", "tel", "phone", "wechat", "telegram", "contact", "support",
-        "website", "shop", "store", "tips", "tip", "warning", "instructions", "how to redeem", "how to use", "game",
-        "platform", "quantity", "qty", "description", "desc", "name", "country", "country code", "product code",
-        "product id", "sku id", "order code", "purchased at", "category", "denomination", "file name", "code type",
-        "code id", "code status", "card status", "card id number", "message", "msg", "error", "error code",
-        "status code", "success", "currency code", "region code", "trade no", "out trade no", "transaction id", "request id",
-        "trace id", "timestamp", "time", "sign", "sign type", "nonce", "page", "page size", "total", "count", "mime type",
-        "media type", "content type", "card value", "card amount", "card name", "key type", "card title", "created",
-        "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
+        "brand", "batch", "created at", "date", "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信",
+        "客服微信", "联系电话", "电话", "手机", "旺旺", "官网", "店铺", "温馨提示", "提示", "注意", "注意事项",
+        "使用方法", "使用说明", "兑换方式", "兑换方法", "教程", "购买数量", "订单", "单号", "下单时间", "发货时间",
+        "售后", "品名", "套餐", "游戏", "平台", "服务器", "规格型号", "商家", "供应商", "tel", "phone", "wechat",
+        "telegram", "contact", "support", "website", "shop", "store", "tips", "tip", "warning", "instructions",
+        "how to redeem", "how to use", "game", "platform", "quantity", "qty", "description", "desc", "name",
+        "country", "country code", "product code", "product id", "sku id", "order code", "purchased at", "category",
+        "denomination", "file name", "code type", "code id", "code status", "card status", "card id number",
+        "message", "msg", "error", "error code", "status code", "success", "currency code", "region code", "trade no",
+        "out trade no", "transaction id", "request id", "trace id", "timestamp", "time", "sign", "sign type", "nonce",
+        "page", "page size", "total", "count", "mime type", "media type", "content type", "card value", "card amount",
+        "card name", "key type", "card title", "created", "updated at", "create time", "update time", "add time",
+        "pay time", "buy time", "sent", "used",
     ),
     "email_password": ("邮箱密码", "邮箱登录密码", "email password", "mail password", "email pass"),
     "image": ("图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image"),
@@ -164,7 +166,10 @@ _LABEL: Final = _label_pattern()
 # One for one, so that positions in the folded text are positions in the text itself.
 _SAME_LENGTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0xA0: 0x20}
 _CIRCLED: Final = "\u2460-\u2473\u24f5-\u24fe\u2776-\u2793"
-_ORDINAL: Final = f"(?:[{_CIRCLED}]|(?:no\\.?|卡|第|card|key|#)? ?#?\\d{{1,5}} ?(?:[张个条组份]卡?[.、:)\\]】]?|[.、:)\\]】])|[(\\[【#]\\d{{1,5}}[)\\]】]?)"
+_ORDINAL: Final = (
+    f"(?:[{_CIRCLED}]|(?:no\\.?|卡|第|card|key|#)? ?#?\\d{{1,5}} ?(?:[张个条组份]卡?[.、:)\\]】]?|[.、:)\\]】])"
+    "|[(\\[【#]\\d{1,5}[)\\]】]?)"
+)
 _INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:{_ORDINAL}[\\s:]*)?", re.IGNORECASE)
 _ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
 _NUMBERED: Final = re.compile(
@@ -249,7 +254,7 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
 
 
 def find_labels(text: str) -> list[Item] | None:
-    """The labelled values of a line in order, an empty list if it has no label, None if text stands before the first."""
+    """The labelled values of a line in order: none if it has no label, None if text stands before the first."""
     head, items = labels_in(text)
     return None if items and head else items
 
