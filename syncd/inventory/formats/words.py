@@ -210,8 +210,8 @@ def number_mark(text: str, size: int) -> str:
 _WHOLE: Final = frozenset({"number", "serial", "account", "code", "link"})
 _AMOUNT: Final = re.compile(
     r"【[^【】]{1,40}】|\[[^\[\]]{1,40}\]|\d{1,4} ?(?:元|块|点|币|天|个月|月|年|张|USD|CNY|RMB|\$)|"
-    r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card|netflix"
-    r"|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
+    r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card"
+    r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
 _NO_TITLE: Final = re.compile(r"[A-Za-z0-9@]")
