@@ -234,11 +234,6 @@ class Product(_Table):
         """The format by which its keys are read."""
         return PROSE if self.allow_prose else self.format
 
-    @property
-    def splitter(self) -> str:
-        """The splitter that cuts its payloads; a text is a line, whatever it looks like."""
-        return self.split or ("line" if self.allow_prose else "auto")
-
 
 class Shop(_Table):
     """A storefront."""

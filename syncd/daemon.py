@@ -86,7 +86,7 @@ def complete(settings: Settings) -> Loaded:
             known = ", ".join(sorted(formats.keys() - {config.PROSE}))
             problems.append(settings.problem(f"products.{sku}.format", "there is no such format", f"known: {known}"))
         if product.split is not None and not is_split(product.split):
-            fix = "auto, line, pair, labelled, csv or pair:SEP"
+            fix = "auto, line, pair, labelled, csv, json, pair:SEP, or a template such as {number}----{pin}"
             problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
     shown, wrong = presentations(settings, formats)
     problems += wrong

@@ -260,12 +260,10 @@ def test_durations_are_seconds(write: Any, written: str, seconds: float) -> None
     assert loaded.sync.jitter == seconds
 
 
-def test_goods_that_are_text_are_read_a_line_at_a_time(write: Any) -> None:
-    loaded = config.load(write("[products.x]\nallow_prose = true\n[products.y]\nsplit = 'csv'\n[products.z]\n"))
-    x, y, z = (loaded.products[sku] for sku in "xyz")
-    assert (x.reads_as, x.splitter) == ("prose", "line")
-    assert (y.reads_as, y.splitter) == ("auto", "csv")
-    assert (z.splitter, z.takes) == ("auto", range(1, 1001))
+def test_goods_that_are_text_are_read_as_text(write: Any) -> None:
+    loaded = config.load(write("[products.x]\nallow_prose = true\n[products.y]\nformat = 'steam'\n[products.z]\n"))
+    assert [loaded.products[sku].reads_as for sku in "xyz"] == ["prose", "steam", "auto"]
+    assert loaded.products["z"].takes == range(1, 1001)
 
 
 def test_the_other_values_as_they_are_read(write: Any) -> None:

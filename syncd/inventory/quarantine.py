@@ -40,6 +40,7 @@ _REST: Final = 1.5
 """How long work on many rests after each chunk while deliveries come, as a multiple of what the chunk took."""
 _LONGEST_REST_S: Final = 0.05
 _EXAMPLES: Final = 5
+_SPLITTERS: Final = "line, pair, labelled, csv, json, pair:SEP or a template"
 HELD: Final = "unproven_after_restore"
 """The reason under which keys held after a restore are counted; they lie in the vault, not here."""
 UNANSWERED: Final = "return_unanswered"
@@ -127,7 +128,7 @@ class _How:
     zones: Mapping[str, ZoneInfo]
 
     def read(self, held: Held) -> Card:
-        reading = _reading(held.raw, held.reading, self.split, self.product.splitter)
+        reading = _reading(held.raw, held.reading, self.split, self.product.split or self.fmt.split or None)
         return read_one(held.raw, reading, self.fmt, self.zones.get(held.supplier) or ZoneInfo(DEFAULT_TIMEZONE))
 
 
@@ -250,7 +251,7 @@ class Quarantine:
         if known is None:
             raise InvalidRequestError("there is no such format", hint=f"known: {', '.join(sorted(formats))}")
         if split is not None and not is_split(split):
-            raise InvalidRequestError("there is no such splitter", hint="line, pair, labelled, csv or pair:SEP")
+            raise InvalidRequestError("there is no such splitter", hint=_SPLITTERS)
         return _How(product, known, split, {name: supplier.tz for name, supplier in settings.suppliers.items()})
 
     def _sealed(self, cards: Iterable[tuple[Held, Slice]], how: _How) -> list[Any]:
@@ -666,7 +667,7 @@ def _reading(raw: bytes, stored: str, split: str | None, configured: str | None)
             reading = Reading.load(stored)
         except (ValueError, TypeError):
             reading = None
-        as_before = reading is not None and configured in {None, "auto", reading.splitter}
+        as_before = reading is not None and configured in {None, "auto", reading.splitter, reading.separator}
         if reading is not None and (as_before or (configured or "").startswith(f"{reading.splitter}:")):
             # What was undecided as a payload may be plain as a slice; and a slice is a card, never the header.
             return None if reading.candidates or reading.problem else replace(reading, header=False)

@@ -19,9 +19,8 @@ from pydantic import ValidationError
 
 from syncd.storefronts.hot import DeliveryAnswer, DeliveryRequest
 
-PRODUCTS = (
-    '[products.a]\ntitle = "a"\nformat = "opaque"\nprice = "9.90 CNY"\n[products.none]\ntitle = "none"\n[shops.other]\n'
-)
+PRODUCTS = '[products.a]\ntitle = "a"\nformat = "opaque"\nprice = "9.90 CNY"\n[products.none]\ntitle = "none"\n'
+    "[products.uploaded]\n[shops.other]\n"
 CANARY = "CANARY-7F3A"
 
 # Every route with what it takes: rights, and who. A route that is not here fails the test of the table.
@@ -379,8 +378,8 @@ def test_an_upload_streams_and_leaves_nothing_behind(served: Any, tmp_path: Path
     clear.write_text("".join(f"UPLOAD-{number:08d}-{'x' * 40}\n" for number in range(20_000)))
     before: Callable[[], set[str]] = lambda: {path.name for path in served.state.iterdir()}  # noqa: E731
     names = before()
-    report = served.syncd("keys", "import", str(clear), "--product", "none")
+    report = served.syncd("keys", "import", str(clear), "--product", "uploaded")
     assert "sealed       20000" in report
-    assert "already_taken" in served.syncd("keys", "import", str(clear), "--product", "none", "--json")
+    assert "already_taken" in served.syncd("keys", "import", str(clear), "--product", "uploaded", "--json")
     assert before() - names <= {"syncd.db-wal", "syncd.db-shm"}
     assert b"UPLOAD-" not in b"".join(path.read_bytes() for path in served.state.glob("syncd.db*"))
