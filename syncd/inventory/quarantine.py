@@ -127,8 +127,19 @@ class _How:
     split: str | None
     zones: Mapping[str, ZoneInfo]
 
+    @property
+    def configured(self) -> str | None:
+        return self.product.split or self.fmt.split or None
+
+    def guesses(self, held: Held) -> bool:
+        """Whether one slice alone would have to say what its whole payload left open: a person decides that, and not
+        for many at once.
+        """
+        told = self.split or self.configured
+        return self.fmt.kind != "opaque" and told in {None, "auto"} and _undecided(_stored(held.reading))
+
     def read(self, held: Held) -> Card:
-        reading = _reading(held.raw, held.reading, self.split, self.product.split or self.fmt.split or None)
+        reading = _reading(held.raw, held.reading, self.split, self.configured)
         return read_one(held.raw, reading, self.fmt, self.zones.get(held.supplier) or ZoneInfo(DEFAULT_TIMEZONE))
 
 
@@ -316,6 +327,9 @@ class Quarantine:
         """An entry as a key, or None after it has been counted for what it is."""
         if isinstance(held, UnreadableKeyError):
             done.refused("does_not_open")
+            return None
+        if how.guesses(held):
+            done.refused("ambiguous")
             return None
         card = how.read(held)
         if card.key is None:
@@ -657,20 +671,30 @@ def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in row if name not in _INSIDE}, "id": str(row["id"]), **times}
 
 
+def _stored(reading: str) -> Reading | None:
+    try:
+        return Reading.load(reading)
+    except (ValueError, TypeError):
+        return None
+
+
+def _undecided(reading: Reading | None) -> bool:
+    """Whether a payload could not be read as a whole."""
+    return reading is not None and bool(reading.candidates or reading.problem)
+
+
 def _reading(raw: bytes, stored: str, split: str | None, configured: str | None) -> Reading | None:
     """How to read a slice again: by ``split``; else as its payload was; else by what the slice itself shows.
 
     A product's splitter that was ``configured`` since then wins over how the payload was read.
     """
     if split is None:
-        try:
-            reading = Reading.load(stored)
-        except (ValueError, TypeError):
-            reading = None
-        as_before = reading is not None and configured in {None, "auto", reading.splitter, reading.separator}
-        if reading is not None and (as_before or (configured or "").startswith(f"{reading.splitter}:")):
-            # What was undecided as a payload may be plain as a slice; and a slice is a card, never the header.
-            return None if reading.candidates or reading.problem else replace(reading, header=False)
+        reading = _stored(stored)
+        # What was undecided as a payload may be plain as a slice; and a slice is a card, never the header.
+        if reading is not None and not _undecided(reading):
+            as_before = configured in {None, "auto", reading.splitter, reading.separator}
+            if as_before or (configured or "").startswith(f"{reading.splitter}:"):
+                return replace(reading, header=False)
         split = configured
     if split is None:
         return None

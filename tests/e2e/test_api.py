@@ -19,8 +19,10 @@ from pydantic import ValidationError
 
 from syncd.storefronts.hot import DeliveryAnswer, DeliveryRequest
 
-PRODUCTS = '[products.a]\ntitle = "a"\nformat = "opaque"\nprice = "9.90 CNY"\n[products.none]\ntitle = "none"\n'
+PRODUCTS = (
+    '[products.a]\ntitle = "a"\nformat = "opaque"\nprice = "9.90 CNY"\n[products.none]\ntitle = "none"\n'
     "[products.uploaded]\n[shops.other]\n"
+)
 CANARY = "CANARY-7F3A"
 
 # Every route with what it takes: rights, and who. A route that is not here fails the test of the table.

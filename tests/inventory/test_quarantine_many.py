@@ -139,6 +139,29 @@ def test_K5_the_same_line_twice_in_one_payload_becomes_one_key(house: Any, paylo
     assert house.keys("steam-1") == ["odd-1", "odd-2"]
 
 
+async def test_P3_what_a_whole_payload_left_open_is_not_guessed_line_by_line(house: Any, payload: Any) -> None:
+    """Half the lines have one separator, half another: which of it is a key, a person says."""
+    lines = ["A1B2----C3D4", "A1B3|C3D5", "A1B4----C3D6", "A1B5|C3D7"]
+    house.take(payload("cards-1", text(lines)))
+    chosen = Filter(product="cards-1", reason="ambiguous")
+    for again in (reread(house, chosen, dry_run=True), reread(house, chosen)):
+        assert (again.keys, again.unreadable) == (0, {"ambiguous": 4})
+    done = reread(house, chosen, split="pair:----")
+    assert (done.keys, sum(done.unreadable.values())) == (2, 2)
+    (entry, _) = [int(item["id"]) for item in house.quarantine.page(chosen)["items"]]
+    await house.quarantine.release(entry, None, None, "me")  # one at a time, it may speak for itself
+    assert len(house.keys("cards-1")) == 3
+
+
+def test_a_splitter_that_was_configured_since_then_counts(make_house: Callable[..., Any], payload: Any) -> None:
+    house = make_house("[products.cards-1]\n")
+    house.take(payload("cards-1", text(["A1B2----C3D4", "A1B3|C3D5", "A1B4----C3D6", "A1B5|C3D7"])))
+    assert house.keys("cards-1") == []
+    house.stop()
+    house = make_house('[products.cards-1]\nsplit = "pair:|"\n')
+    assert reread(house, Filter(product="cards-1")).keys == 2
+
+
 def test_a_page_ends_in_time_and_says_where_to_go_on(
     house: Any, payload: Any, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
