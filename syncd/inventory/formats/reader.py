@@ -18,7 +18,7 @@ from syncd.inventory.formats.document import (
 )
 from syncd.inventory.formats.evidence import header_like, is_gap
 from syncd.inventory.formats.reading import Reading
-from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal, default_display
+from syncd.inventory.formats.rules import MAX_KEY, FieldRule, Format, Refusal, default_display
 from syncd.inventory.formats.slices import Card, Quick, Slices
 from syncd.inventory.formats.split import (
     PIECE,
@@ -246,29 +246,35 @@ def _line_end(cut: Cut) -> bytes:
 def _short_way(quick: Quick, data: bytes, end: bytes, slices: Slices, offset: int, position: int) -> Iterator[Card]:
     """The cards of a block of ASCII lines: one match for a line that is a key in canonical form, nothing else."""
     pattern, names = quick
-    template, fullmatch, size = slices.fmt.template, pattern.fullmatch, len(end)
-    checked = [(names.index(rule.name) + 1, rule) for rule in slices.fmt.checked]
-    if slices.fmt.kind == "auto":
-        template = default_display(names)
+    fmt, size = slices.fmt, len(end)
+    template = default_display(names) if fmt.kind == "auto" else fmt.template
+    checked = [(names.index(rule.name) + 1, rule) for rule in fmt.checked]
     lone = names[0] if template == f"{{{names[0]}}}" else ""
-    raws = data.split(end)
-    texts = data.decode("ascii").split(end.decode("ascii"))
+    whole = data.decode("ascii")
+    raws, texts = data.split(end), whole.split(end.decode("ascii"))
     raws.pop()  # what is behind the last line end: nothing
     texts.pop()
+    if lone and size == 1 and fmt.all_canonical(data, whole):
+        for raw, text in zip(raws, texts, strict=True):
+            position += 1
+            offset += len(raw) + 1
+            fields = {lone: text}
+            yield Card(position, offset, position, raw, CardKey(fields, fields, text))
+        return
+    fullmatch = pattern.fullmatch
     for raw, text in zip(raws, texts, strict=True):
         position += 1
         offset += len(raw) + size
         match = fullmatch(text)
-        if match and len(text) <= MAX_KEY and all(rule.passes(match[group]) for group, rule in checked):
-            if lone:
-                fields = {lone: text}
-                display = text
-            else:
-                fields = dict(zip(names, match.groups(), strict=True))
-                display = template.format_map(fields)
-            yield Card(position, offset, position, raw, CardKey(fields, fields, display))
+        if match and len(text) <= MAX_KEY and not (checked and _fails(match, checked)):
+            fields = {lone: text} if lone else dict(zip(names, match.groups(), strict=True))
+            yield Card(position, offset, position, raw, CardKey(fields, fields, template.format_map(fields)))
         elif strip(text):
             yield slices.card(position, offset, position, raw, slices.line(text))
+
+
+def _fails(match: re.Match[str], checked: list[tuple[int, FieldRule]]) -> bool:
+    return not all(rule.passes(match[group]) for group, rule in checked)
 
 
 class _Labelled:

@@ -43,6 +43,7 @@ Any other word is taken as the characters themselves.
 _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
 _GAP: Final = "[- ]{0,3}"
+_DIGIT: Final = "(?=[^0-9]{0,64}[0-9])"  # keeps placeholders, which are words, off the short way
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
 
@@ -111,8 +112,7 @@ class FieldRule:
         """A pattern without captures for canonical values with a digit; "" if there is no such short way."""
         if self.alphabet in _SOLID:
             return ""
-        # The digit keeps placeholders, which are words, off the short way.
-        start = "(?=[^0-9]{0,64}[0-9])" + (f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else "")
+        start = _DIGIT + (f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else "")
         if self.groups:
             shapes = ["-".join(f"{self._class}{{{size}}}" for size in group) for group in self.groups]
         else:
@@ -254,10 +254,32 @@ class Format:
         if self.kind == "auto":
             names: tuple[str, ...] = ("number", "pin") if separator else ("code",)
             return re.compile(between.join([f"({_AUTO_PART})"] * len(names))), names
+        if self.kind == "opaque":
+            return None if separator else (re.compile(_QUICK_OPAQUE), ("code",))
         patterns = [rule.canonical_pattern for rule in self.rules]
-        if self.kind == "opaque" or not all(patterns) or (len(patterns) > 1) != bool(separator):
+        if not all(patterns) or (len(patterns) > 1) != bool(separator):
             return None
         return re.compile(between.join(f"({pattern})" for pattern in patterns)), self.fields
+
+    def all_canonical(self, block: bytes, text: str) -> bool:
+        """Whether every line of a block of ASCII lines, each with LF, is a single key that ``quick`` takes, found out
+        by a few passes over the whole block. False is no more than "look at each line".
+        """
+        if self._light is None or self.checked:
+            return False
+        digits = block.translate(None, _NO_DIGITS)  # a line without a digit may be a placeholder,
+        others = block.translate(None, _FIGURES) if self.kind == "auto" else digits  # and one of these alone a date
+        if any(rest[:1] == b"\n" or b"\n\n" in rest for rest in (digits, others)):
+            return False
+        return not any(start in block for start in _PICTURES) and self._light.fullmatch(text) is not None
+
+    @cached_property
+    def _light(self) -> re.Pattern[str] | None:
+        """``quick`` for a whole block, but for what it looks ahead for; eight characters hold four letters or digits."""
+        if (found := self.quick()) is None:
+            return None
+        light = found[0].pattern.replace(_AUTO_AHEAD, "").replace(_OPAQUE_AHEAD, "").replace(_DIGIT, "")
+        return re.compile(f"(?:(?=[^\\n]{{8,{MAX_KEY}}}\\n)(?>{light})\\n)++")
 
     @property
     def lone_field(self) -> str:
@@ -421,11 +443,17 @@ _TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=
 # Four letters or digits and more, in groups, with a digit. Dates, numbers spoilt by a spreadsheet (1E17) and pictures
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
-_AUTO_PART: Final = (
+_AUTO_AHEAD: Final = (
     rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
-    r"[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 )
+_AUTO_PART: Final = rf"{_AUTO_AHEAD}[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
+_NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
+_FIGURES: Final = b"0123456789Ee-"
+_PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b"DATA:")
+# A text without spaces, with a digit, that is no picture: no placeholder is one.
+_OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
+_QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
 _QUICK_AUTO: Final = re.compile(_AUTO_PART)
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},

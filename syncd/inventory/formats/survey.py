@@ -16,11 +16,11 @@ from syncd.inventory.formats.document import MAX_DOCUMENT, Object, elements, par
 from syncd.inventory.formats.evidence import DOMINANT, Evidence, Table
 from syncd.inventory.formats.reading import Reading, is_split, pair_name
 from syncd.inventory.formats.split import (
-    HINT,
     Cutter,
     Line,
     Recorder,
     cells,
+    is_plain,
 )
 from syncd.inventory.formats.text import strip
 from syncd.inventory.formats.words import (
@@ -190,12 +190,11 @@ class Survey:
                 self._line(line)
             data = data[first:]
         quick = self._media == "text" and not self._evidence.numbers and self._document is None
-        if quick and data.isascii() and b"\0" not in data and not HINT.search(data):
-            rows = data.split()
-            if len(rows) == data.count(b"\n") and self._evidence.header is not None:
-                self._total += len(rows)
-                self._evidence.plain(len(rows))
-                return
+        if quick and self._evidence.header is not None and data.isascii() and b"\0" not in data and is_plain(data):
+            count = data.count(b"\n")
+            self._total += count
+            self._evidence.plain(count)
+            return
         for line in data.splitlines(keepends=True):
             self._line(line)
 
