@@ -15,9 +15,9 @@ import hashlib
 import hmac
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Final, Literal, Protocol
@@ -61,6 +61,7 @@ __all__ = [
     "OutOfStock",
     "OutcomeUnknown",
     "Page",
+    "Part",
     "PriceChanged",
     "Promises",
     "Pull",
@@ -76,6 +77,9 @@ __all__ = [
     "Stock",
     "Transient",
     "Webhook",
+    "by_cursor",
+    "by_number",
+    "by_offset",
     "hmac_sha256_hex",
     "md5_hex",
     "money",
@@ -324,6 +328,10 @@ class OrderRequest:
     """Send it along where the supplier has a price guard; where it has none, ask for the price just before."""
     callback_url: str = ""
     """Where the supplier may say that something happened; "" when nobody listens."""
+    again: bool = False
+    """This reference was sent before, and nobody knows what became of it. Whoever is refused before the supplier could
+    have looked it up, or whose supplier does not look it up, raises OutcomeUnknown: the first time may have bought.
+    """
 
 
 OrderStatus = Literal["pending", "partial", "completed", "canceled", "refunded"]
@@ -413,6 +421,10 @@ class Promises:
     """A stock number is what can be bought at this moment."""
     serial_trades: bool = False
     """One order at a time per account."""
+    repeat_after: float | None = None
+    """Where a reference is neither answered again nor found: seconds after which `place_order` with ``again`` may tell
+    what became of it. An Order says that the first time bought nothing, and this time did.
+    """
     incremental: bool = False
     """`list_offers` understands ``since``."""
     reference_length: int = 19
@@ -643,6 +655,111 @@ class Context:
     settings: Any
     timezone: ZoneInfo
     connect: Connect = field(default=_nobody, repr=False)
+    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC), repr=False)
+    """The clock, in UTC: for a time that is a part of a request's body. A `Signer` is given its own."""
+
+
+# --- listings in pages ------------------------------------------------------------------------------------------------
+#
+# Each asks for one page after the other and ends where the listing ends. A page that came before, a listing that ends
+# before its own total, and one that does not end, raise BadResponse: half a listing is none. Places in an answer are
+# written as names with dots between them ("data.list"); "" is the answer itself.
+
+_MOST_PAGES: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The elements of one page, and how many the whole listing has where the answer says it."""
+
+    items: Sequence[Any] = field(repr=False)
+    total: int | None = None
+
+
+async def by_number(
+    ask: Callable[[int], Awaitable[Answer]], items: str, *, total: str = "", first: int = 1
+) -> AsyncIterator[Part]:
+    """Pages by their number, from ``first`` on: to the ``total`` of elements where the answer says it, else to the
+    first empty page.
+    """
+    async for part in _by_count(lambda page, _seen: ask(first + page), items, total):
+        yield part
+
+
+async def by_offset(ask: Callable[[int], Awaitable[Answer]], items: str, *, total: str = "") -> AsyncIterator[Part]:
+    """As `by_number`, where a page is asked for by the number of elements before it."""
+    async for part in _by_count(lambda _page, seen: ask(seen), items, total):
+        yield part
+
+
+async def by_cursor(
+    ask: Callable[[str], Awaitable[Answer]], items: str, *, following: str, start: str = ""
+) -> AsyncIterator[Part]:
+    """Pages of which each tells how to ask for the next one, at ``following``: a token, or a link (which the client
+    follows only within the supplier's own host). The first one is asked for with ``start``; none told ends it.
+    """
+    seen, cursors = _Seen(), {start}
+    cursor: Any = start
+    while True:
+        answer = (await ask(cursor)).json()
+        part = Part(_list(answer, items))
+        seen.new(part.items)
+        yield part
+        cursor = _at(answer, following)
+        if cursor in (None, "", False):
+            return
+        if not isinstance(cursor, str | int) or str(cursor) in cursors:
+            raise BadResponse("a listing whose next page is one that came before: it would never end")
+        cursor = str(cursor)
+        cursors.add(cursor)
+
+
+async def _by_count(ask: Callable[[int, int], Awaitable[Answer]], items: str, total: str) -> AsyncIterator[Part]:
+    seen = _Seen()
+    for page in range(_MOST_PAGES):
+        answer = (await ask(page, seen.count)).json()
+        whole = _integer(_at(answer, total)) if total else None
+        if total and (whole is None or whole < 0):
+            raise BadResponse(f"a listing whose {total} is not a number")
+        part = Part(_list(answer, items), whole)
+        if not part.items and whole is not None and seen.count < whole:
+            raise BadResponse("a listing that ends before its own total")
+        seen.new(part.items)
+        if part.items or not page:
+            yield part
+        if not part.items or (whole is not None and seen.count >= whole):
+            return
+    raise BadResponse(f"a listing of more than {_MOST_PAGES} pages")
+
+
+class _Seen:
+    """The pages so far: how many elements, and a digest of each, so that a repeated one is noticed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._digests: set[bytes] = set()
+
+    def new(self, items: Sequence[Any]) -> None:
+        digest = hashlib.blake2b(repr(items).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+        if items and digest in self._digests:
+            raise BadResponse("a page that came before: the supplier ignores which page is asked for")
+        if len(self._digests) >= _MOST_PAGES:
+            raise BadResponse(f"a listing of more than {_MOST_PAGES} pages")
+        self._digests.add(digest)
+        self.count += len(items)
+
+
+def _at(answer: Any, place: str) -> Any:
+    for name in place.split(".") if place else ():
+        answer = answer.get(name) if isinstance(answer, dict) else None
+    return answer
+
+
+def _list(answer: Any, place: str) -> Sequence[Any]:
+    found = _at(answer, place)
+    if not isinstance(found, list):
+        raise BadResponse(f"there is no list at {place or 'the answer'}")
+    return found
 
 
 # --- feeds ------------------------------------------------------------------------------------------------------------
@@ -707,6 +824,8 @@ class Adapter:
     title: ClassVar[str] = ""
     """What the supplier's system is called."""
     promises: ClassVar[Promises] = Promises()
+    split: ClassVar[str] = "auto"
+    """Which splitter cuts its texts into keys, where the product does not say it (K14)."""
     unverified: ClassVar[tuple[str, ...]] = ()
     """What of the protocol nobody has confirmed yet, a sentence each: shown on the adapter's page and in lists."""
 

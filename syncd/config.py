@@ -45,6 +45,26 @@ def _duration(value: object) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+def _positive(value: object) -> float:
+    seconds = _duration(value)
+    if seconds <= 0:
+        raise ValueError('this is no time at all: write "5s" or more')
+    return seconds
+
+
+def _rate(value: object) -> tuple[int, float]:
+    found = re.fullmatch(r"([1-9]\d{0,4})/(s|m|h)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError('this is not a rate: write a number of requests and a unit, such as "5/s", "60/m" or "500/h"')
+    return int(found[1]), float(_UNITS[found[2]])
+
+
+def _proxy(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^/@\s]+/?", value):
+        raise ValueError('this is not a proxy: write "http://HOST:PORT", without a user and a password')
+    return value
+
+
 def _size(value: object) -> int:
     found = re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB)", value) if isinstance(value, str) else None
     if not found:
@@ -84,6 +104,9 @@ def _listen(value: object) -> tuple[str, int]:
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]
+Timeout = Annotated[float, BeforeValidator(_positive)]
+Rate = Annotated[tuple[int, float], BeforeValidator(_rate)]
+Proxy = Annotated[str, BeforeValidator(_proxy)]
 Size = Annotated[int, BeforeValidator(_size)]
 Price = Annotated[Money, BeforeValidator(_money)]
 Zone = Annotated[str, BeforeValidator(_zone)]
@@ -187,6 +210,17 @@ class Supplier(_Table):
     jitter: Duration | None = Field(None, description="Default: sync.jitter.")
     timezone: Zone = Field(DEFAULT_TIMEZONE, description="Zone of its dates without a zone.")
     override: bool = Field(default=False, description="Whether a drop-in adapter may shadow a bundled one.")
+    rate: Rate = Field((5, 1.0), description="Most requests in a time, evenly spread.")
+    concurrency: int = Field(4, ge=1, le=64, description="Most requests at the same time.")
+    connect_timeout: Timeout = Field(5.0, description="Longest wait for a connection.")
+    read_timeout: Timeout = Field(30.0, description="Longest wait for the next byte of an answer.")
+    timeout: Timeout = Field(60.0, description="Longest time of one request, from its connection to its last byte.")
+    max_answer: Size = Field(32 * 1024**2, description="Largest answer that is read, unpacked.")
+    ca_file: PathText | None = Field(
+        None, description="Certificates (PEM) that are trusted instead of the public ones."
+    )
+    proxy: Proxy | None = Field(None, description="An HTTP proxy through which it is reached.")
+    allow_http: bool = Field(default=False, description="Whether credentials may travel in clear to other machines.")
 
     @property
     def settings(self) -> dict[str, Any]:

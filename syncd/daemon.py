@@ -21,7 +21,6 @@ import uvloop
 from sqlalchemy import func, select
 
 from syncd import __version__, audit, config, logs, systemd
-from syncd.adapter import Adapter, capabilities
 from syncd.config import Settings
 from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
 from syncd.inventory.formats import Format, is_split, load_formats
@@ -40,6 +39,7 @@ from syncd.storefronts.access import Access
 from syncd.storefronts.native import Parts, build
 from syncd.storefronts.server import Server
 from syncd.suppliers import registry
+from syncd.suppliers.link import Links
 from syncd.vault.crypto import Kek
 from syncd.vault.keyring import create_kek_file, load_kek
 from syncd.vault.vault import Vault, has_ring, key_counts, load_ring, restored_at
@@ -50,6 +50,8 @@ SWITCH_S: Final = 0.0001
 """How long a thread may keep the interpreter from the others: an import must not hold up a delivery."""
 SHOP_RIGHTS: Final = frozenset({Right.STOCK, Right.DELIVER, Right.REVEAL})
 EXPIRE_AT_ONCE: Final = 2000
+_CONFIGURED: Final = "\0supplier configuration"
+"""The scope of a configuration's fingerprint, beside those of issuers."""
 
 
 def _answer(_tx: Tx, payloads: Sequence[None]) -> list[None]:
@@ -65,7 +67,7 @@ class Loaded:
 
     settings: Settings
     formats: Mapping[str, Format]
-    adapters: Mapping[str, Adapter]
+    suppliers: Mapping[str, registry.Built]
     shown: Mapping[str, Presentation]
 
 
@@ -90,11 +92,11 @@ def complete(settings: Settings) -> Loaded:
             problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
     shown, wrong = presentations(settings, formats)
     problems += wrong
-    adapters, wrong = registry.build(settings)
+    suppliers, wrong = registry.build(settings)
     problems += wrong
     if problems:
         raise ConfigError(problems)
-    return Loaded(settings, formats, adapters, shown)
+    return Loaded(settings, formats, suppliers, shown)
 
 
 def check(path: Path) -> list[Problem]:
@@ -116,20 +118,6 @@ def run(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_S)
     systemd.few_arenas()
     return uvloop.run(Daemon(loaded).live())
-
-
-@dataclass(frozen=True, slots=True)
-class _Direct:
-    """A supplier that is asked on the daemon's own loop."""
-
-    adapter: Adapter
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        return capabilities(type(self.adapter))
-
-    async def acall(self, verb: str, *args: Any) -> Any:
-        return await getattr(self.adapter, verb)(*args)
 
 
 class Daemon:
@@ -184,20 +172,21 @@ class Daemon:
                 await writer.submit(PING, None)
 
             intake = Intake(database, writer, vault, self._formats, self._products, self.metrics, arrived)
-            sync = Sync(writer, ids, intake, self.metrics, self.loaded.settings, self.loaded.adapters)
+            self._know()
+            links = Links(database, writer, self.metrics, lambda digest: ring.fingerprint(_CONFIGURED, digest).hex())
+            stack.callback(links.close)
+            links.take_over(self.loaded.suppliers)
+            sync = Sync(writer, ids, intake, self.metrics, self.loaded.settings, links)
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
             status = functools.partial(self._status, database, writer, sync, deliveries)
             self.metrics.levels = functools.partial(_levels, database, writer, self.clock)
-            self._know()
             parts = Parts(
                 settings=lambda: self.loaded.settings,
                 deliveries=deliveries,
                 stock=Stock(writer, self._products, functools.partial(self._synced, database)),
-                quarantine=Quarantine(
-                    writer, vault, lambda: self.loaded.settings, self._formats, arrived, self._upstream
-                ),
+                quarantine=Quarantine(writer, vault, lambda: self.loaded.settings, self._formats, arrived, links.get),
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -218,10 +207,11 @@ class Daemon:
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
                 schedule.every(5, access.refresh)
+                schedule.every(5, functools.partial(asyncio.to_thread, links.refresh))
             schedule.start()
             stack.callback(schedule.stop)
 
-            loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload(sync)))
+            loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload(sync, links)))
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             watchdog = asyncio.create_task(self._watch(ping))
             stack.callback(watchdog.cancel)
@@ -329,7 +319,7 @@ class Daemon:
                 systemd.watchdog()
             await asyncio.sleep(interval / 2)
 
-    async def _reload(self, sync: Sync) -> None:
+    async def _reload(self, sync: Sync, links: Links) -> None:
         """Take over a changed configuration without dropping a request, or keep the old one."""
         systemd.reloading()
         self.metrics.config_reloads.inc()
@@ -344,7 +334,8 @@ class Daemon:
             self.loaded = new
             self._know()
             logs.configure(new.settings.daemon.log_level)
-            await sync.reload(new.settings, new.adapters)
+            await asyncio.to_thread(links.take_over, new.suppliers)
+            await sync.reload(new.settings, links)
             log.info("reloaded", products=len(new.settings.products), suppliers=len(new.settings.suppliers))
         systemd.ready()
 
@@ -359,10 +350,6 @@ class Daemon:
     def _formats(self) -> Mapping[str, Format]:
         return self.loaded.formats
 
-    def _upstream(self, supplier: str) -> _Direct | None:
-        adapter = self.loaded.adapters.get(supplier)
-        return None if adapter is None else _Direct(adapter)
-
     # --- what operators and Prometheus see (these block: they run in threads) ---------------------------------------
 
     def _synced(self, database: Database) -> tuple[int | None, float]:
@@ -371,7 +358,7 @@ class Daemon:
         intervals = [settings.interval(name)[0] for name in settings.suppliers]
         with database.read() as connection:
             last = connection.execute(
-                select(func.min(supplier.c.last_success_at)).where(supplier.c.name.in_(self.loaded.adapters))
+                select(func.min(supplier.c.last_success_at)).where(supplier.c.name.in_(self.loaded.suppliers))
             ).scalar()
         return last, 2 * max(intervals, default=settings.sync.interval)
 

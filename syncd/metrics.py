@@ -7,6 +7,7 @@ counted as ``unknown``. Amounts that the database knows better (keys, backlog) a
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ UNKNOWN: Final = "unknown"
 
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _RUN_SECONDS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+_CALL_SECONDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0)
+_STOPS: Final = ("auth", "config")
 _UNITS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
@@ -108,6 +111,24 @@ class Metrics:
         )
         self._running = gauge("sync_running", "Whether a sync run is under way here: 1 or 0.", "supplier")
 
+        self._calls = counter(
+            "supplier_calls_total", "Verbs asked of suppliers, failed ones included.", "supplier", "verb"
+        )
+        self._call_failures = counter(
+            "supplier_failures_total", "Verbs that failed, by what happens next.", "supplier", "verb", "kind"
+        )
+        self._call_seconds = histogram(
+            "supplier_call_seconds", "From asking a verb to its end.", "supplier", "verb", buckets=_CALL_SECONDS
+        )
+        self._retries = counter("supplier_retries_total", "Requests that were sent again.", "supplier")
+        self._breaker = gauge(
+            "supplier_breaker_state", "Circuit breaker: 0 closed, 1 a probe is under way, 2 open.", "supplier"
+        )
+        self._up = gauge("supplier_up", "Whether it is asked, and answers: 1 or 0.", "supplier")
+        self._stopped = gauge(
+            "supplier_stopped", "Whether it is not asked until its configuration changes: 1 or 0.", "supplier", "reason"
+        )
+
         self._sealed = counter("keys_sealed_total", "New keys sealed into the vault.", "supplier", "product")
         self._repeated = counter("keys_repeated_total", "Keys that the same source had brought before.", "supplier")
         self._quarantined = counter("keys_quarantined_total", "Slices set aside for an operator.", "supplier", "reason")
@@ -145,6 +166,7 @@ class Metrics:
         for supplier in self._suppliers:
             for metric in (self._runs, self._run_failures, self._run_seconds, self._running, self._repeated):
                 metric.labels(supplier)
+            self._retries.labels(supplier)
 
     # --- deliveries -------------------------------------------------------------------------------------------------
 
@@ -197,6 +219,38 @@ class Metrics:
     def quarantined(self, supplier: str, reason: str, slices: int = 1) -> None:
         """Slices were set aside; ``reason`` is a word of the code."""
         self._quarantined.labels(self._supplier(supplier), _word(reason)).inc(slices)
+
+    def supplier_verbs(self, supplier: str, verbs: Collection[str]) -> None:
+        """What a supplier may be asked: its counts begin at 0."""
+        for verb in verbs:
+            self._calls.labels(self._supplier(supplier), _word(verb))
+
+    def supplier_called(self, supplier: str, verb: str, *, seconds: float, kind: str | None) -> None:
+        """A verb is over; ``kind`` is the error's code, None when it succeeded."""
+        supplier, verb = self._supplier(supplier), _word(verb)
+        self._calls.labels(supplier, verb).inc()
+        self._call_seconds.labels(supplier, verb).observe(seconds)
+        if kind is not None:
+            self._call_failures.labels(supplier, verb, _word(kind.removeprefix("supplier_"))).inc()
+
+    def supplier_retried(self, supplier: str) -> None:
+        """A request is sent again."""
+        self._retries.labels(self._supplier(supplier)).inc()
+
+    def supplier_state(self, supplier: str, *, breaker: int, stopped: str) -> None:
+        """``breaker`` as the gauge says it; ``stopped``: auth or config, "" when it is asked."""
+        supplier = self._supplier(supplier)
+        self._breaker.labels(supplier).set(breaker)
+        self._up.labels(supplier).set(0 if breaker or stopped else 1)
+        for reason in _STOPS:
+            self._stopped.labels(supplier, reason).set(reason == stopped)
+
+    def supplier_gone(self, supplier: str) -> None:
+        """It is not configured any more: what it was like ends with it."""
+        for labels in ((supplier,), *((supplier, reason) for reason in _STOPS)):
+            for gauge in (self._breaker, self._up) if len(labels) == 1 else (self._stopped,):
+                with contextlib.suppress(KeyError):
+                    gauge.remove(*labels)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import certifi
 import pytest
 import typer
 from pydantic import BaseModel
@@ -226,6 +228,7 @@ def test_the_examples_show_every_setting_and_load(tmp_path: Path) -> None:
     (tmp_path / "formats.toml").write_bytes((ROOT / "config" / "formats.toml").read_bytes())
     (tmp_path / "my-formats.toml").write_text("")
     (tmp_path / "postgresql.password").write_text("x")
+    shutil.copy(certifi.where(), tmp_path / "lao-wang.pem")
     (tmp_path / "products.csv").write_text(blocks(CONFIGURATION, "csv")[0], encoding="utf-8")
     assert daemon.check(tmp_path / "syncd.toml") == []
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import RowMapping, select
 
-from syncd.adapter import Adapter, Consignment, Pull
+from syncd.adapter import Consignment, Pull
 from syncd.config import Settings
 from syncd.errors import ConflictError, LeaseLostError, NotFoundError, SyncdError
 from syncd.inventory.intake import Ask, Intake, Progress
@@ -31,6 +31,7 @@ from syncd.store.database import Writer
 from syncd.store.leases import Lease
 from syncd.store.tables import run as run_table
 from syncd.store.tables import supplier as supplier_table
+from syncd.suppliers.link import Link
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +68,7 @@ class _Run:
 
 
 class Sync:
-    """Keeps every supplier synced. ``adapters`` are the enabled suppliers' adapters, by supplier's name."""
+    """Keeps every supplier synced. ``links`` are those to the enabled suppliers, by name."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Sync:
         intake: Intake,
         metrics: Metrics,
         settings: Settings,
-        adapters: Mapping[str, Adapter],
+        links: Mapping[str, Link],
     ) -> None:
         self._writer = writer
         self._database = writer.database
@@ -85,7 +86,7 @@ class Sync:
         self._intake = intake
         self._metrics = metrics
         self._settings = settings
-        self._adapters = adapters
+        self._links = links
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._runs: dict[str, _Run] = {}
         self._starting: set[str] = set()
@@ -93,11 +94,11 @@ class Sync:
 
     async def open(self) -> None:
         """Make sure that every supplier has its row; a new one is due at once."""
-        await self._writer.submit(leases.ENSURE, list(self._adapters))
+        await self._writer.submit(leases.ENSURE, list(self._links))
 
-    async def reload(self, settings: Settings, adapters: Mapping[str, Adapter]) -> None:
+    async def reload(self, settings: Settings, links: Mapping[str, Link]) -> None:
         """Take over a changed configuration; runs under way end as they began."""
-        self._settings, self._adapters = settings, adapters
+        self._settings, self._links = settings, links
         await self.open()
 
     async def tick(self) -> None:
@@ -105,15 +106,19 @@ class Sync:
         if self._stopping:
             return
         for name in await self._writer.submit(leases.DUE, None):
-            if name in self._adapters and name not in self._runs:
+            link = self._links.get(name)
+            if link is not None and name not in self._runs and not link.stopped:
                 await self._begin(name, "schedule", only_due=True)
 
     async def start(self, name: str, asked_by: str) -> int:
         """Start one supplier's run now; returns the run's id. Raises NotFoundError, AlreadyRunningError."""
-        if name not in self._adapters:
+        link = self._links.get(name)
+        if link is None:
             why = "is not enabled" if name in self._settings.suppliers else "does not exist"
-            known = ", ".join(sorted(self._adapters)) or "none"
+            known = ", ".join(sorted(self._links)) or "none"
             raise NotFoundError(f"supplier {name} {why}", hint=f"there are: {known}")
+        if link.health is not None:
+            link.health.wake()  # whoever asks by hand wants it to be tried
         here = self._runs.get(name)
         started = None if here else await self._begin(name, asked_by, only_due=False)
         if started is None:
@@ -231,7 +236,7 @@ class Sync:
             run.complaints.append,
             later,
         )
-        for consignment in self._adapters[name].pull_keys(pull):
+        for consignment in self._links[name].adapter.pull_keys(pull):
             if run.stop.is_set():
                 return
             run.progress.total += consignment.size
@@ -289,6 +294,7 @@ class Sync:
                     "name": name,
                     "adapter": supplier.adapter,
                     "enabled": supplier.enabled,
+                    "state": self._state(name),
                     "interval_s": self._settings.interval(name)[0],
                     "due_at": utc(row["due_at"]) if row else None,
                     "running": bool(last and last[0]["ended_at"] is None),
@@ -299,6 +305,13 @@ class Sync:
                 }
             )
         return found
+
+    def _state(self, name: str) -> str:
+        """How it does, in one line."""
+        link = self._links.get(name)
+        if link is None:
+            return "disabled"
+        return link.health.line() if link.health is not None else "up"
 
     def runs(self, name: str, limit: int) -> list[dict[str, Any]]:
         """The last runs of a supplier, newest first."""

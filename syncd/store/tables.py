@@ -96,6 +96,24 @@ supplier = Table(
     comment="When each supplier is due, and who runs it: the lease and the epoch that fences it (K13).",
 )
 
+supplier_health = Table(
+    "supplier_health",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("config", Text, nullable=False),
+    Column("stopped", Text, nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("pause", Float, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("asked_until", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),
+    _one_of("stopped", "", "auth", "config"),
+    comment="What is known of each supplier: breaker, refused credentials, pauses; config is a keyed fingerprint.",
+)
+
 run = Table(
     "run",
     metadata,

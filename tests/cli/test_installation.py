@@ -275,6 +275,8 @@ def test_db_upgrade_makes_or_keeps_the_schema_and_stays_off_a_running_daemon(syn
     kept = syncd("db", "upgrade", "--json").json
     assert kept["before"] == kept["now"] == Database(f"sqlite:///{path}").revision()[1]
     running = Database(f"sqlite:///{path}")
+    newest = running.revision()[1]
+    assert syncd("db", "upgrade", "--json").json == {"before": newest, "now": newest}
     running.lock()
     ended = syncd("db", "upgrade")
     assert ended.code == 78

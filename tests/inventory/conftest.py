@@ -28,6 +28,8 @@ from syncd.metrics import Metrics
 from syncd.model import IdSource
 from syncd.store.database import Database, Writer, highest_id
 from syncd.suppliers import registry
+from syncd.suppliers.client import Client
+from syncd.suppliers.link import Link
 from syncd.vault.crypto import new_kek
 from syncd.vault.keyring import Keyring
 from syncd.vault.vault import KeyRow, Vault, load_ring
@@ -114,7 +116,8 @@ class House:
         return self.sync_of({name: Scripted(pull) for name, pull in adapters.items()})
 
     def sync_of(self, adapters: Mapping[str, Adapter]) -> Sync:
-        return Sync(self.writer, self.ids, self.intake, self.metrics, self.settings, adapters)
+        links = {name: Link(adapter, Client(name)) for name, adapter in adapters.items()}
+        return Sync(self.writer, self.ids, self.intake, self.metrics, self.settings, links)
 
     def kill_after(self, commits: int, *, acknowledged: bool) -> None:
         """Let the writer die once it has committed so often: before the last commit is acknowledged, or after."""
@@ -253,8 +256,8 @@ def feed(house: House, tmp_path: Path) -> Any:
     """Supplier alpha's feed, as the registry builds it."""
     adapters, problems = registry.build(house.settings)
     assert problems == []
-    adapters["alpha"].folder.mkdir(parents=True)
-    return adapters["alpha"]
+    adapters["alpha"].adapter.folder.mkdir(parents=True)
+    return adapters["alpha"].adapter
 
 
 @dataclasses.dataclass

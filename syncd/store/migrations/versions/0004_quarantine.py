@@ -8,7 +8,7 @@ from alembic import op
 from syncd.store.tables import transition_rule
 
 revision = "0004"
-down_revision = "0001"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
