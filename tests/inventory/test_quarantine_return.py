@@ -7,17 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from syncd.adapter import Auth, BadResponse, NotSent, OutcomeUnknown, RateLimited, Refused, Transient
+from syncd.adapter import (
+    Adapter,
+    Auth,
+    BadResponse,
+    Context,
+    NotSent,
+    OutcomeUnknown,
+    RateLimited,
+    Refused,
+    Settings,
+    Transient,
+)
 from syncd.errors import ConflictError, NotFoundError, UnavailableError
 from syncd.inventory import quarantine as quarantine_module
 from syncd.inventory.formats import dedupe_form
 from syncd.inventory.quarantine import UNANSWERED, NotReturnableError
 from syncd.model import CardKey
+from syncd.suppliers.client import Client, Cut, Reply, Sent
+from syncd.suppliers.link import Link
 from syncd.vault.vault import Chunk, Origin, Slice
 
 CANARY = "CANARY-7F3A"
@@ -335,3 +349,57 @@ async def test_a_complaint_that_was_refused_can_be_made_again_and_one_without_an
         "quarantine.complaint_refused",
         "quarantine.complaint_sent",
     ]
+
+
+# --- over the supplier's own link -------------------------------------------------------------------------------------
+
+
+class Returns(Adapter):
+    """A supplier whose protocol has returns: POST /orders/ID/return."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.http = context.connect("https://shop.example/api")
+
+    async def return_keys(self, order_id: str, key_ids: Sequence[str]) -> Mapping[str, bool]:
+        answer = await self.http.post(f"/orders/{order_id}/return", json={"keys": list(key_ids)})
+        return {str(item["id"]): item["status"] == "RETURNED" for item in answer.items("keys")}
+
+
+@pytest.mark.parametrize(
+    ("play", "state"),
+    [
+        (lambda _: Reply(body=b'{"keys": [{"id": "ORD-1-K1", "status": "RETURNED"}]}'), "returned"),
+        (lambda _: Reply(body=b'{"keys": [{"id": "ORD-1-K1", "status": "REFUSED"}]}'), "held"),
+        (Cut("refused"), "held"),
+        (Cut("timeout"), "returning"),
+        (Cut("reset"), "returning"),
+        (lambda _: Reply(status=503), "returning"),
+        (lambda _: Reply(status=401), "held"),
+        (lambda _: Reply(status=429), "held"),
+        (lambda _: Reply(body=b"<html>"), "returning"),
+        (lambda _: Reply(body=b"{}"), "returning"),
+    ],
+)
+async def test_M1_what_a_supplier_answers_over_http_decides_and_is_asked_for_once(
+    house: Any, play: Any, state: str
+) -> None:
+    sent: list[Sent] = []
+
+    def played(request: Sent) -> Reply:
+        sent.append(request)
+        if isinstance(play, Cut):
+            raise play
+        reply: Reply = play(request)
+        return reply
+
+    client = Client("alpha", play=played)
+    link = Link(Returns(Context("alpha", Settings(), ZoneInfo("UTC"), client)), client)
+    house.quarantine._upstream = {"alpha": link}.get
+    try:
+        (entry,) = bought(house, "sold out")
+        (outcome,) = await house.quarantine.give_back([entry], "me")
+    finally:
+        await asyncio.to_thread(link.close)
+    assert (outcome["state"], len(sent)) == (state, 1)
+    assert house.rows(f"SELECT state FROM quarantine WHERE id = {entry}") == [(state,)]
