@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from syncd.cli import operator, output, products
 from syncd.cli.operator import Operator, RefusedError
 from syncd.cli.options import AsJson, ConfigFile, group
-from syncd.config import Duration
 from syncd.errors import ConflictError, InvalidRequestError
 
 commands = group("Card keys: bring them in, and decide about those set aside.")
@@ -290,6 +288,10 @@ def _filter(product: str | None, supplier: str | None, reason: str | None, older
     """The options that choose entries, as the daemon takes them; those that were not given are left out."""
     given: dict[str, Any] = {"product": product, "supplier": supplier, "reason": reason}
     if older is not None:
+        from pydantic import TypeAdapter, ValidationError
+
+        from syncd.config import Duration
+
         try:
             given["older_than_s"] = int(TypeAdapter(Duration).validate_python(older))
         except ValidationError:

@@ -19,8 +19,9 @@ from syncd.errors import ConflictError, KekError, LeaseLostError, NotFoundError,
 from syncd.model import CardKey, IdSource, KeyState, QuarantineState
 from syncd.store.database import Change, Database, Lane, RetryBatch, Tx, Work, Writer
 from syncd.store.leases import Lease
-from syncd.store.tables import fingerprint, meta, vault_key
+from syncd.store.tables import fingerprint as fingerprint_table
 from syncd.store.tables import keyring as keyring_table
+from syncd.store.tables import meta, vault_key
 from syncd.vault.crypto import associated
 from syncd.vault.keyring import Keyring, RingRow
 
@@ -446,7 +447,9 @@ class Vault:
             wanted = {fp for pair in prints for fp in pair}
             seen = {
                 bytes(fp)
-                for (fp,) in connection.execute(select(fingerprint.c.fp).where(fingerprint.c.fp.in_(sorted(wanted))))
+                for (fp,) in connection.execute(
+                    select(fingerprint_table.c.fp).where(fingerprint_table.c.fp.in_(sorted(wanted)))
+                )
             }
         for pair in prints:
             found.append(bool(seen.intersection(pair)))
