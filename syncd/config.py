@@ -27,6 +27,10 @@ _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 60480
 _SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SECRET_WORDS: Final = re.compile(r"kek|secret|password|token|key$", re.IGNORECASE)
 DEFAULT_TIMEZONE: Final = "Asia/Shanghai"
+PROSE: Final = "prose"
+"""The built-in format of goods that are text; a product gets it by ``allow_prose`` alone."""
+MAX_QUANTITY: Final = 1000
+"""Keys of one delivery, at most."""
 RESERVED_SHOP: Final = "operator"
 _LIVE: Final = {"daemon.log_level", "daemon.adapters", "daemon.formats", "daemon.products_csv", "daemon.max_body"}
 """Of [daemon], what a reload takes over."""
@@ -295,6 +299,30 @@ class Product(_Table):
     on_shortage: Annotated[Literal["wait", "refuse"], BeforeValidator(_shortage)] = Field(
         "refuse", description="Whether a paid order that finds too few keys waits for them."
     )
+    min_quantity: int = Field(1, ge=1, le=MAX_QUANTITY, description="Fewest keys of one delivery.")
+    max_quantity: int = Field(MAX_QUANTITY, ge=1, le=MAX_QUANTITY, description="Most keys of one delivery.")
+    display: str = Field(
+        "", max_length=2000, description="How the customer sees a key, with {fields}; default: as its format says."
+    )
+    fields: Literal["merge", "split"] = Field(
+        "merge", description="A key of several parts: in one text, or a line each."
+    )
+    instructions: str = Field(
+        "", max_length=4000, description="What the customer is told with each key; may hold {fields}."
+    )
+    redeem_url: str = Field("", max_length=2000, description="Where the customer redeems a key; may hold {fields}.")
+    allow_prose: bool = Field(default=False, description="Its goods are text: what reads as a sentence is a key too.")
+    reusable: bool = Field(default=False, description="Always false: a card that is sold again and again is refused.")
+
+    @property
+    def takes(self) -> range:
+        """The quantities that one delivery may have."""
+        return range(self.min_quantity, self.max_quantity + 1)
+
+    @property
+    def reads_as(self) -> str:
+        """The format by which its keys are read."""
+        return PROSE if self.allow_prose else self.format
 
 
 class Shop(_Table):
@@ -597,6 +625,7 @@ def _crosscheck(settings: Settings) -> list[Problem]:
         if own is not None and own < 1:
             problems.append(settings.problem(f"suppliers.{name}.interval", "it is shorter than 1s", 'write "10m"'))
     problems += _offers_problems(settings)
+    problems += [problem for sku in settings.products for problem in _product_problems(settings, sku)]
     for at, least, usual in (("interval", settings.sync.interval, "10m"), ("lease", settings.sync.lease, "60s")):
         if least < 1:
             problems.append(settings.problem(f"sync.{at}", "it is shorter than 1s", f'write "{usual}"'))
@@ -635,6 +664,36 @@ def _offers_problems(settings: Settings) -> list[Problem]:
     return problems
 
 
+def _product_problems(settings: Settings, sku: str) -> list[Problem]:
+    product, at = settings.products[sku], f"products.{sku}"
+    found: list[Problem] = []
+    if product.reusable:
+        found.append(
+            settings.problem(
+                f"{at}.reusable",
+                "a reusable card (循环卡密), sold again and again, cannot be delivered exactly once",
+                "sell it elsewhere, or give each customer a key of their own and take this setting out",
+            )
+        )
+    if product.min_quantity > product.max_quantity:
+        found.append(
+            settings.problem(
+                f"{at}.min_quantity",
+                f"it is more than max_quantity, which is {product.max_quantity}",
+                "no quantity is left that could be delivered: lower it, or raise max_quantity",
+            )
+        )
+    if product.allow_prose and product.format not in {"auto", "opaque"}:
+        found.append(
+            settings.problem(
+                f"{at}.allow_prose",
+                f"a text fits no format, and format is {product.format!r}",
+                'take one of the two out, or write format = "opaque"',
+            )
+        )
+    return found
+
+
 def _with_csv(settings: Settings, origins: dict[str, Path], problems: list[Problem]) -> Settings:
     """Add the products of the table that daemon.products_csv names."""
     file = settings.daemon.products_csv
@@ -660,7 +719,7 @@ def _with_csv(settings: Settings, origins: dict[str, Path], problems: list[Probl
             problems.append(Problem(str(file), line, f"{sku} is set in {first} already", "keep one of the two"))
             continue
         try:
-            products[sku] = Product.model_validate({name: cell for name, cell in row.items() if name and cell})
+            products[sku] = Product.model_validate_strings({name: cell for name, cell in row.items() if name and cell})
         except ValidationError as error:
             for item in error.errors(include_url=False, include_input=False):
                 found = _explained(item, {}, file)

@@ -28,11 +28,12 @@ from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format, is_split, load_formats
 from syncd.inventory.intake import Intake
 from syncd.inventory.offers import Offers
-from syncd.inventory.quarantine import Quarantine
+from syncd.inventory.quarantine import Quarantine, waiting
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
 from syncd.orders.deliveries import Deliveries
+from syncd.orders.presentation import Presentation, presentations
 from syncd.orders.stock import Stock
 from syncd.schedule import Schedule
 from syncd.store.database import Database, Lane, Tx, Work, Writer, highest_id
@@ -70,6 +71,7 @@ class Loaded:
     settings: Settings
     formats: Mapping[str, Format]
     suppliers: Mapping[str, registry.Built]
+    shown: Mapping[str, Presentation]
 
 
 def complete(settings: Settings) -> Loaded:
@@ -81,12 +83,18 @@ def complete(settings: Settings) -> Loaded:
     except ConfigError as error:
         problems += error.problems
     for sku, product in settings.products.items():
-        if formats and product.format not in formats:
-            known = ", ".join(sorted(formats))
+        if product.format == config.PROSE:
+            problems.append(
+                settings.problem(f"products.{sku}.format", "goods that are text say so", "write allow_prose = true")
+            )
+        elif formats and product.format not in formats:
+            known = ", ".join(sorted(formats.keys() - {config.PROSE}))
             problems.append(settings.problem(f"products.{sku}.format", "there is no such format", f"known: {known}"))
         if product.split is not None and not is_split(product.split):
-            fix = "auto, line, pair, labelled, csv or pair:SEP"
+            fix = "auto, line, pair, labelled, csv, json, pair:SEP, or a template such as {number}----{pin}"
             problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
+    shown, wrong = presentations(settings, formats)
+    problems += wrong
     suppliers, wrong = registry.build(settings)
     problems += wrong
     for sku, product in settings.products.items():
@@ -104,7 +112,7 @@ def complete(settings: Settings) -> Loaded:
                     )
     if problems:
         raise ConfigError(problems)
-    return Loaded(settings, formats, suppliers)
+    return Loaded(settings, formats, suppliers, shown)
 
 
 def check(path: Path) -> list[Problem]:
@@ -162,7 +170,13 @@ class Daemon:
             ids = IdSource(self.clock.now, node=writer.node, floor=highest_id(database))
             vault = Vault(database, writer, ring, ids)
             deliveries = Deliveries(
-                vault, writer, ids, self._products, self.metrics, fenced=restored_at(database) is not None
+                vault,
+                writer,
+                ids,
+                self._products,
+                self.metrics,
+                shown=lambda: self.loaded.shown,
+                fenced=restored_at(database) is not None,
             )
 
             def arrived(product: str) -> None:
@@ -191,7 +205,7 @@ class Daemon:
                 deliveries=deliveries,
                 stock=Stock(writer, self._products, functools.partial(self._synced, database), catalogue.upstream),
                 catalogue=catalogue,
-                quarantine=Quarantine(writer, vault, lambda: self.loaded.settings, self._formats, arrived),
+                quarantine=Quarantine(writer, vault, self._settings, self._formats, arrived, links.get),
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -376,6 +390,9 @@ class Daemon:
         vault: dict[str, dict[str, int]] = {}
         for (product, state), number in levels.vault_keys.items():
             vault.setdefault(product, {})[state] = number
+        held: dict[str, dict[str, int]] = {}
+        for (product, reason), number in levels.quarantine_held.items():
+            held.setdefault(product, {})[reason] = number
         return {
             "version": __version__,
             "started_at": utc(self.started_at),
@@ -383,7 +400,8 @@ class Daemon:
             "fenced": deliveries.fenced,
             "suppliers": sync.suppliers(),
             "vault": vault,
-            "quarantine": dict(levels.quarantine_held),
+            "quarantine": held,
+            "oldest_quarantine_s": int(levels.oldest_quarantine_seconds),
             "pending": dict(levels.deliveries_pending),
             "oldest_pending_s": int(levels.oldest_pending_seconds),
             "wal_bytes": levels.wal_bytes,
@@ -399,9 +417,7 @@ async def _expire(writer: Writer, vault: Vault) -> None:
 def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalogue) -> Levels:
     """How much there is, from the database."""
     with database.read() as connection:
-        held = connection.exec_driver_sql(
-            "SELECT reason, count(*) FROM quarantine WHERE state = 'held' GROUP BY reason"
-        ).all()
+        held, oldest = waiting(connection)
         pending = connection.execute(
             select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
             .where(delivery.c.state == "pending")
@@ -417,7 +433,8 @@ def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalog
     }
     return Levels(
         vault_keys=key_counts(database),
-        quarantine_held={row[0]: row[1] for row in held},
+        quarantine_held=held,
+        oldest_quarantine_seconds=0.0 if oldest is None else max(0.0, clock.now() - oldest),
         deliveries_pending={row[0]: row[1] for row in pending},
         oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
         queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},

@@ -49,8 +49,10 @@ class Levels:
 
     vault_keys: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(product, state) → keys."""
-    quarantine_held: Mapping[str, int] = field(default_factory=dict)
-    """Reason → slices that wait for an operator."""
+    quarantine_held: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(product, reason) → slices that wait for an operator."""
+    oldest_quarantine_seconds: float = 0.0
+    """Age of the oldest of them; 0 when none waits."""
     deliveries_pending: Mapping[str, int] = field(default_factory=dict)
     """Product → paid order lines that wait for keys."""
     oldest_pending_seconds: float = 0.0
@@ -334,12 +336,15 @@ class _AtScrape(Collector):
 
 
 def _gauges(levels: Levels) -> Iterator[Metric]:
-    keys = GaugeMetricFamily("syncd_vault_keys", "Keys in the vault.", labels=["product", "state"])
-    for (product, state), number in levels.vault_keys.items():
-        keys.add_metric([product, state], number)
-    yield keys
+    for name, text, labels, amounts in (
+        ("vault_keys", "Keys in the vault.", ["product", "state"], levels.vault_keys),
+        ("quarantine_held", "Slices that wait for an operator.", ["product", "reason"], levels.quarantine_held),
+    ):
+        family = GaugeMetricFamily(f"syncd_{name}", text, labels=labels)
+        for values, count in amounts.items():
+            family.add_metric(values, count)
+        yield family
     for name, text, label, counts in (
-        ("quarantine_held", "Slices that wait for an operator.", "reason", levels.quarantine_held),
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
         ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
         ("offers", "Offers that a supplier lists.", "supplier", levels.offers),
@@ -354,8 +359,8 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
         ),
     ):
         family = GaugeMetricFamily(f"syncd_{name}", text, labels=[label])
-        for value, count in counts.items():
-            family.add_metric([value], count)
+        for value, number in counts.items():
+            family.add_metric([value], number)
         yield family
     balances = GaugeMetricFamily(
         "syncd_supplier_balance", "What our account at a supplier holds.", labels=["supplier", "currency"]
@@ -367,5 +372,10 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
         "syncd_oldest_pending_delivery_age_seconds",
         "Age of the oldest order line that waits for keys; 0 when none does.",
         value=levels.oldest_pending_seconds,
+    )
+    yield GaugeMetricFamily(
+        "syncd_oldest_quarantine_age_seconds",
+        "Age of the oldest slice that waits for an operator; 0 when none does.",
+        value=levels.oldest_quarantine_seconds,
     )
     yield GaugeMetricFamily("syncd_wal_bytes", "Size of SQLite's write-ahead log.", value=levels.wal_bytes)

@@ -246,6 +246,13 @@ def test_a_table_may_be_spread_over_files(write: Any) -> None:
         ("[shops]\nmine = 'me'\n", "shops.mine", "dictionary"),
         ("sync = 3\n", "sync", "dictionary"),
         ("[store]\nurl = 'sqlite://x'\n", "store.url", "not a database"),
+        ("[products.x]\nmin_quantity = 0\n", "products.x.min_quantity", "greater than or equal to 1"),
+        ("[products.x]\nmax_quantity = 1001\n", "products.x.max_quantity", "less than or equal to 1000"),
+        ("[products.x]\nmin_quantity = 5\nmax_quantity = 4\n", "products.x.min_quantity", "more than max_quantity"),
+        ("[products.x]\nmax_quantity = '4'\n", "products.x.max_quantity", "integer"),
+        ("[products.x]\nfields = 'apart'\n", "products.x.fields", "'merge' or 'split'"),
+        ("[products.x]\nreusable = true\n", "products.x.reusable", "循环卡密"),
+        ("[products.x]\nallow_prose = true\nformat = 'steam'\n", "products.x.allow_prose", "fits no format"),
     ],
 )
 def test_a_wrong_value_is_named(write: Any, text: str, path: str, said: str) -> None:
@@ -269,6 +276,12 @@ def test_durations_are_seconds(write: Any, written: str, seconds: float) -> None
 def test_rates_are_requests_in_seconds(write: Any, written: str | None, rate: tuple[int, float]) -> None:
     line = f"rate = '{written}'\n" if written else ""
     assert config.load(write(f"[suppliers.x]\nadapter = 'feed'\n{line}")).suppliers["x"].rate == rate
+
+
+def test_goods_that_are_text_are_read_as_text(write: Any) -> None:
+    loaded = config.load(write("[products.x]\nallow_prose = true\n[products.y]\nformat = 'steam'\n[products.z]\n"))
+    assert [loaded.products[sku].reads_as for sku in "xyz"] == ["prose", "steam", "auto"]
+    assert loaded.products["z"].takes == range(1, 1001)
 
 
 def test_the_other_values_as_they_are_read(write: Any) -> None:
@@ -434,6 +447,16 @@ def test_products_come_from_a_table_too(write: Any, tmp_path: Path) -> None:
     loaded = config.load(write('[daemon]\nproducts_csv = "p.csv"\n[products.c]\n'))
     assert set(loaded.products) == {"a", "b", "c"}
     assert (loaded.products["a"].title, loaded.products["a"].min_life) == ("卡密", 604800)
+
+
+def test_a_table_has_numbers_and_switches_as_well(write: Any, tmp_path: Path) -> None:
+    rows = 'a,2,5,true,"{code}, with a comma"\nb,x,,,\nc,,,maybe,\n'
+    (tmp_path / "p.csv").write_text(f"sku,min_quantity,max_quantity,allow_prose,display\n{rows}")
+    settings, found = config.examine(write('[daemon]\nproducts_csv = "p.csv"\n'))
+    assert settings
+    a = settings.products["a"]
+    assert (a.takes, a.allow_prose, a.display) == (range(2, 6), True, "{code}, with a comma")
+    assert [p.path for p in found] == ["line 3, min_quantity", "line 4, allow_prose"]
 
 
 def test_every_bad_row_of_the_table_is_named_with_its_line(write: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from syncd.cli.app import app
 from syncd.cli.operator import EXIT_UNREACHABLE
 from syncd.config import Product, ProductOffer, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
-from syncd.inventory.quarantine import HELD
+from syncd.inventory.quarantine import HELD, UNANSWERED
 from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
 from syncd.suppliers.conformance import examined, examples, page, tier_of
@@ -497,7 +497,7 @@ def every_error(kind: type[SyncdError]) -> Iterator[type[SyncdError]]:
 
 
 def test_every_reason_of_quarantine_has_its_line() -> None:
-    reasons = {HELD, "duplicate", "respelled"}
+    reasons = {HELD, UNANSWERED, "duplicate", "respelled"}
     for path in (ROOT / "syncd" / "inventory" / "formats").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args:

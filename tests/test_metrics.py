@@ -41,9 +41,10 @@ NAMES = {
     "syncd_listing_last_complete_timestamp_seconds": {"supplier"},
     "syncd_supplier_balance": {"supplier", "currency"},
     "syncd_vault_keys": {"product", "state"},
-    "syncd_quarantine_held": {"reason"},
+    "syncd_quarantine_held": {"product", "reason"},
     "syncd_deliveries_pending": {"product"},
     "syncd_oldest_pending_delivery_age_seconds": set(),
+    "syncd_oldest_quarantine_age_seconds": set(),
     "syncd_writer_batches_total": set(),
     "syncd_writer_failures_total": set(),
     "syncd_writer_units_total": {"kind"},
@@ -62,7 +63,8 @@ NAMES = {
 
 LEVELS = Levels(
     vault_keys={("steam-50", "available"): 5, ("steam-50", "delivered"): 2},
-    quarantine_held={"duplicate": 1},
+    quarantine_held={("steam-50", "duplicate"): 1},
+    oldest_quarantine_seconds=60.0,
     deliveries_pending={"steam-50": 1},
     oldest_pending_seconds=12.5,
     queue_units={"ingest": 3},

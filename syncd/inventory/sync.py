@@ -49,6 +49,8 @@ class AlreadyRunningError(ConflictError):
     def __init__(self, message: str, *, run: int | None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.run = run
+        if run is not None:
+            self.members = {"run": str(run)}
 
 
 class _Run:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from syncd.audit import HEAD
+from syncd.config import MAX_QUANTITY
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
 from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Work, Writer
@@ -22,16 +23,17 @@ from syncd.vault.vault import KeyRow, OpenedKey, Vault
 if TYPE_CHECKING:
     from syncd.config import Product
     from syncd.metrics import Metrics
+    from syncd.orders.presentation import Presentation
 
 log = structlog.get_logger(__name__)
 
-MAX_QUANTITY: Final = 1000
 BACKORDERED: Final = "backordered"
 """Why a delivery is pending: there were too few keys, and its product's orders wait for them."""
 MAX_WAIT_S: Final = 30
 _LOOK_S: Final = 0.25
 """How often a request that waits looks for its keys: another daemon on the same database may have brought them."""
 _FILL_AT_ONCE: Final = 100
+_ANY: Final = range(1, MAX_QUANTITY + 1)
 
 
 class InsufficientStockError(ConflictError):
@@ -59,6 +61,18 @@ class UnknownProductError(NotFoundError):
     code = "unknown_product"
 
 
+class QuantityNotAllowedError(SyncdError):
+    """The product is not sold in this quantity: nothing was recorded. ``allowed`` in its problem says what is."""
+
+    code = "quantity_not_allowed"
+    status = 422
+
+    def __init__(self, takes: range) -> None:
+        least, most = takes[0], takes[-1]
+        super().__init__(f"this product is sold {least} to {most} at a time", hint="ask for a quantity in between")
+        self.members = {"allowed": {"min": least, "max": most}}
+
+
 class FencedError(UnavailableError):
     """The database was restored from a backup: no key leaves until `syncd recover` has run (T3)."""
 
@@ -67,7 +81,8 @@ class FencedError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for.
+    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for; ``takes`` are the
+    quantities in which it is sold, now: what was delivered in another one before is answered for ever.
 
     A product that is no longer ``known`` to the configuration is not delivered anew, but what was delivered of it is
     answered for ever. ``waits``: too few keys are no refusal; the order is recorded and gets its keys when they come.
@@ -79,6 +94,7 @@ class Request:
     quantity: int
     min_life: int = 0
     known: bool = True
+    takes: range = _ANY
     waits: bool = False
 
 
@@ -112,7 +128,9 @@ class Delivery:
 
 
 class Deliveries:
-    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``fence`` is T3's."""
+    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``shown`` how its keys are
+    shown, where that is not as they were sealed; ``fenced`` is T3's.
+    """
 
     def __init__(
         self,
@@ -122,6 +140,7 @@ class Deliveries:
         products: Callable[[], Mapping[str, Product]],
         metrics: Metrics,
         *,
+        shown: Callable[[], Mapping[str, Presentation]] = dict,
         fenced: bool = False,
     ) -> None:
         self._vault = vault
@@ -129,6 +148,7 @@ class Deliveries:
         self._ids = ids
         self._products = products
         self._metrics = metrics
+        self._shown = shown
         self.fenced = fenced
         self._allot: Work[Request, Allotted] = Work("deliver", Lane.DELIVERY, self._run_allot)
         self._replace: Work[tuple[int, list[int], int], Allotted] = Work("replace", Lane.DELIVERY, self._run_replace)
@@ -140,17 +160,17 @@ class Deliveries:
     async def deliver(self, shop: str, order_ref: str, product: str, quantity: int, *, wait_s: float = 0) -> Delivery:
         """Deliver one order line, or say again what was delivered for it.
 
-        Raises UnknownProductError, InsufficientStockError (nothing recorded), OrderRefReusedError,
-        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet: for ``wait_s`` seconds
-        this waits for them.
+        Raises UnknownProductError, QuantityNotAllowedError and InsufficientStockError (nothing recorded),
+        OrderRefReusedError, DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet: for
+        ``wait_s`` seconds this waits for them.
         """
         if self.fenced:
             msg = "this database was restored from a backup"
             raise FencedError(msg, hint="the operator must run: syncd recover")
         known = self._products().get(product)
-        min_life = int(known.min_life) if known else 0
+        min_life, takes = (int(known.min_life), known.takes) if known else (0, _ANY)
         waits = known is not None and known.on_shortage == "wait"
-        request = Request(shop, order_ref, product, quantity, min_life, known is not None, waits)
+        request = Request(shop, order_ref, product, quantity, min_life, known is not None, takes, waits)
         allotted = await self._writer.submit(self._allot, request)
         answer = await self._opened(order_ref, allotted, request.min_life)
         if wait_s and answer.state == DeliveryState.PENDING:
@@ -219,6 +239,10 @@ class Deliveries:
                     log.error("key_unreadable", key_id=row.id, product=allotted.product, why=error.message)  # noqa: TRY400
                     unreadable.append(row.id)
             if not unreadable:
+                shown = self._shown().get(allotted.product)
+                if shown is not None:
+                    for key in keys:
+                        shown.show(key)
                 return _answer(order_ref, allotted, keys)
             repeat = allotted.repeat
             allotted = await self._writer.submit(self._replace, (allotted.id, unreadable, min_life))
@@ -285,6 +309,9 @@ class Deliveries:
                 outcomes.append(
                     UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
                 )
+                continue
+            if request.quantity not in request.takes:
+                outcomes.append(QuantityNotAllowedError(request.takes))
                 continue
             held = stock[request.product, request.min_life]
             if len(held) < request.quantity and request.waits:
@@ -532,7 +559,7 @@ _Stock = dict[tuple[str, int], list[KeyRow]]
 def _need(requests: Sequence[Request]) -> dict[tuple[str, int], int]:
     need: dict[tuple[str, int], int] = {}
     for request in requests:
-        if request.known:
+        if request.known and request.quantity in request.takes:
             product = (request.product, request.min_life)
             need[product] = need.get(product, 0) + request.quantity
     return need

@@ -232,6 +232,7 @@ source = Table(
     Column("quarantined", BigInteger, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
+    Column("order_id", Text),
     _one_of("state", "taking", "taken", "changed"),
     UniqueConstraint("product", "name"),
     comment="Where keys came from (feed:SHA256), and how far each payload has been taken: bytes, last line.",
@@ -285,7 +286,10 @@ quarantine = Table(
     Column("state", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("resolved_at", BigInteger),
-    _one_of("state", "held", "released", "dropped"),
+    Column("supplier_key", Text),
+    Column("complained_at", BigInteger),
+    Column("complaint", Text),
+    _one_of("state", "held", "released", "dropped", "returning", "returned"),
     UniqueConstraint("source_id", "position", "raw_fp"),
     comment="Slices that could not be read or were seen before, sealed; an operator decides (K6).",
 )
@@ -296,6 +300,13 @@ Index(
     quarantine.c.id,
     sqlite_where=text("state = 'held'"),
     postgresql_where=text("state = 'held'"),
+)
+Index(
+    "ix_quarantine_returning",
+    quarantine.c.product,
+    quarantine.c.id,
+    sqlite_where=text("state = 'returning'"),
+    postgresql_where=text("state = 'returning'"),
 )
 
 delivery = Table(
@@ -384,7 +395,13 @@ TRANSITIONS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("expired", "returned"),
     ),
     "delivery": (("pending", "delivered"), ("pending", "cancelled"), ("delivered", "pending")),
-    "quarantine": (("held", "released"), ("held", "dropped")),
+    "quarantine": (
+        ("held", "released"),
+        ("held", "dropped"),
+        ("held", "returning"),
+        ("returning", "held"),
+        ("returning", "returned"),
+    ),
 }
 # Tables in which no row is ever changed or deleted, or (delete only) never deleted.
 APPEND_ONLY: Final = {"audit": ("UPDATE", "DELETE"), "delivery": ("DELETE",), "allotment": ("DELETE",)}
@@ -399,15 +416,19 @@ def rules(dialect: str) -> list[str]:
             "$$BEGIN RAISE EXCEPTION 'syncd: % on % is not allowed', TG_OP, TG_TABLE_NAME "
             "USING ERRCODE = 'integrity_constraint_violation'; END$$"
         )
-    for table, allowed in TRANSITIONS.items():
-        pairs = ", ".join(f"'{old}>{new}'" for old, new in allowed)
-        illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
-        statements.append(_trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal))
+    statements += [transition_rule(dialect, table) for table in TRANSITIONS]
     for table, operations in APPEND_ONLY.items():
         statements += [
             _trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, "") for operation in operations
         ]
     return statements
+
+
+def transition_rule(dialect: str, table: str) -> str:
+    """The trigger that enforces a table's TRANSITIONS."""
+    pairs = ", ".join(f"'{old}>{new}'" for old, new in TRANSITIONS[table])
+    illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
+    return _trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal)
 
 
 def _trigger(dialect: str, name: str, table: str, operation: str, condition: str) -> str:

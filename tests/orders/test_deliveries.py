@@ -120,10 +120,10 @@ async def test_soonest_expiring_first_then_oldest_and_never_an_expired_one(stack
 
 async def test_K7_a_key_with_too_little_life_left_is_not_claimed(stack: Any) -> None:
     stack.add("steam", "SOON", expires_at=TODAY + 500)
-    stack.products["steam"] = SimpleNamespace(min_life=600, on_shortage="refuse")
+    stack.products["steam"] = SimpleNamespace(min_life=600, takes=range(1, 1001), on_shortage="refuse")
     with pytest.raises(InsufficientStockError):
         await stack.deliveries.deliver("demo", "o1", "steam", 1)
-    stack.products["steam"] = SimpleNamespace(min_life=400, on_shortage="refuse")
+    stack.products["steam"] = SimpleNamespace(min_life=400, takes=range(1, 1001), on_shortage="refuse")
     assert texts(await stack.deliveries.deliver("demo", "o1", "steam", 1)) == ["SOON"]
 
 

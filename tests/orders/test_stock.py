@@ -42,7 +42,9 @@ class Shelf:
         self.stock._count = counting
 
     def sell(self, sku: str, *, min_life: float = 0.0, price: str | None = None, title: str = "") -> None:
-        product = SimpleNamespace(min_life=min_life, price=price, title=title, on_shortage="refuse")
+        product = SimpleNamespace(
+            min_life=min_life, price=price, title=title, takes=range(1, 1001), on_shortage="refuse"
+        )
         self.products = {**self.products, sku: product}
         self.stack.products[sku] = product
 

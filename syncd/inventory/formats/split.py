@@ -26,14 +26,26 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     ",": re.compile("[,，]"),
     "|": re.compile("[|｜]"),
     ":": re.compile("[:：]"),
+    ";": re.compile("[;；]"),
     "  ": re.compile("[ \xa0\u3000]{2,}"),
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
 _TRIGGERS: Final = {"----": "--", "---": "--", "--": "--", "——": "—", "—": "—", "\t": "\t"}
-_HINTS: Final = re.compile("--|[—\t,，|｜:：]|[ \xa0\u3000]{2}")
-HINT: Final = re.compile(rb"--|[\t,|:= ]")
-"""Finds out in one go whether a block of ASCII can have a separator, a label or prose at all."""
+_HINTS: Final = re.compile("--|[—\t,，|｜:：;；]|[ \xa0\u3000]{2}")
+_HINT_BYTES: Final = b"\t,|:;= \x0b\x0c\x1c\x1d\x1e\x1f"
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether a block of whole ASCII lines can have no separator, label, prose or blank line, found out in one go."""
+    if len(data.translate(None, _HINT_BYTES)) < len(data) or b"--" in data or data[:1] in {b"\n", b"\r"}:
+        return False
+    one_end = b"\r" not in data or data.count(b"\r") == data.count(b"\r\n") == data.count(b"\n")
+    return one_end and b"\n\n" not in data and b"\n\r" not in data and data.endswith(b"\n")
+
+
+_SPACES: Final = re.compile("[ \xa0\u3000]+")  # the separator " ": only below a header that uses it
+_QUOTED: Final = frozenset("\t,|;")  # separators of which a quoted part may hold some
 NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces"}
 
 
@@ -187,10 +199,12 @@ def count_parts(text: str) -> dict[str, int]:
 
 
 def split_parts(text: str, separator: str) -> list[str]:
-    """The parts of a line, stripped. Links are not split."""
+    """The parts of a line, stripped. Links are not split, nor what is quoted as in a CSV record."""
+    if '"' in text and separator in _QUOTED and (row := cells(text, separator)) is not None:
+        return row
     masked = mask_links(text)
     parts, at = [], 0
-    for match in SEPARATORS[separator].finditer(masked):
+    for match in (_SPACES if separator == " " else SEPARATORS[separator]).finditer(masked):
         parts.append(strip(text[at : match.start()]))
         at = match.end()
     parts.append(strip(text[at:]))
