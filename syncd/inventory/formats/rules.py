@@ -274,7 +274,7 @@ class Format:
 
     @cached_property
     def _light(self) -> re.Pattern[str] | None:
-        """``quick`` for a whole block, but for what it looks ahead for; eight characters hold four letters or digits."""
+        """``quick`` for a whole block, but for what it looks ahead for; eight characters hold four that count."""
         if (found := self.quick()) is None:
             return None
         light = found[0].pattern.replace(_AUTO_AHEAD, "").replace(_OPAQUE_AHEAD, "").replace(_DIGIT, "")
