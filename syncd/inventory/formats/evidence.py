@@ -136,6 +136,10 @@ class Evidence:
         self.header: str | None = None
         self._sample: dict[str, list[str | None]] = {}
 
+    def settled(self) -> bool:
+        """Whether plain lines are no more than plain: no list has been begun, and no label waits for its value."""
+        return self.total > 0 and not self.numbers and not self._waits
+
     def plain(self, count: int) -> None:
         """``count`` lines without any separator or label in them."""
         self.total += count
