@@ -99,7 +99,7 @@ def nothing_is_lost(payload: bytes, cards: list[Any], reading: Reading) -> None:
     gaps.append(payload[at:])
     header = reading.header
     for gap in gaps:
-        for line in gap.decode(codec, "replace").splitlines():
+        for line in gap.decode(codec, "replace").replace("\r", "\n").split("\n"):
             bare = strip(line).translate(_SEPARATORS)
             if header and bare:
                 header = False

@@ -1,4 +1,4 @@
-"""docs/formats.md says what the code does: each splitter, alphabet, check and key of a format, and its example loads."""
+"""docs/formats.md says what the code does: every splitter, alphabet, check and key is in it; its examples load."""
 
 from __future__ import annotations
 
