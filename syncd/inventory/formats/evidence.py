@@ -29,6 +29,7 @@ from syncd.inventory.formats.words import (
     header_columns,
     is_index,
     labels_in,
+    normal,
     number_mark,
     numbering,
     without_bullet,
@@ -281,6 +282,8 @@ class Evidence:
         if names and len(set(names)) == len(names) and all(name in ROLES for name in names):
             return Reading(encoding, "pair", " ", names, header=True, media=media)
         header = bool(self.header) and header_columns((self.header or "",)) is not None
+        if header and ROLES.get(normal(self.header or "")) in {"number", "account"} and self.total > 1:
+            return Reading(encoding, media=media, candidates=("line", "card numbers without their pins"))
         return Reading(encoding, "line", header=header, media=media, tail=self._tail(), numbered=self.numbered())
 
     def _pair(self, encoding: str, media: str, separator: str) -> Reading:
