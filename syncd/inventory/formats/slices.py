@@ -5,6 +5,7 @@ a ``Reading`` and a ``Format`` say. Used by the reader, which cuts the payload.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -207,7 +208,7 @@ class Slices:
             expires_at = self._expiry(item.text)
             if expires_at is None or result.expires_at not in {NEVER, expires_at}:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-            result = msgspec.structs.replace(result, expires_at=expires_at)
+            result = replace(result, expires_at=expires_at)
         return result
 
     def _template(self, bare: str) -> CardKey | Refusal:
