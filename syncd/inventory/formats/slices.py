@@ -5,6 +5,7 @@ a ``Reading`` and a ``Format`` say. Used by the reader, which cuts the payload.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -207,14 +208,18 @@ class Slices:
             expires_at = self._expiry(item.text)
             if expires_at is None or result.expires_at not in {NEVER, expires_at}:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-            result = msgspec.structs.replace(result, expires_at=expires_at)
+            result = replace(result, expires_at=expires_at)
         return result
 
     def _template(self, bare: str) -> CardKey | Refusal:
         found = match_template(compiled(self.reading.separator), bare)
         if isinstance(found, str):
-            return self._odd(bare, found)
-        return self.named({role_of(normal(name), self.fmt.fields) or name: text for name, text in found.items()})
+            # The template's own fixed texts may read as prose.
+            return Refusal("unreadable_shape", found) if any(map(str.isdigit, bare)) else self._odd(bare, found)
+        roles = {role_of(normal(name), self.fmt.fields) or name: text for name, text in found.items()}
+        if EXPIRES in roles:
+            roles[EXPIRES] = roles[EXPIRES].lstrip(":： ")
+        return self.named(roles)
 
     def _single(self, bare: str) -> CardKey | Refusal:
         fmt = self.fmt
