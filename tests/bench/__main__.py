@@ -237,19 +237,21 @@ def postgresql_urls(server: str) -> Urls:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["http", "claims", "ingest", "beside"])
+    parser.add_argument("parts", nargs="*", default=["reading", "http", "claims", "ingest", "beside"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--engines", default="sqlite,postgresql")
     args = parser.parse_args()
     show(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, Python {sys.version.split()[0]}")
+    if "reading" in args.parts:
+        subprocess.run([PYTHON, str(HERE / "reading.py"), str(args.keys)], check=True)
     with tempfile.TemporaryDirectory(prefix="syncd-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         engines = {
             engine: sqlite_urls(folder) if engine == "sqlite" else postgresql_urls(stack.enter_context(postgresql()))
             for engine in args.engines.split(",")
         }
-        for part in args.parts:
+        for part in (part for part in args.parts if part != "reading"):
             for engine, urls in engines.items():
                 if part == "http":
                     http(folder, urls("http"), engine, args.rounds)

@@ -1,4 +1,4 @@
-"""Reading N one-key lines against a bare ``str.splitlines`` and one compiled pattern over the same file; and the peak of
+"""Reading N one-key lines against a bare ``str.splitlines`` and one compiled pattern over the same file; the peak of
 reading N labelled lines. Pure: no vault, no database.
 """
 

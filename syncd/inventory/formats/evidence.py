@@ -29,6 +29,7 @@ from syncd.inventory.formats.words import (
     header_columns,
     is_index,
     labels_in,
+    normal,
     number_mark,
     numbering,
     without_bullet,
@@ -135,6 +136,10 @@ class Evidence:
         self._heading = False  # the first line is such a label
         self.header: str | None = None
         self._sample: dict[str, list[str | None]] = {}
+
+    def settled(self) -> bool:
+        """Whether plain lines are no more than plain: no list has been begun, and no label waits for its value."""
+        return self.total > 0 and not self.numbers and not self._waits
 
     def plain(self, count: int) -> None:
         """``count`` lines without any separator or label in them."""
@@ -277,6 +282,8 @@ class Evidence:
         if names and len(set(names)) == len(names) and all(name in ROLES for name in names):
             return Reading(encoding, "pair", " ", names, header=True, media=media)
         header = bool(self.header) and header_columns((self.header or "",)) is not None
+        if header and ROLES.get(normal(self.header or "")) in {"number", "account"} and self.total > 1:
+            return Reading(encoding, media=media, candidates=("line", "card numbers without their pins"))
         return Reading(encoding, "line", header=header, media=media, tail=self._tail(), numbered=self.numbered())
 
     def _pair(self, encoding: str, media: str, separator: str) -> Reading:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 _FIELD: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_KEYS: Final = ("title", "fields", "display", "mask", "template", "accept", "reject")
-_RULE_KEYS: Final = ("alphabet", "length", "groups", "prefix", "upper", "check")
+FORMAT_KEYS: Final = ("title", "fields", "display", "mask", "template", "accept", "reject")
+RULE_KEYS: Final = ("alphabet", "length", "groups", "prefix", "upper", "check")
 _SPAN: Final = re.compile(r"(\d{1,4})-(\d{1,4})")
 
 
@@ -118,13 +118,13 @@ class _Loader:
         if not fields:
             self._wrong("fields", "names no field", 'write fields = ["code"] or fields = ["number", "pin"]')
         for name in fields:
-            if not _FIELD.fullmatch(name) or name in _KEYS or fields.count(name) > 1:
+            if not _FIELD.fullmatch(name) or name in FORMAT_KEYS or fields.count(name) > 1:
                 self._wrong(
                     "fields",
                     f"{name!r} cannot name a field",
-                    "use each name once, in lower case, and none of " + ", ".join(_KEYS),
+                    "use each name once, in lower case, and none of " + ", ".join(FORMAT_KEYS),
                 )
-        self._unknown("", self.table, (*_KEYS, *fields))
+        self._unknown("", self.table, (*FORMAT_KEYS, *fields))
         title = self._text("title", self.table.get("title", self.name))
         rules = tuple(self._rule(name, self.table.get(name, {})) for name in fields)
         display = self._display(self._text("display", self.table.get("display", "")), fields)
@@ -178,7 +178,7 @@ class _Loader:
         if not isinstance(table, dict):
             self._wrong(name, "is not a table", f"write [{self.name}.{name}] with alphabet, length, groups …")
             return FieldRule(name)
-        self._unknown(name, table, _RULE_KEYS)
+        self._unknown(name, table, RULE_KEYS)
         alphabet = self._text(f"{name}.alphabet", table.get("alphabet", "text"))
         if alphabet not in ALPHABETS and (len(alphabet) < 2 or not alphabet.isascii() or set(alphabet) & set(" -")):  # noqa: PLR2004
             self._wrong(

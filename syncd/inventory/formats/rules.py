@@ -42,6 +42,7 @@ Any other word is taken as the characters themselves.
 
 _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+_TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
 _DIGIT: Final = "(?=[^0-9]{0,64}[0-9])"  # keeps placeholders, which are words, off the short way
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
@@ -186,6 +187,8 @@ class FieldRule:
             return ""
         if " " in value or "\t" in value or not value.isascii():
             return f"{self.name} has a character outside its alphabet"
+        if _TAG.search(value):
+            return f"{self.name} has an HTML tag in it"
         if self.alphabet == "email" and not _EMAIL.fullmatch(value):
             return f"{self.name} is not an e-mail address"
         if self.prefix and not value.startswith(self.prefix):
@@ -275,7 +278,7 @@ class Format:
 
     @cached_property
     def _light(self) -> re.Pattern[str] | None:
-        """``quick`` for a whole block, but for what it looks ahead for; eight characters hold four letters or digits."""
+        """``quick`` for a whole block, but for what it looks ahead for; eight characters hold four that count."""
         if (found := self.quick()) is None:
             return None
         light = found[0].pattern.replace(_AUTO_AHEAD, "").replace(_OPAQUE_AHEAD, "").replace(_DIGIT, "")
@@ -390,8 +393,8 @@ class Format:
             if frozenset(given) == {"number"}:
                 return Refusal("missing_field", "a card number without its pin")
             return Refusal("not_this_format", f"no known shape has these parts: {', '.join(sorted(given))}")
-        if names == {"code": "code"} and is_link(strip(given["code"])):
-            names = {"code": "link"}
+        if [*names.values()] == ["code"] and is_link(strip(*given.values())):
+            names = dict.fromkeys(names, "link")
         values: dict[str, str] = {}
         for role in KEY_ROLES:
             if role in names:

@@ -213,8 +213,12 @@ class Slices:
     def _template(self, bare: str) -> CardKey | Refusal:
         found = match_template(compiled(self.reading.separator), bare)
         if isinstance(found, str):
-            return self._odd(bare, found)
-        return self.named({role_of(normal(name), self.fmt.fields) or name: text for name, text in found.items()})
+            # The template's own fixed texts may read as prose.
+            return Refusal("unreadable_shape", found) if any(map(str.isdigit, bare)) else self._odd(bare, found)
+        roles = {role_of(normal(name), self.fmt.fields) or name: text for name, text in found.items()}
+        if EXPIRES in roles:
+            roles[EXPIRES] = roles[EXPIRES].lstrip(":： ")
+        return self.named(roles)
 
     def _single(self, bare: str) -> CardKey | Refusal:
         fmt = self.fmt

@@ -33,15 +33,20 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
 
 _TRIGGERS: Final = {"----": "--", "---": "--", "--": "--", "——": "—", "—": "—", "\t": "\t"}
 _HINTS: Final = re.compile("--|[—\t,，|｜:：;；]|[ \xa0\u3000]{2}")
-_HINT_BYTES: Final = b"\t,|:;= \x0b\x0c\x1c\x1d\x1e\x1f"
+_HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
+_NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether a block of whole ASCII lines can have no separator, label, prose or blank line, found out in one go."""
+    """Whether a block of whole ASCII lines can have no separator, label, index, prose or blank line, found out in a few
+    passes over all of it: each line has a digit, which no placeholder has.
+    """
     if len(data.translate(None, _HINT_BYTES)) < len(data) or b"--" in data or data[:1] in {b"\n", b"\r"}:
         return False
-    one_end = b"\r" not in data or data.count(b"\r") == data.count(b"\r\n") == data.count(b"\n")
-    return one_end and b"\n\n" not in data and b"\n\r" not in data and data.endswith(b"\n")
+    if b"\r" in data and not data.count(b"\r") == data.count(b"\r\n") == data.count(b"\n"):
+        return False
+    digits = data.translate(None, _NO_DIGITS)
+    return digits[:1] != b"\n" and b"\n\n" not in digits and data.endswith(b"\n")
 
 
 _SPACES: Final = re.compile("[ \xa0\u3000]+")  # the separator " ": only below a header that uses it

@@ -189,8 +189,8 @@ class Survey:
             for line in data[:first].splitlines(keepends=True):
                 self._line(line)
             data = data[first:]
-        quick = self._media == "text" and not self._evidence.numbers and self._document is None
-        if quick and self._evidence.header is not None and data.isascii() and b"\0" not in data and is_plain(data):
+        quick = self._media == "text" and self._document is None and self._evidence.settled()
+        if quick and data.isascii() and b"\0" not in data and is_plain(data):
             count = data.count(b"\n")
             self._total += count
             self._evidence.plain(count)

@@ -123,6 +123,7 @@ def _dedupe_value(value: str) -> str:
 
 _CJK: Final = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CJK_RUN: Final = re.compile(f"[{_CJK}]{{2}}")
+_ONE_CJK: Final = re.compile(f"[{_CJK}]")
 _SENTENCE_MARKS: Final = re.compile("[。！？…]")
 _FEW_WORDS: Final = 3
 _NOT_WORD: Final = re.compile(r"[\W_]+")
@@ -183,8 +184,16 @@ _RULED: Final = re.compile(r"[-=*_~—─]{2,16} ?[^\x00-\x7f]{1,12} ?[-=*_~—�
 
 
 def is_prose_line(text: str, more: frozenset[str] = frozenset()) -> bool:
-    """Whether a whole line is prose: also a greeting (``Hello,``) or a word between rules (``---完---``)."""
-    return is_prose(text, more) or _GREETING.fullmatch(text) is not None or _RULED.fullmatch(text) is not None
+    """Whether a whole line is prose: also a greeting (``Hello,``), a word between rules (``---完---``), or Chinese with
+    hardly a letter or digit (``共2张``).
+    """
+    if is_prose(text, more) or _GREETING.fullmatch(text) or _RULED.fullmatch(text):
+        return True
+    return _ONE_CJK.search(text) is not None and sum(map(_is_plain_alnum, text)) < _FEW_WORDS
+
+
+def _is_plain_alnum(char: str) -> bool:
+    return char.isascii() and char.isalnum()
 
 
 def is_prose(text: str, more: frozenset[str] = frozenset()) -> bool:

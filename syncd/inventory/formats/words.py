@@ -120,16 +120,25 @@ def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
     return next((field for field in fields if normal(field) == name), "")
 
 
+_WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
+
+
 def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None:
-    """The normalised names of a header row, or None if it is none: a header names at least one key part, and every
-    cell is a word (known or not) without digits in a row.
+    """The normalised names of a header row, or None if it is none.
+
+    A header names at least one part of a key. Of two columns both are known; of more, those that are not are words, and
+    two are known or the others Chinese: the first card of an account named "user" is no header.
     """
     names = tuple(normal(cell) for cell in cells)
     if not any(ROLES.get(name) in KEY_ROLES for name in names):
         return None
-    if any(name not in ROLES and re.search(r"\d{3}", name) for name in names):
-        return None
-    return names
+    strange = [cell for cell, name in zip(cells, names, strict=True) if name and name not in ROLES]
+    known = sum(name in ROLES for name in names)
+    if not strange:
+        return names
+    chinese = all(not cell.isascii() for cell in strange)
+    words = all(_WORD.fullmatch(strip(cell)) for cell in strange)
+    return names if len(names) > 2 and words and (known > 1 or chinese) else None  # noqa: PLR2004
 
 
 class Item(NamedTuple):
