@@ -112,6 +112,8 @@ class Call:
     """Whether a request has left that may have bought something (only ever in place_order)."""
     again: bool = False
     """Whether this order was sent before, and nobody knows what became of it."""
+    over: bool = False
+    """Whether it has ended, and its end was told: nothing that buys leaves after it."""
     raised: AdapterError | None = None
     """The last error that the client raised itself, and not the adapter."""
     unsure: bool = False
@@ -654,7 +656,7 @@ class Client:
             if not _HEADER_VALUE.fullmatch(value):
                 raise Config(f"the header {name} cannot be sent: it has characters that no header holds")
         limits = self.limits
-        trail = _Trail()
+        trail = _Trail(call if call.buying and not plan.reads else None)
         url = plan.url.copy_merge_params(dict(proof.query)) if proof.query else plan.url
         request = httpx.Request(
             plan.method,
@@ -679,6 +681,7 @@ class Client:
     ) -> Answer | AdapterError:
         failed: AdapterError
         try:
+            trail.check()
             async with asyncio.timeout(self.limits.total_timeout):
                 response = await self._transport(fresh=call.verb not in READING).handle_async_request(request)
                 trail.left = True
@@ -804,13 +807,26 @@ class _Unauthorized(Auth):
 class _Trail:
     """How far a try came, as httpcore tells it; None: it has told nothing."""
 
-    left: bool | None = None
+    def __init__(self, purchase: Call | None) -> None:
+        self._purchase = purchase
+        self.left: bool | None = None
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         if event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+            self.check()
             self.left = True
         elif self.left is None:
             self.left = False
+
+    def check(self) -> None:
+        """The last moment before the first byte: raises when the purchase that this belongs to is over."""
+        if self._purchase is not None and self._purchase.over:
+            self.left = False
+            raise _LateError
+
+
+class _LateError(RuntimeError):
+    """A purchase that an adapter left running in the background, after its end was told."""
 
 
 class _Budget:

@@ -112,9 +112,12 @@ class Verbs:
         call.again = call.left = call.buying and bool(args) and args[0].again
         started = time.monotonic()
         try:
-            with calling(call):
-                async with asyncio.timeout(seconds):
-                    value = await self._repeated(call, args)
+            try:
+                with calling(call):
+                    async with asyncio.timeout(seconds):
+                        value = await self._repeated(call, args)
+            finally:
+                call.over = True  # what the adapter left running in the background buys nothing any more
             self._promised(call.verb, value)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _cancelled():
@@ -218,7 +221,7 @@ class Verbs:
             self._health.stop(self._redacted(error))
         if call.buying and not isinstance(error, Refused | OutcomeUnknown):
             # An adapter that sends on its own may have sent anything before it failed.
-            doubt = call.left or (not known and not self.client.connected)
+            doubt = call.left or not (self.client.connected or isinstance(error, NotSent | Config))
             answered = isinstance(error, Auth | RateLimited) and not call.again
             if doubt and not answered:
                 return OutcomeUnknown(f"{self._said(error)}: nobody can say whether it was bought")

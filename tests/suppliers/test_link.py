@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -303,7 +304,12 @@ def test_M1_an_adapter_that_sends_on_its_own_is_never_believed_to_have_sent_noth
         async def place_order(self, order):
             raise KeyError("x")
 
+    class Said(Adapter):
+        async def place_order(self, order):
+            raise Transient("x")
+
     assert type(failed(linked(Own), "place_order", ORDER)) is OutcomeUnknown
+    assert type(failed(linked(Said), "place_order", ORDER)) is OutcomeUnknown
 
 
 @pytest.mark.parametrize("cut", ["dns", "refused", "timeout", 401, 429, 404, 500])
@@ -317,6 +323,37 @@ def test_M1_an_order_that_is_sent_again_stays_unknown_whatever_befalls_it(linked
     assert type(failed(linked(doing("place_order", raising(Auth("x")))), "place_order", AGAIN)) is OutcomeUnknown
     assert type(failed(linked(doing("place_order", raising(OutOfStock("x")))), "place_order", AGAIN)) is OutOfStock
     assert linked().call("place_order", AGAIN).id == "7"
+
+
+@pytest.mark.parametrize("connecting", [False, True])
+def test_M1_nothing_is_bought_after_it_was_said_that_nothing_was(linked, raw, monkeypatch, connecting):
+    """A purchase in a background task, which has not left yet, or is connecting, when the verb ends otherwise."""
+    supplier = raw()
+    background = []
+
+    async def slowly(http):
+        if not connecting:
+            await asyncio.sleep(0.2)
+        return await http.post("/orders")
+
+    async def careless(self, order):
+        background.append(asyncio.ensure_future(slowly(self.http)))
+        await asyncio.sleep(0.05)
+        raise KeyError("x")
+
+    if connecting:
+        real = anyio.connect_tcp
+
+        async def late(*args, **more):
+            await asyncio.sleep(0.2)
+            return await real(*args, **more)
+
+        monkeypatch.setattr(anyio, "connect_tcp", late)
+    link = linked(type("Careless", (Shop,), {"place_order": careless}), play=None, base=supplier.url)
+    assert type(failed(link, "place_order", ORDER)) is NotSent
+    time.sleep(0.5)
+    assert supplier.seen == []
+    assert type(background[0].exception()).__name__ == "_LateError"
 
 
 def test_M1_an_adapter_that_forgets_what_to_give_has_bought_all_the_same(linked):
