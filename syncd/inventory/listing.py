@@ -15,10 +15,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from syncd.adapter import Offer
+from syncd.adapter import BadResponse, Offer
 
 FEW: Final = 5
 """A change of fewer offers than this is never a mass one."""
+_MOST: Final = 10**15
+"""As much as no supplier has: larger numbers mean the same, and would not fit."""
 _SKETCH: Final = 256
 _SAME: Final = 0.9
 """What part of two suspicious changes must be the same for the second to confirm the first."""
@@ -51,8 +53,15 @@ class Before(NamedTuple):
 
 
 def row_of(offer: Offer) -> Row:
-    """An offer in its canonical form. When the supplier touched it last is left out: that alone is no change."""
-    price, stock = offer.price, offer.stock
+    """An offer in its canonical form. When the supplier touched it last is left out: that alone is no change.
+
+    Raises BadResponse for a sku that no database can hold.
+    """
+    price, stock, title = offer.price, offer.stock, offer.title
+    if "\0" in offer.sku:
+        raise BadResponse("an offer's sku holds a character that is none")
+    if not title.isprintable():
+        title = "".join(c if c.isprintable() else " " for c in title)
     data = "{}"
     if offer.tiers or offer.region or offer.group or offer.data:
         rest = {
@@ -64,16 +73,16 @@ def row_of(offer: Offer) -> Row:
         data = _json({name: value for name, value in rest.items() if value}).decode()
     return (
         offer.sku,
-        offer.title,
+        title,
         None if price is None else str(price.amount),
         None if price is None else price.currency,
         stock.kind,
-        stock.quantity,
+        None if stock.quantity is None else min(stock.quantity, _MOST),
         stock.level,
         int(offer.for_sale),
-        offer.min_quantity,
-        offer.max_quantity,
-        offer.step,
+        min(offer.min_quantity, _MOST),
+        None if offer.max_quantity is None else min(offer.max_quantity, _MOST),
+        min(offer.step, _MOST),
         data,
     )
 

@@ -427,7 +427,7 @@ class Sync:
         if known and known.pending:
             return f"up; listing held since {utc(known.pending_at or 0)}: {'; '.join(known.pending.alarms.values())}"
         if row is not None and row["failures"]:
-            return f"failing: {row['last_error']}"
+            return f"failing, {row['failures']} in a row"
         if known and known.watermark is not None and self._catalogue.stale(name, known):
             return f"up; its offers are stale: last read {utc(known.watermark)}"
         return f"up; {known.held} offers held" if known and known.held else health

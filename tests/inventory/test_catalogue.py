@@ -176,7 +176,7 @@ async def test_P2_what_one_part_of_a_run_cannot_another_may(market: Any, payload
     run = await market.run()
     assert (run["new"], run["error"]) == (1, "it is HTML")
     assert "balance" not in market.alpha.asked  # of a supplier that does not answer it is not asked
-    assert market.state() == "failing: it is HTML"
+    assert market.state() == "failing, 1 in a row"
 
     def closed(_pull: Pull) -> Any:
         raise Transient("closed today")

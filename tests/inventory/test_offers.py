@@ -243,6 +243,15 @@ def test_a_run_that_is_stopped_writes_nothing(shelf: Shelf) -> None:
     assert shelf.stored() == shown(GOOD)
 
 
+def test_what_no_database_can_hold_is_cleaned_or_refused(shelf: Shelf) -> None:
+    strange = dataclasses.replace(offer("a", stock=10**30, max_quantity=10**30), title="A\0B\nC\x1b[2J 充值卡")
+    assert shelf.listed([strange]).changed == 1
+    assert shelf.house.rows("SELECT title, stock_quantity FROM offer") == [("A B C [2J 充值卡", 10**15)]
+    assert shelf.listed([strange]).changed == 0
+    with pytest.raises(BadResponse):
+        shelf.listed([offer("a\0b")])
+
+
 # --- a listing that looks wrong ---------------------------------------------------------------------------------------
 
 SUSPICIOUS: dict[str, tuple[list[Offer], str, str]] = {
