@@ -114,6 +114,15 @@ def test_a_page_is_written_or_printed(syncd: Any, acme: Path, folder: Path) -> N
     assert written.out == "pages/acme.md\n"
 
 
+def test_pages_are_not_written_into_an_installed_program(syncd: Any, folder: Path, monkeypatch: Any) -> None:
+    (folder / "site-packages" / "adapters").mkdir(parents=True)
+    monkeypatch.setattr(registry, "bundled", lambda: folder / "site-packages" / "adapters")
+    refused = syncd("adapter", "docs")
+    assert refused.code == 1
+    assert "--to" in refused.err
+    assert not (folder / "site-packages" / "docs").exists()
+
+
 # --- test -------------------------------------------------------------------------------------------------------------
 
 
