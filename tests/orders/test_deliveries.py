@@ -429,7 +429,7 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
 
 
 def waiting(stack: Any, sku: str) -> None:
-    stack.products[sku] = SimpleNamespace(min_life=0, on_shortage="wait")
+    stack.products[sku] = SimpleNamespace(min_life=0, on_shortage="wait", takes=range(1, 1001))
 
 
 async def test_M2_an_order_that_finds_too_few_keys_waits_and_gets_them_once(stack: Any) -> None:
@@ -460,7 +460,7 @@ async def test_an_order_that_waits_can_be_cancelled_for_ever(stack: Any) -> None
 async def test_one_batch_may_hold_orders_that_get_keys_that_wait_and_that_are_refused(stack: Any) -> None:
     waiting(stack, "steam")
     stack.add("steam", "A-1")
-    stack.products["xbox"] = SimpleNamespace(min_life=0, on_shortage="refuse")
+    stack.products["xbox"] = SimpleNamespace(min_life=0, on_shortage="refuse", takes=range(1, 1001))
     asked = [("o1", "steam"), ("o2", "steam"), ("o2", "steam"), ("o3", "xbox")]
     found = await asyncio.gather(
         *[stack.deliveries.deliver("demo", ref, sku, 1) for ref, sku in asked], return_exceptions=True

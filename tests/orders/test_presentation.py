@@ -170,7 +170,7 @@ def test_templates_are_taken_apart_once(shown: Any, product: Any, monkeypatch: p
 
 
 def sells(stack: Any, sku: str, **changed: Any) -> None:
-    stack.products[sku] = SimpleNamespace(**{"min_life": 0, "takes": range(1, 1001)} | changed)
+    stack.products[sku] = SimpleNamespace(**{"min_life": 0, "takes": range(1, 1001), "on_shortage": "refuse"} | changed)
 
 
 async def test_M2_a_change_of_display_changes_the_text_and_no_key(stack: Any, product: Any) -> None:
