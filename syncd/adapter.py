@@ -333,6 +333,26 @@ class OrderRequest:
     Order, nor a refusal of a supplier that keeps `Promises.same_reference_same_order`, tells nothing of the first time.
     """
 
+    def price_of(self, now: Offer) -> Money:
+        """What a unit of this purchase costs by the offer as it is now: a price guard, for a supplier that has none.
+
+        Raises NotForSale, Refused (its rules of quantity), OutOfStock (by an exact stock), PriceChanged, Config.
+        """
+        price = [now.price, *(each for least, each in now.tiers if self.quantity >= least)][-1]
+        most, limit = now.max_quantity or self.quantity, self.max_unit_cost
+        if not now.for_sale or price is None:
+            raise NotForSale(f"{now.sku} is not for sale now", hint="name another offer of the product")
+        if not now.min_quantity <= self.quantity <= most or self.quantity % now.step:
+            rule = f"{now.min_quantity} to {now.max_quantity or 'any number'}, in steps of {now.step}"
+            raise Refused(f"{self.quantity} of {now.sku} cannot be ordered at once", hint=f"it is sold in {rule}")
+        if now.stock.quantity is not None and now.stock.quantity < self.quantity:
+            raise OutOfStock(f"there are {now.stock.quantity} of {now.sku} now", hint="another offer may have it")
+        if limit is not None and limit.currency != price.currency:
+            raise Config(f"a limit in {limit.currency} for {now.sku}, which costs {price}", hint="correct the currency")
+        if limit is not None and price.amount > limit.amount:
+            raise PriceChanged(f"{now.sku} costs {price} now, the limit is {limit}", hint="raise max_cost, or wait")
+        return price
+
 
 OrderStatus = Literal["pending", "partial", "completed", "canceled", "refunded"]
 
