@@ -211,7 +211,7 @@ class DujiaoNext(core.Adapter):
             # Manual goods wait for a person, and mostly for a form that one fills in.
             for_sale=bool(product["is_active"] and sku["is_active"] and product["fulfillment_type"] == "auto"),
             tiers=tuple((least, each) for least, (_, each) in sorted(tiers.items())),
-            updated_at=_time(product.get("updated_at")),
+            updated_at=core.instant(product.get("updated_at")),
             data={"sku_id": str(int(sku["id"]))},
         )
 
@@ -267,14 +267,6 @@ def _keys(payload: Any, data: Any) -> tuple[core.RawKey, ...]:
 def _words(text: Any) -> str:
     """A text in several languages, in Chinese or else in the first."""
     return str(text.get("zh-CN") or next(iter(text.values()), "")) if isinstance(text, dict) else str(text)
-
-
-def _time(text: Any) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return at if at.tzinfo else None
 
 
 ADAPTER = DujiaoNext

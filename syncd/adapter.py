@@ -11,6 +11,7 @@ cannot be seen from a method, the adapter promises in `Adapter.promises`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -81,6 +82,7 @@ __all__ = [
     "by_number",
     "by_offset",
     "hmac_sha256_hex",
+    "instant",
     "md5_hex",
     "money",
     "same",
@@ -263,6 +265,15 @@ def money(value: object, currency: str) -> Money:
     return Money(Decimal(text.strip()), currency)
 
 
+def instant(value: object) -> datetime | None:
+    """A time as a supplier writes it, ISO 8601 with its zone; None for whatever is not one."""
+    try:
+        at = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One thing that a supplier lists. ``sku`` is its name there, unique in the listing and stable over time."""
@@ -357,6 +368,10 @@ class OrderRequest:
 OrderStatus = Literal["pending", "partial", "completed", "canceled", "refunded"]
 
 
+_PICTURES: Final = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
+"""How a picture begins: JPEG, PNG, GIF, WebP, BMP."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawKey:
     """A key as the supplier sent it, or a text with several: never split, never stripped (K14). Exactly one of
@@ -381,6 +396,17 @@ class RawKey:
     def of(cls, text: str, *, id: str = "", expires: str = "") -> RawKey:  # noqa: A002 - the field's own name
         """A text, as it came."""
         return cls(text=SecretText(text), id=id, expires=expires)
+
+    @classmethod
+    def picture(cls, text: str, *, kind: str, id: str = "", expires: str = "") -> RawKey:  # noqa: A002
+        """An image in base64. What is none is not lost: its parts are handed over, and a person looks at them."""
+        try:
+            image = base64.b64decode("".join(text.split()), validate=True)
+        except ValueError:
+            image = b""
+        if image.startswith(_PICTURES):
+            return cls(image=image, id=id, expires=expires)
+        return cls.card({"type": kind, "image": text}, id=id, expires=expires)
 
     @classmethod
     def card(cls, fields: Mapping[str, str], *, id: str = "", expires: str = "") -> RawKey:  # noqa: A002
