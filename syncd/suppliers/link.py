@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,7 @@ from syncd.adapter import (
     Check,
     Config,
     NotSent,
+    Order,
     OutcomeUnknown,
     Page,
     RateLimited,
@@ -102,7 +104,7 @@ class Verbs:
             if call.verb == "check" and self._health is not None:
                 self._health.wake()
             self._count(call, started, None)
-            return value
+            return self._quiet(value)
         self._count(call, started, failed)
         raise failed
 
@@ -191,6 +193,15 @@ class Verbs:
         if isinstance(error, AdapterError):
             return self._redacted(error)
         return (Transient if isinstance(error, TimeoutError) else BadResponse)(self._said(error))
+
+    def _quiet(self, value: Any) -> Any:
+        """The value, its words for people without a credential that the supplier may have echoed."""
+        if isinstance(value, Order) and value.note:
+            return replace(value, note=self.client.redact(value.note))
+        if isinstance(value, Check):
+            notes = tuple(self.client.redact(note) for note in value.notes)
+            return replace(value, account=self.client.redact(value.account), notes=notes)
+        return value
 
     def _said(self, error: BaseException) -> str:
         if isinstance(error, AdapterError):
