@@ -26,11 +26,10 @@ ANSWERED = (400, 402, 404, 409, 422)  # the body says why
 NOT_FOUND, OTHER = 404, "name another offer of the product"
 STATUSES = {"processing": "pending"} | {word: word for word in ("completed", "canceled", "refunded")}
 OVER, BACK = {"canceled", "refunded"}, {"RETURNED", "REFUNDED", "CANCELED"}  # of an order, of a key
-# What is no refusal is an unknown outcome of an order, as a kind is that stands in no list.
-DOUBT = ("OrderFailed", "OrderNotFound", "OrderNotSupported", "ResourceLock", "HttpClient", "Http", "Error")
-KINDS: dict[Any, tuple[type[core.AdapterError], str]] = dict.fromkeys(
-    DOUBT, (BadResponse, "look into the dashboard")
-) | {
+# Kinds that leave doubt: none of them is a refusal, so that an order that ends so is an unknown outcome.
+DOUBT = "OrderFailed OrderNotFound OrderNotSupported ResourceLock HttpClient Http Error".split()
+KINDS: dict[str, tuple[type[core.AdapterError], str]] = {
+    **dict.fromkeys(DOUBT, (BadResponse, "look into the dashboard")),
     "Authorization": (core.Auth, "correct key: it is in the store's dashboard, and the sandbox has another"),
     "InsufficientBalance": (core.InsufficientBalance, "top up our balance at Kinguin"),
     "ProductUnavailable": (core.OutOfStock, "sold, or its price has changed just now: another offer may have it"),
@@ -144,10 +143,10 @@ class Kinguin(core.Adapter):
 
     async def return_keys(self, order_id: str, key_ids: Sequence[str]) -> Mapping[str, bool]:
         """POST …/keys/return takes back all keys of an order, those to come too: so all of them have to be named."""
-        now, states = await self._known(order_id)
+        _, states = await self._known(order_id)
         if {own for own, status in states.items() if status not in BACK} - set(key_ids):
             raise Refused("Kinguin takes back whole orders only", hint="name all keys of the order, or none")
-        answer = await self._ask("POST", f"/v2/order/{quote(now.id, safe='')}/keys/return")
+        answer = await self._ask("POST", f"/v2/order/{quote(order_id, safe='')}/keys/return")
         after = {one["id"]: one["status"] for one in answer.items()}
         return {own: after.get(own) in {"RETURNED", "REFUNDED"} for own in key_ids}
 
@@ -191,8 +190,10 @@ class Kinguin(core.Adapter):
 
     async def _known(self, order_id: str) -> tuple[Order, dict[str, str]]:
         """(the order as it is now, the status of each of its keys)."""
-        answer = await self._ask("GET", f"/v1/order/{quote(order_id, safe='')}")
-        return _order(answer.object())
+        order, states = _order((await self._ask("GET", f"/v1/order/{quote(order_id, safe='')}")).object())
+        if order.id != order_id:
+            raise BadResponse("another order was answered")
+        return order, states
 
     async def _ask(self, method: str, path: str, *, gone: bool = False, **parts: Any) -> core.Answer:
         """The answer, if it is one. Raises what its kind of error means, BadResponse for one that is not known."""
