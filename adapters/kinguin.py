@@ -213,7 +213,8 @@ class Kinguin(core.Adapter):
 def _wholesale(retail: Offer, one: dict[str, Any], left: Any) -> tuple[Any, str, Offer] | None:
     """(its price for the least, its id, the offer) of one merchant, if it is for wholesale and has enough."""
     deal, stock, own = one.get("wholesale") or {}, Stock.exact(left), str(one["offerId"])
-    prices = {LEVELS[tier["level"]]: core.money(tier["price"], "EUR") for tier in deal.get("tiers") or ()}
+    known = [tier for tier in deal.get("tiers") or () if tier["level"] in LEVELS]
+    prices = {LEVELS[tier["level"]]: core.money(tier["price"], "EUR") for tier in known}
     if deal.get("enabled") is not True or not prices or (stock.quantity or 0) < min(prices):
         return None
     (least, price), *tiers = sorted(prices.items())
@@ -241,9 +242,8 @@ def _key(one: Any) -> RawKey:
     if not isinstance(one, dict) or not isinstance(one.get("serial"), str):
         raise BadResponse("a key that is not what the document says")
     kind, own = str(one.get("type")).partition(";")[0].strip(), str(one.get("id") or "")
-    return (
-        RawKey.of(one["serial"], id=own) if kind == "text/plain" else RawKey.picture(one["serial"], kind=kind, id=own)
-    )
+    text = one["serial"]
+    return RawKey.of(text, id=own) if kind == "text/plain" else RawKey.picture(text, kind=kind, id=own)
 
 
 ADAPTER = Kinguin

@@ -167,7 +167,8 @@ def test_a_product_for_everybody_says_so(site, link, said, region):
         {"offers": 7},
         {"offers": [7]},
         {"offers": [wholesale(1, qty=-5)]},
-        {"offers": [wholesale(1, tiers=[{"level": 9, "price": 1}])]},
+        {"offers": [wholesale(1, tiers=[{"level": 1, "price": -1}])]},
+        {"offers": [wholesale(1, tiers=[{"price": 1}])]},
         {"countryLimitation": [1]},
     ],
 )
@@ -188,7 +189,7 @@ def test_wholesale_is_an_offer_of_its_own(site, link):
     """One merchant's: the one with the lowest price for 10, and with 10."""
     sold = [
         wholesale(1, tiers=[{"level": 1, "price": 5.6}]),
-        wholesale(2, qty=300),
+        wholesale(2, qty=300, tiers=[*TIERS, {"level": 5, "price": 5}]),  # which from 1000 on, nobody has said
         wholesale(3, qty=9, tiers=[{"level": 1, "price": 1}]),
         wholesale(4, enabled=False, tiers=[{"level": 1, "price": 1}]),
         wholesale(5, tiers=[]),
