@@ -5,6 +5,8 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 CONFIG ?= config/syncd.toml
 ARGS   ?=
+# A test waits as often as it works: one worker a processor.
+PYTEST := $(PY) -m pytest -n auto --dist worksteal
 
 # --no-deps: a lock file names everything there is, so pip has nothing to resolve; --require-hashes checks every byte.
 INSTALL := $(PIP) install -qq --no-deps --require-hashes
@@ -22,11 +24,11 @@ run: $(VENV)/.run var/feeds ## Start the daemon on config/syncd.toml (CONFIG=…
 	@exec $(VENV)/bin/syncd run --config $(CONFIG)
 
 test: $(VENV)/.dev ## Run the tests on SQLite and PostgreSQL (ARGS="-k vault" and the like)
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: lint ## What CI runs: lint, installed packages, tests (the wheel and the lock files among them)
 	@$(PIP) check
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.dev ## Style, types and the order of imports
 	@$(VENV)/bin/ruff check .

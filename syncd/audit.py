@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from syncd.store.database import Tx
 
 Mac = Callable[[bytes], bytes]
+HEAD: Final = "SELECT seq, mac, pg_current_xact_id()::text FROM audit_head WHERE id = 1 FOR UPDATE"
+"""PostgreSQL: the end of the chain, locked until the commit, and the id of this transaction."""
 FIRST: Final = b""
 """What the first entry is chained to."""
 
@@ -41,9 +43,7 @@ def chain(mac: Mac) -> Callable[[Tx], None]:
 
     def append(tx: Tx) -> None:
         if tx.postgresql:
-            ((before, last, tx.xid),) = tx.query(
-                "SELECT seq, mac, pg_current_xact_id()::text FROM audit_head WHERE id = 1 FOR UPDATE"
-            )
+            ((before, last, tx.xid),) = tx.foreseen.get(HEAD) or tx.query(HEAD)
         else:
             ((before, last),) = [tx.head] if tx.head else tx.query("SELECT seq, mac FROM audit_head WHERE id = 1")
         seq, last = before, bytes(last)

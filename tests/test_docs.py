@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import typer
 from pydantic import BaseModel

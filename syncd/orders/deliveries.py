@@ -7,15 +7,16 @@ after the commit, and a key that does not open is replaced before anybody is ans
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from syncd.audit import HEAD
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
-from syncd.store.database import Change, Lane, RetryBatch, Tx, Work, Writer
+from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Work, Writer
 from syncd.vault.vault import KeyRow, OpenedKey, Vault
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_QUANTITY: Final = 1000
+MAX_WAIT_S: Final = 30
+_LOOK_S: Final = 0.25
+"""How often a request that waits looks for its keys: another daemon on the same database may have brought them."""
 _FILL_AT_ONCE: Final = 100
 
 
@@ -130,11 +134,12 @@ class Deliveries:
 
     # --- what storefronts call --------------------------------------------------------------------------------------
 
-    async def deliver(self, shop: str, order_ref: str, product: str, quantity: int) -> Delivery:
+    async def deliver(self, shop: str, order_ref: str, product: str, quantity: int, *, wait_s: float = 0) -> Delivery:
         """Deliver one order line, or say again what was delivered for it.
 
         Raises UnknownProductError, InsufficientStockError (nothing recorded), OrderRefReusedError,
-        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet.
+        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet: for ``wait_s`` seconds
+        this waits for them.
         """
         if self.fenced:
             msg = "this database was restored from a backup"
@@ -143,7 +148,23 @@ class Deliveries:
         min_life = int(known.min_life) if known else 0
         request = Request(shop, order_ref, product, quantity, min_life, known is not None)
         allotted = await self._writer.submit(self._allot, request)
-        return await self._opened(order_ref, allotted, request.min_life)
+        answer = await self._opened(order_ref, allotted, request.min_life)
+        if wait_s and answer.state == DeliveryState.PENDING:
+            return await self._awaited(request, answer, wait_s)
+        return answer
+
+    async def _awaited(self, request: Request, answer: Delivery, seconds: float) -> Delivery:
+        """The delivery once it has its keys, or as it is when the time is over."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(_LOOK_S, left))
+            found = await asyncio.to_thread(self.find, request.shop, request.order_ref)
+            if found is not None and found.state != DeliveryState.PENDING:
+                allotted = await self._writer.submit(self._allot, request)
+                allotted.repeat = answer.repeat
+                return await self._opened(request.order_ref, allotted, request.min_life)
+        return answer
 
     async def reveal(self, shop: str, order_ref: str) -> Delivery | None:
         """The delivery of an order line with its keys, recorded like a repeated request; None if there is none."""
@@ -203,14 +224,20 @@ class Deliveries:
     # --- units of work ----------------------------------------------------------------------------------------------
 
     def _run_allot(self, tx: Tx, requests: Sequence[Request]) -> list[Allotted | BaseException]:
-        """Allot a batch: one look for repeats, one claim for all products, one insert a table."""
-        recorded = self._recorded(tx, {(r.shop, r.order_ref) for r in requests})
+        """Allot a batch: one look for repeats and keys, one insert a table.
+
+        Keys are looked up before it is known which orders are repeats, since the two questions then travel together.
+        """
         first: dict[tuple[str, str], int] = {}
         for index, request in enumerate(requests):
-            if (request.shop, request.order_ref) not in recorded:
-                first.setdefault((request.shop, request.order_ref), index)
+            first.setdefault((request.shop, request.order_ref), index)
+        need = _need([requests[index] for index in first.values()])
+        rows, keys = tx.ask(_who_has(first), _what_is_there(tx, need)) if need else (*tx.ask(_who_has(first)), [])
+        recorded = self._as_recorded(tx, rows)
+        first = {order: index for order, index in first.items() if order not in recorded}
         wanted = [requests[index] for index in first.values()]
-        granted = dict(zip(first.values(), self._grant(tx, wanted), strict=True))
+        stock = self._stacked(tx, need, keys)
+        granted = dict(zip(first.values(), self._grant(tx, wanted, stock), strict=True))
         outcomes: list[Allotted | BaseException] = []
         for index, request in enumerate(requests):
             own = granted.get(index)
@@ -239,17 +266,11 @@ class Deliveries:
         tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
         return known
 
-    def _grant(self, tx: Tx, requests: Sequence[Request]) -> list[Allotted | BaseException]:
+    def _grant(self, tx: Tx, requests: Sequence[Request], stock: _Stock) -> list[Allotted | BaseException]:
         """Claim keys for new orders, in the order they came; an order gets all its keys or none."""
         if not requests:
             return []
-        need: dict[tuple[str, int], int] = {}
-        for request in requests:
-            if not request.known:
-                continue
-            product = (request.product, request.min_life)
-            need[product] = need.get(product, 0) + request.quantity
-        stock = self._claim(tx, need) if need else {}
+        stock = self._enough(tx, _need(requests), stock)
         ids = self._ids.take(len(requests))
         outcomes: list[Allotted | BaseException] = []
         deliveries: list[tuple[int, str, str, str, int]] = []
@@ -322,47 +343,40 @@ class Deliveries:
                 [(key_id,) for key_id, _, _ in allotments],
             ),
         ]
-        if tx.change(changes) != [len(change.rows) for change in changes]:
+        if tx.change(changes, foresee=HEAD) != [len(change.rows) for change in changes]:
             raise RetryBatch
 
-    def _claim(self, tx: Tx, need: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[KeyRow]]:
+    def _claim(self, tx: Tx, need: _Need) -> _Stock:
         """The next keys of each (product, min_life), as stacks whose top goes first: soonest to expire, then oldest."""
-        stock = self._look(tx, need, " FOR UPDATE SKIP LOCKED" if tx.postgresql else "")
+        return self._enough(tx, need, self._look(tx, need))
+
+    def _enough(self, tx: Tx, need: _Need, stock: _Stock) -> _Stock:
+        """The same stock, or another look where another daemon may hold rows that it will not take after all (K2)."""
         if tx.postgresql and any(len(stock[product]) < number for product, number in need.items()):
-            # Another daemon may hold rows that it will not take after all (K2): wait for it, then look once more.
-            self._look(tx, need, " FOR UPDATE")
-            stock = self._look(tx, need, " FOR UPDATE SKIP LOCKED")
+            tx.ask(_what_is_there(tx, need, " FOR UPDATE"))  # wait for it
+            stock = self._look(tx, need)
         return stock
 
-    def _look(self, tx: Tx, need: Mapping[tuple[str, int], int], lock: str) -> dict[tuple[str, int], list[KeyRow]]:
-        # One statement for all products of the batch: each branch reads its few rows off the partial index.
-        branch = (
-            "SELECT * FROM (SELECT {which} AS which, id, sealed_sku, source_id, expires_at, sealed"
-            " FROM vault_key WHERE state = 'available' AND product = ? AND expires_at > ?"
-            " ORDER BY expires_at, id LIMIT ?{lock}) k{which}"
-        )
-        sql = " UNION ALL ".join(branch.format(which=which, lock=lock) for which in range(len(need)))
-        params: list[Any] = []
-        for (product, min_life), number in need.items():
-            params += [product, tx.at + min_life, number]
-        rows = tx.gather(sql, "which int, id int, sealed_sku text, source_id int, expires_at int, sealed bytes", params)
+    def _look(self, tx: Tx, need: _Need) -> _Stock:
+        (rows,) = tx.ask(_what_is_there(tx, need))
+        return self._stacked(tx, need, rows)
+
+    def _stacked(self, tx: Tx, need: _Need, rows: Sequence[Row]) -> _Stock:
         names = self._vault.source_names(tx, {row[3] for row in rows})
         order = list(need)
-        stock: dict[tuple[str, int], list[KeyRow]] = {product: [] for product in order}
+        stock: _Stock = {product: [] for product in order}
         for which, row_id, sku, source_id, expires_at, sealed in rows:
             stock[order[which]].append(KeyRow(row_id, sku, names[source_id], expires_at, sealed))
         for keys in stock.values():
             keys.sort(key=lambda key: (key.expires_at, key.id), reverse=True)
         return stock
 
-    def _recorded(self, tx: Tx, orders: set[tuple[str, str]]) -> dict[tuple[str, str], Allotted]:
+    def _recorded(self, tx: Tx, orders: Collection[tuple[str, str]]) -> dict[tuple[str, str], Allotted]:
+        (rows,) = tx.ask(_who_has(orders))
+        return self._as_recorded(tx, rows)
+
+    def _as_recorded(self, tx: Tx, rows: Sequence[Row]) -> dict[tuple[str, str], Allotted]:
         """The deliveries that exist already, with their keys in the order of their units."""
-        rows = tx.bulk(
-            "SELECT d.id, d.shop, d.order_ref, d.product, d.quantity, d.state, d.reason, d.created_at FROM rows"
-            " JOIN delivery d ON d.shop = rows.shop AND d.order_ref = rows.order_ref",
-            "shop text, order_ref text",
-            sorted(orders),
-        )
         found = {
             row[0]: Allotted(row[0], row[3], row[4], row[5], row[6], row[7], True, [])  # noqa: FBT003
             for row in rows
@@ -476,6 +490,48 @@ class Deliveries:
         tx.audit("delivery.cancelled", delivery=found.id, shop=shop)
         current.state, current.reason = DeliveryState.CANCELLED, None
         return current
+
+
+_Need = Mapping[tuple[str, int], int]
+"""(product, min_life) → units."""
+_Stock = dict[tuple[str, int], list[KeyRow]]
+
+
+def _need(requests: Sequence[Request]) -> dict[tuple[str, int], int]:
+    need: dict[tuple[str, int], int] = {}
+    for request in requests:
+        if request.known:
+            product = (request.product, request.min_life)
+            need[product] = need.get(product, 0) + request.quantity
+    return need
+
+
+def _who_has(orders: Collection[tuple[str, str]]) -> Question:
+    """The rows of these orders' deliveries."""
+    return Question(
+        "SELECT d.id, d.shop, d.order_ref, d.product, d.quantity, d.state, d.reason, d.created_at FROM rows"
+        " JOIN delivery d ON d.shop = rows.shop AND d.order_ref = rows.order_ref",
+        "shop text, order_ref text",
+        sorted(orders),
+    )
+
+
+def _what_is_there(tx: Tx, need: _Need, lock: str = " FOR UPDATE SKIP LOCKED") -> Question:
+    """The next keys of each product: each branch reads its few rows off the partial index. SQLite needs no lock."""
+    branch = (
+        "SELECT * FROM (SELECT {which} AS which, id, sealed_sku, source_id, expires_at, sealed"
+        " FROM vault_key WHERE state = 'available' AND product = ? AND expires_at > ?"
+        " ORDER BY expires_at, id LIMIT ?{lock}) k{which}"
+    )
+    lock = lock if tx.postgresql else ""
+    params: list[Any] = []
+    for (product, min_life), number in need.items():
+        params += [product, tx.at + min_life, number]
+    return Question(
+        " UNION ALL ".join(branch.format(which=which, lock=lock) for which in range(len(need))),
+        "which int, id int, sealed_sku text, source_id int, expires_at int, sealed bytes",
+        params=params,
+    )
 
 
 def _answer(order_ref: str, allotted: Allotted, keys: list[OpenedKey]) -> Delivery:

@@ -42,6 +42,7 @@ _VERSIONS: Final = "alembic_version"
 _PAGES: Final = 2048  # 8 MiB a step: seldom enough to be fast, often enough for a progress bar
 _ROWS: Final = 1000
 _BLOCK: Final = 1 << 20
+_DAMAGED: Final = (DatabaseError, UnicodeDecodeError)  # SQLite may quote the damage, which need not be text
 _BESIDE: Final = ("-wal", "-shm", "-journal")
 
 
@@ -174,7 +175,7 @@ def restore(
         _copy_file(file, part, progress)
         try:
             _fence(part, fence)
-        except DatabaseError:
+        except _DAMAGED:
             raise BackupError(f"{file} is not a backup of syncd, or a damaged one", hint="try an older one") from None
         found = _inspect(part, verify, progress)
         with _open(part) as copy:
@@ -258,8 +259,9 @@ def _inspect(path: Path, verify: Verify | None, progress: Progress) -> Backup:
             if verify and kek_ids:
                 progress("checking the audit", 0, rows["audit"])
                 entries = verify(copy)
-    except DatabaseError as error:
-        raise BackupError(f"the copy cannot be read: {error.orig}", hint="try an older backup") from None
+    except _DAMAGED as error:
+        why = getattr(error, "orig", "its schema is not text")
+        raise BackupError(f"the copy cannot be read: {why}", hint="try an older backup") from None
     return Backup(path, path.stat().st_size, revision, rows, kek_ids, entries)
 
 

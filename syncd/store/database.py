@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -131,10 +131,20 @@ class Change:
     params: Sequence[Any] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One query for `Tx.ask`: over ``rows`` as `Tx.bulk` takes it, or without rows as `Tx.gather` takes it."""
+
+    sql: str
+    columns: str
+    rows: Sequence[Sequence[Any]] | None = None
+    params: Sequence[Any] = ()
+
+
 class Tx:
     """One transaction of the writer, as a unit of work sees it."""
 
-    __slots__ = ("_begun", "_cursor", "_database", "_last", "at", "head", "notes", "xid")
+    __slots__ = ("_begun", "_cursor", "_database", "_last", "at", "foreseen", "head", "lone", "notes", "xid")
 
     def __init__(self, database: Database, cursor: Any) -> None:
         self._database = database
@@ -144,6 +154,10 @@ class Tx:
         self.xid: str | None = None
         self.head: tuple[int, bytes] | None = None
         """The audit's last entry (number, mac), where it is known: on SQLite, this writer wrote it."""
+        self.lone = False
+        """Whether the batch is of one kind: then nobody locks anything after its changes but the audit's head."""
+        self.foreseen: dict[str, list[Row]] = {}
+        """What queries gave that travelled with a change, by their SQL."""
         self._last: list[tuple[str, Sequence[Any]]] = []
         # PostgreSQL: BEGIN travels with the first statement, a round trip less.
         self._begun = not database.postgresql
@@ -184,8 +198,30 @@ class Tx:
                 found.extend(self._cursor.fetchall())
         return found
 
-    def change(self, changes: Sequence[Change]) -> list[int]:
-        """Run statements that return nothing one after the other: the rows that each changed. One round trip."""
+    def ask(self, *questions: Question) -> list[list[Row]]:
+        """What each query gives, in no given order; in one round trip on PostgreSQL."""
+        if not self.postgresql:
+            return [
+                self.gather(q.sql, q.columns, q.params)
+                if q.rows is None
+                else self.bulk(q.sql, q.columns, q.rows, q.params)
+                for q in questions
+            ]
+        statements = [self._stated(question) for question in questions]
+        return [cursor.fetchall() for cursor in self._together(statements)]
+
+    def _stated(self, question: Question) -> tuple[str, Sequence[Any]]:
+        if question.rows is None:
+            return self._database.marked(question.sql), question.params
+        statement, bound = self._database.bulk_statement(question.sql, question.columns, question.rows)
+        return statement, [*bound, *question.params]
+
+    def change(self, changes: Sequence[Change], *, foresee: str = "") -> list[int]:
+        """Run statements that return nothing one after the other: the rows that each changed. One round trip.
+
+        ``foresee`` is a query that somebody will make before the commit: where that changes no order of locks, it
+        travels along, and its rows lie in `foreseen`.
+        """
         size = self._database.bulk_rows
         parts = [
             (which, *self._database.bulk_statement(change.sql, change.columns, change.rows[start : start + size]))
@@ -193,8 +229,12 @@ class Tx:
             for start in range(0, len(change.rows), size)
         ]
         statements = [(statement, [*bound, *changes[which].params]) for which, statement, bound in parts]
+        ahead = [(self._database.marked(foresee), ())] if foresee and self.lone and self.postgresql else []
+        numbers, found = self._run_all(statements, ahead)
+        if ahead:
+            self.foreseen[foresee] = found[0]
         changed = [0] * len(changes)
-        for (which, _, _), number in zip(parts, self._run_all(statements), strict=True):
+        for (which, _, _), number in zip(parts, numbers, strict=True):
             changed[which] += number
         return changed
 
@@ -208,22 +248,32 @@ class Tx:
             connection.cursor().execute("BEGIN")
             self._cursor.execute(statement, params)
 
-    def _run_all(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[int]:
-        """Run statements, on PostgreSQL without waiting in between; the rows that each changed."""
-        connection = self._cursor.connection
+    def _run_all(
+        self, statements: Sequence[tuple[str, Sequence[Any]]], queries: Sequence[tuple[str, Sequence[Any]]] = ()
+    ) -> tuple[list[int], list[list[Row]]]:
+        """Run statements, on PostgreSQL without waiting in between: (rows that each changed, what each query gave)."""
         if self.postgresql:
-            with connection.pipeline():
-                if not self._begun:
-                    self._begun = True
-                    connection.cursor().execute("BEGIN")
-                cursors = [connection.cursor().execute(statement, params) for statement, params in statements]
-            return [int(cursor.rowcount) for cursor in cursors]
+            cursors = self._together([*statements, *queries])
+            count = len(statements)
+            return [int(cursor.rowcount) for cursor in cursors[:count]], [
+                cursor.fetchall() for cursor in cursors[count:]
+            ]
+        connection = self._cursor.connection
         changed = []
         for statement, params in statements:
             before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
             self._cursor.execute(statement, params)
             changed.append(connection.total_changes - before)
-        return changed
+        return changed, []
+
+    def _together(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """PostgreSQL: the cursors of statements that travelled in one round trip, BEGIN before them if it is due."""
+        connection = self._cursor.connection
+        with connection.pipeline():
+            if not self._begun:
+                self._begun = True
+                connection.cursor().execute("BEGIN")
+            return [connection.cursor().execute(statement, params) for statement, params in statements]
 
     def last(self, sql: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
         """A statement as `bulk` takes it, to travel with the commit: nobody asks for its outcome. PostgreSQL only."""
@@ -683,13 +733,14 @@ class Writer:
             self._metrics.writer_batch_units.observe(len(batch))
             self._metrics.writer_commit_seconds.observe(time.perf_counter() - attempt.started)
 
-    def _try(self, groups: Iterable[list[_Unit]], attempt: _Attempt) -> bool:
+    def _try(self, groups: Collection[list[_Unit]], attempt: _Attempt) -> bool:
         """Run a batch once. Whether it is committed; if not, it is to be run again."""
         attempt.tx, attempt.committing, attempt.started = None, False, time.perf_counter()
         try:
             if self._connection is None:
                 self._connect()
             tx = attempt.tx = self._begin()
+            tx.lone = len(groups) == 1
             for units in groups:
                 outcomes = units[0].work.run(tx, [unit.payload for unit in units])
                 for unit, outcome in zip(units, outcomes, strict=True):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from syncd.errors import InvalidRequestError, SyncdError
 from syncd.model import NEVER, ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, utc
-from syncd.orders.deliveries import MAX_QUANTITY, Deliveries, Delivery
+from syncd.orders.deliveries import MAX_QUANTITY, MAX_WAIT_S, Deliveries, Delivery
 from syncd.storefronts import problems
 from syncd.storefronts.guard import SHOP_DELIVER, admit, check_media, limited
 from syncd.storefronts.problems import NO_STORE, send_problem
@@ -41,6 +41,8 @@ class DeliveryRequest(BaseModel):
     order_ref: str = Field(pattern=ORDER_REF_PATTERN, description="One order line, unique within the shop for ever.")
     product: str = Field(pattern=SKU_PATTERN, description="The shop's own sku.")
     quantity: int = Field(ge=1, le=MAX_QUANTITY, description="How many keys: all of them or none.")
+    customer: str | None = Field(None, min_length=1, max_length=200, description="Who buys. Not kept, not compared.")
+    wait_s: int = Field(0, ge=0, le=MAX_WAIT_S, description="How long to wait for the keys of a pending delivery.")
 
 
 class DeliveredKey(BaseModel):
@@ -72,6 +74,8 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     order_ref: Annotated[str, msgspec.Meta(pattern=ORDER_REF_PATTERN.replace("$", r"\Z"))]
     product: Annotated[str, msgspec.Meta(pattern=SKU_PATTERN.replace("$", r"\Z"))]
     quantity: Annotated[int, msgspec.Meta(ge=1, le=MAX_QUANTITY)]
+    customer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    wait_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 0
 
 
 class _Key(msgspec.Struct):
@@ -144,7 +148,9 @@ class Hot:
             shop = principal.name if principal else ""
             check_media(scope["headers"])
             asked = await _read(limited(scope["headers"], receive, self._max_body()))
-            delivery = await self._deliveries.deliver(shop, asked.order_ref, asked.product, asked.quantity)
+            delivery = await self._deliveries.deliver(
+                shop, asked.order_ref, asked.product, asked.quantity, wait_s=asked.wait_s
+            )
             status = 200 if delivery.state == DeliveryState.DELIVERED else 202
             body = encoded(delivery, with_keys=True)
         except _GoneError:

@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 KEYS = 1_000_000
 MOST_MB = 200
 
 
+@pytest.mark.timeout(600)
 def test_a_million_keys_stream_through_a_small_daemon(install: Any, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'd' / 'var' / 'syncd.db'}"
     daemon = install("d", url, '[products.a]\ntitle = "a"\nformat = "opaque"\n')
@@ -24,8 +27,8 @@ def test_a_million_keys_stream_through_a_small_daemon(install: Any, tmp_path: Pa
         (row,) = json.loads(daemon.syncd("status", "--json"))["suppliers"]
         if row["last_success_at"]:
             break
-        assert time.monotonic() - begun < 170, row
-        time.sleep(1)
+        assert time.monotonic() - begun < 540, row
+        time.sleep(3)
     assert row["last_run"]["new"] == KEYS
     peak = daemon.peak_mb()
     print(f"{KEYS} keys in {time.monotonic() - begun:.0f} s, peak {peak:.0f} MB resident")

@@ -16,12 +16,13 @@ from typing import Any
 import openpyxl
 import pytest
 
-from syncd.adapter import AdapterError
+from syncd.adapter import AdapterError, Auth
 from syncd.errors import NotFoundError
 from syncd.inventory import sync as sync_module
 from syncd.inventory.sync import AlreadyRunningError
 from syncd.store.database import Lane, Tx, Work
 from syncd.store.leases import Lease
+from syncd.suppliers.health import Health
 
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 # One engine is enough where the database has no say.
@@ -480,6 +481,22 @@ async def test_a_reload_brings_a_new_supplier_in_and_takes_a_removed_one_out(hou
     assert house.rows("SELECT supplier FROM run ORDER BY id") == [("alpha",), ("beta",)]
     with pytest.raises(NotFoundError):
         await sync.start("alpha", "operator")
+
+
+@SQLITE
+async def test_P2_a_supplier_that_refuses_us_is_not_polled_until_somebody_asks_by_hand(house: Any) -> None:
+    sync = house.sync(alpha=of(), beta=of())
+    health = sync._links["alpha"].health = Health("alpha")
+    health.stop(Auth("GET /x: 401"))
+    await sync.open()
+    await sync.tick()
+    await ended(sync)
+    assert house.rows("SELECT supplier FROM run") == [("beta",)]
+    states = {row["name"]: row["state"] for row in sync.suppliers()}
+    assert states["alpha"].startswith("credentials refused since")
+    assert states["beta"] == "up"
+    await ran(sync)
+    assert not health.stopped
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------

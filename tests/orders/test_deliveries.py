@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from syncd.errors import ConflictError, NotFoundError, UnreadableKeyError
+from syncd.orders import deliveries
 from syncd.orders.deliveries import (
     DeliveryCancelledError,
     FencedError,
@@ -204,6 +205,30 @@ async def test_pending_deliveries_are_filled_first_come_first_served(stack: Any)
     assert (await stack.deliveries.deliver("demo", "o2", "steam", 1)).state == "pending"
 
 
+async def test_a_request_may_wait_for_the_keys_of_a_pending_delivery(stack: Any) -> None:
+    stack.add("steam", "BAD-1")
+    stack.tamper(*flip(stack))
+    assert (await stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=0.3)).state == "pending"
+    waiting = [asyncio.create_task(stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=20)) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    stack.add("steam", "GOOD-1")
+    assert await stack.deliveries.fill("steam") == 1
+    for answer in await asyncio.gather(*waiting):
+        assert (answer.state, texts(answer), answer.repeat) == ("delivered", ["GOOD-1"], True)
+    assert_books_balance(stack)
+
+
+async def test_a_request_that_waits_is_told_of_a_cancel(stack: Any) -> None:
+    stack.add("steam", "BAD-1")
+    stack.tamper(*flip(stack))
+    await stack.deliveries.deliver("demo", "o1", "steam", 1)
+    waiting = asyncio.create_task(stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=20))
+    await asyncio.sleep(0.1)
+    await stack.deliveries.cancel("demo", "o1")
+    with pytest.raises(DeliveryCancelledError):
+        await waiting
+
+
 async def test_a_pending_delivery_can_be_cancelled_for_ever(stack: Any) -> None:
     stack.add("steam", "BAD-1", "BAD-2")
     stack.tamper(*flip(stack))
@@ -280,9 +305,9 @@ def test_control_without_the_unique_constraint_and_the_state_check_the_books_do_
     stacks[0].add("steam", *[f"AAAA-{n}" for n in range(200)])
     stacks[1].products.update(stacks[0].products)
     stacks[0].tamper("ALTER TABLE allotment DROP CONSTRAINT pk_allotment")
+    look = deliveries._what_is_there
+    monkeypatch.setattr(deliveries, "_what_is_there", lambda tx, need, _lock="": look(tx, need, ""))
     for stack in stacks:
-        look = stack.deliveries._look
-        monkeypatch.setattr(stack.deliveries, "_look", lambda tx, need, _lock, look=look: look(tx, need, ""))
 
         def hand_over(tx: Any, allotments: Any, *before: Any) -> None:
             tx.change(before)
@@ -362,7 +387,7 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
     for start in range(0, rows, chunk):
         stack.add("steam", *[f"K-{n}" for n in range(start, start + chunk)])
     seen: list[tuple[str, Any]] = []
-    run, run_all = Tx._run, Tx._run_all
+    run, together, run_all = Tx._run, Tx._together, Tx._run_all
 
     def note(sql: str, params: Any) -> None:
         # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
@@ -373,12 +398,18 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
         note(sql, params)
         run(tx, sql, params)
 
-    def all_noted(tx: Tx, statements: Any) -> Any:
+    def noted_together(tx: Tx, statements: Any) -> Any:
         for statement in statements:
             note(*statement)
-        return run_all(tx, statements)
+        return together(tx, statements)
+
+    def all_noted(tx: Tx, statements: Any, queries: Any = ()) -> Any:
+        for statement in statements:
+            note(*statement)
+        return run_all(tx, statements, queries)
 
     monkeypatch.setattr(Tx, "_run", noted)
+    monkeypatch.setattr(Tx, "_together", noted_together)
     monkeypatch.setattr(Tx, "_run_all", all_noted)
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))

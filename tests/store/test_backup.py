@@ -342,6 +342,11 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _unspell(path: Path) -> None:
+    """A damage that SQLite quotes in its message, as bytes that are not text."""
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"\x9cREATE TABLE"))
+
+
 def _forge(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as kept:
         kept.execute("DROP TRIGGER audit_no_update")
@@ -362,10 +367,11 @@ def _newer(path: Path) -> None:
         (lambda path: os.truncate(path, path.stat().st_size // 2), BackupError, "damaged|cannot be read"),
         (lambda path: path.write_text("not a database"), BackupError, "not a backup"),
         (lambda path: path.write_bytes(b""), BackupError, "not a backup"),
+        (_unspell, BackupError, "damaged|cannot be read"),
         (_forge, AuditError, "entry 1"),
         (_newer, BackupError, "does not know"),
     ],
-    ids=["flipped", "cut", "text", "empty", "forged", "newer"],
+    ids=["flipped", "cut", "text", "empty", "unspelled", "forged", "newer"],
 )
 async def test_a_backup_that_cannot_be_trusted_is_refused_and_leaves_nothing(
     open_shop: Any, database_url: str, empty_url: str, tmp_path: Path, damage: Any, error: Any, why: str

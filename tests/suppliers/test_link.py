@@ -481,7 +481,7 @@ def test_closing_ends_everything_within_three_seconds(linked, raw):
     supplier = raw(lambda _seen: time.sleep(30) or b"")
     hanging = linked(doing("get_balance", hang), name="hanging")
     sending = linked(play=None, base=supplier.url, name="sending", limits=Limits(allow_http=True))
-    blocking = linked(doing("get_balance", lambda self: time.sleep(6)), name="blocking")
+    blocking = linked(doing("get_balance", lambda self: time.sleep(4)), name="blocking")
     found: dict[str, BaseException] = {}
 
     def ask(link, verb, *args):

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -219,3 +220,192 @@ def test_an_adapter_whose_constructor_fails_is_a_problem_too(drop_in: Callable[.
     assert made == {}
     assert [problem.path for problem in problems] == ["suppliers.a.adapter"]
     assert "secret-in-a-message" not in str(problems)
+
+
+# --- installed packages, adapters without code ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Install a package with an entry point, as pip would."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def install(name: str, content: str = MINE, target: str = "planted_package:ADAPTER") -> None:
+        (site / "planted_package.py").write_text(content)
+        info = site / f"planted_{name}-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: planted-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[syncd.adapters]\n{name} = {target}\n")
+        sys.modules.pop("planted_package", None)
+
+    yield install
+    sys.modules.pop("planted_package", None)
+
+
+def test_an_installed_adapter_is_found_by_its_entry_point(installed: Callable[..., None], tmp_path: Path) -> None:
+    installed("theirs")
+    made, problems = registry.build(settings(tmp_path, '[suppliers.a]\nadapter = "theirs"\naccount = "x"\n'))
+    assert problems == []
+    assert made["a"].adapter.context.settings.account == "x"
+
+
+def test_an_installed_adapter_shadows_nothing_without_override(
+    installed: Callable[..., None], drop_in: Callable[..., Path]
+) -> None:
+    installed("feed")
+    with pytest.raises(SyncdError, match="planted_package:ADAPTER of planted-feed has the name of a bundled adapter"):
+        registry.find("feed", [])
+    assert registry.load(registry.find("feed", [], override=True)).__name__ == "Mine"
+    path = drop_in("feed")
+    assert registry.find("feed", [path.parent], override=True) == path
+    installed("mine")
+    path = drop_in("mine")
+    with pytest.raises(SyncdError, match="has the name of an installed one"):
+        registry.find("mine", [path.parent])
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "said"),
+    [
+        ("raise KeyError('secret-in-a-message')", "planted_package:ADAPTER", "does not load: KeyError"),
+        (MINE, "planted_package:NOTHING", "does not load: AttributeError"),
+        (MINE, "no_such_package:ADAPTER", "does not load: ModuleNotFoundError"),
+        ("ADAPTER = 3", "planted_package:ADAPTER", "has no ADAPTER"),
+    ],
+)
+def test_an_installed_adapter_that_is_broken_is_a_problem(
+    installed: Callable[..., None], tmp_path: Path, content: str, target: str, said: str
+) -> None:
+    installed("theirs", content, target)
+    _, problems = registry.build(settings(tmp_path, '[suppliers.a]\nadapter = "theirs"\n'))
+    assert [problem.path for problem in problems] == ["suppliers.a.adapter"]
+    assert said in problems[0].message
+    assert "secret-in-a-message" not in str(problems)
+
+
+def test_an_adapter_without_code_is_handed_to_its_reader(
+    drop_in: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = drop_in().with_name("told.toml")
+    path.write_text("")
+    path.chmod(0o644)
+
+    class Told(Adapter):
+        title = "told"
+
+    reader: Any = ModuleType("syncd.suppliers.declarative")
+    reader.load = lambda place: Told if place == path else None
+    monkeypatch.setitem(sys.modules, "syncd.suppliers.declarative", reader)
+    assert registry.load(registry.find("told", [path.parent])) is Told
+    path.chmod(0o666)
+    with pytest.raises(UnsafeAdapterError):
+        registry.find("told", [path.parent])
+
+
+def test_two_files_of_one_name_are_refused(drop_in: Callable[..., Path]) -> None:
+    path = drop_in()
+    path.with_suffix(".toml").write_text("")
+    with pytest.raises(SyncdError, match="have one name"):
+        registry.find("mine", [path.parent])
+
+
+def test_the_catalogue_lists_everything_and_a_broken_unused_one_is_a_line_in_it(
+    drop_in: Callable[..., Path], installed: Callable[..., None]
+) -> None:
+    installed("theirs")
+    drop_in("broken", "raise KeyError('secret-in-a-message')\n")
+    drop_in("open").chmod(0o666)
+    path = drop_in()
+    (path.parent / "mine.examples.toml").write_text("")
+    listed = {one.name: one for one in registry.catalogue([path.parent, path.parent / "nowhere"])}
+    assert {"feed", "mine", "theirs", "broken", "open"} <= set(listed)
+    assert "mine.examples" not in listed
+    assert (listed["feed"].source, listed["mine"].source, listed["theirs"].source) == (
+        "bundled",
+        "drop-in",
+        "installed",
+    )
+    assert listed["feed"].capabilities == {"pull_keys"}
+    assert listed["feed"].problem == listed["mine"].problem == ""
+    assert "does not load: KeyError" in listed["broken"].problem
+    assert "could be written by others" in listed["open"].problem
+    assert "secret-in-a-message" not in str(listed)
+
+
+# --- what a supplier's client is given --------------------------------------------------------------------------------
+
+SECRETIVE = """
+from syncd.adapter import Adapter, ApiKey, Secret, Settings
+
+class MineSettings(Settings):
+    base_url: str = "https://shop.example"
+    key: Secret
+
+class Mine(Adapter):
+    Settings = MineSettings
+
+    def __init__(self, context):
+        super().__init__(context)
+        self.http = context.connect(context.settings.base_url, auth=ApiKey(context.settings.key))
+
+ADAPTER = Mine
+"""
+
+
+@pytest.fixture
+def secretive(drop_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """Build supplier a with a credential and more settings."""
+    drop_in("mine", SECRETIVE)
+
+    def make(more: str = "", key: str = "canary-credential") -> Any:
+        (tmp_path / "key").write_text(key)
+        return registry.build(
+            settings(tmp_path, f'[suppliers.a]\nadapter = "mine"\nkey = {{ file = "key" }}\n{more}\n')
+        )
+
+    return make
+
+
+def test_the_core_settings_become_the_clients_limits_and_its_credentials_are_hidden(
+    secretive: Callable[..., Any],
+) -> None:
+    made, problems = secretive('rate = "60/m"\nconcurrency = 2\ntimeout = "90s"\nmax_answer = "1MiB"')
+    assert problems == []
+    limits = made["a"].client.limits
+    assert (limits.rate, limits.concurrency, limits.total_timeout, limits.max_answer) == ((60, 60), 2, 90, 1 << 20)
+    assert made["a"].client.redact("<canary-credential>") == "<***>"
+    assert "canary" not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "said"),
+    [
+        ('base_url = "http://shop.example"', "suppliers.a.adapter", "would send credentials in clear"),
+        ('ca_file = "none.pem"', "suppliers.a.ca_file", "holds no certificates"),
+    ],
+)
+def test_what_the_client_refuses_is_a_configuration_problem(
+    secretive: Callable[..., Any], more: str, path: str, said: str
+) -> None:
+    _, problems = secretive(more)
+    assert [problem.path for problem in problems] == [path]
+    assert said in problems[0].message
+    assert secretive('base_url = "http://shop.example"\nallow_http = true')[1] == []
+
+
+def test_S4_the_digest_changes_with_anything_and_is_shown_nowhere(
+    secretive: Callable[..., Any], drop_in: Callable[..., Path]
+) -> None:
+    def digest(*args: str, **more: str) -> str:
+        made, problems = secretive(*args, **more)
+        assert problems == []
+        assert made["a"].digest not in repr(made)
+        return str(made["a"].digest)
+
+    first = digest()
+    assert digest() == first
+    found = {first, digest('rate = "1/s"'), digest('base_url = "https://other.example"'), digest(key="another-one")}
+    drop_in("mine", SECRETIVE + "# changed\n")
+    assert len(found | {digest()}) == 5
