@@ -182,7 +182,8 @@ def test_an_adapters_documented_defaults_are_its_defaults(name: str) -> None:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for of, block in fenced if of == language]
 
 
 def uncommented(text: str) -> str:

@@ -110,18 +110,21 @@ def show(name: Name, config: ConfigFile = None, json_: AsJson = False) -> None:
         "name": name,
         "title": kind.title,
         "where": str(place) if isinstance(place, Path) else place.value,
+        "tier": _tier(place),
         "can": [verb for verb in page.VERBS if verb in capabilities(kind)],
         "promises": list(page.promises_of(kind.promises)),
         "unverified": list(kind.unverified),
-        "tier": _tier(place),
         "settings": list(page.settings_of(kind.Settings)),
     }
     if json_:
         output.as_json(facts)
         return
-    for label in ("promises", "unverified"):
-        facts[label] = [{"": text} for text in facts[label]]
+    sentences = {label: facts.pop(label) for label in ("promises", "unverified")}
     output.facts(facts)
+    for label, texts in sentences.items():
+        output.line(f"{label}:" if texts else f"{label}: nothing")
+        for text in texts:
+            output.line(f"  {text}")
 
 
 @commands.command()
@@ -137,11 +140,16 @@ def docs(
     """Write an adapter's page: settings, verbs, promises, refusals, what is unverified, and what the kit found."""
     from syncd.suppliers import registry
     from syncd.suppliers.conformance import page
+    from syncd.suppliers.conformance.examples import path_of
     from syncd.suppliers.conformance.rig import Kit
 
     names = [name] if name else [one.name for one in registry.catalogue([]) if one.source == "bundled"]
     for one in names:
-        kit = Kit(_place(one, config))
+        place = _place(one, config)
+        if name is None and isinstance(place, Path) and not path_of(place).is_file():
+            output.note(f"warning: {one} has no examples, so it gets no page")
+            continue
+        kit = Kit(place)
         text = page.page(kit, _results(kit))
         if to is None and name:
             output.line(text.rstrip("\n"))

@@ -72,7 +72,10 @@ def an_order_can_be_found_again(kit: Kit) -> Found:
     """After a lost answer somebody has to know what became of it: without this, a person has to ask."""
     promises = kit.kind.promises
     if "find_order" not in kit.verbs and not promises.same_reference_same_order and promises.repeat_after is None:
-        yield "neither find_order nor a promise tells what became of an order", "implement it, if the protocol can at all"
+        yield (
+            "neither find_order nor a promise tells what became of an order",
+            "implement it, if the protocol can at all",
+        )
     elif "find_order" in kit.verbs and not isinstance(kit.call("find_order")[0].value, Order):
         yield "find_order does not find the order of the examples", "it answers that Order"
 
