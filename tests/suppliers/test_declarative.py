@@ -87,6 +87,7 @@ path = "orders"
 query = { ref = "{reference}" }
 """
 MD5 = "[auth]\ntype = 'signed'\nhash = 'md5'\nsecret = '{settings.key}'\n"
+HOOK_MD5 = "[[webhooks]]\nevent = 'test'\nhash = 'md5'\nsecret = '{settings.key}'\n"
 LIST = """
 [verbs.list_offers]
 path = "goods"
@@ -312,7 +313,7 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "next does not belong to type page",
         ),
         (
-            "[verbs.fetch_keys]\npath = '{page}'\nkeys.text = 'a'\npages = { type = 'page', first = '{settings.user}' }",
+            "[verbs.fetch_keys]\npath = '{page}'\nkeys.text = 'a'\npages = { type = 'page', first = '{settings.key}' }",
             "verbs.fetch_keys.pages.first",
             "not one setting of type number",
         ),
@@ -328,8 +329,7 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "anybody could make this signature",
         ),
         (
-            "[[webhooks]]\nevent = 'order'\nhash = 'md5'\nsecret = '{settings.key}'\ntext = '{body}'\n"
-            "signature = '{field.s}'\norder_id = 'o'",
+            f"{HOOK_MD5}text = '{{body}}'\nsignature = '{{field.s}}'",
             "webhooks.0",
             "anybody could make this signature",
         ),
@@ -1061,6 +1061,14 @@ async def test_M1_an_empty_answer_is_a_proof_only_where_the_file_says_so(made, w
             await adapter.find_order("R1")
     if "settings" in word:
         assert await made(BASE, text, play=Script([]), sure=True).find_order("R1") is None
+
+
+@pytest.mark.parametrize("answer", [{}, [], None, {"list": None}, {"list": {}}, {"list": [{"id": "1", "ref": "R2"}]}])
+async def test_M1_only_an_empty_list_in_its_place_is_a_proof(made, answer):
+    text = f"{VERBS}\nempty_is_absent = true\nitem = 'list'"
+    with pytest.raises(BadResponse):
+        await made(BASE, text, play=Script(answer)).find_order("R1")
+    assert await made(BASE, text, play=Script({"list": []})).find_order("R1") is None
 
 
 @pytest.mark.parametrize(("status", "keys"), [("NEW", 0), ("PART", 1), ("DONE", 1), ("GONE", 0)])

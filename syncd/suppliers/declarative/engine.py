@@ -369,9 +369,12 @@ class Verbs(Declared):
             call, document = await self.ask("find_order", {"reference": reference})
         except _AbsentError:
             return None
-        found = self.order(call.order, call.item(document), reference=reference)
+        listed = call.item(document)
+        found = self.order(call.order, listed, reference=reference)
         certain = call.empty_is_absent
-        if found is None and not (certain.fill(self.known) if isinstance(certain, Template) else certain):
+        if found is None and isinstance(certain, Template):
+            certain = certain.fill(self.known)
+        if found is None and not (certain and listed == []):  # a list that is missing, or is of others, says nothing
             what = "find_order: the supplier does not show the order, which is no proof that there is none"
             raise BadResponse(what, hint="look at the supplier's own page")
         return found

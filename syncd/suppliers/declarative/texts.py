@@ -51,10 +51,13 @@ class Selection:
 
     text: str
     _compiled: Any = field(repr=False)
+    _name: str | None = None
 
     def __call__(self, data: Any) -> Any:
         """What it selects; None when nothing is there. Raises BadResponse for data that the expression cannot take."""
         try:
+            if self._name is not None:  # most are a name alone, and a listing has many
+                return data.get(self._name) if isinstance(data, dict) else None
             return self._compiled.search(data)
         except (JMESPathError, TypeError, ValueError, ArithmeticError):
             pass  # raised outside of the handler, so that no traceback leads to the data
@@ -73,7 +76,7 @@ def _selection(value: object) -> Selection:
     for name in _functions(compiled.parsed):
         if name not in Functions.FUNCTION_TABLE:
             raise wrong(f"JMESPath has no function {name!r}", nearest(name, Functions.FUNCTION_TABLE))
-    return Selection(str(value), compiled)
+    return Selection(str(value), compiled, compiled.parsed["value"] if compiled.parsed["type"] == "field" else None)
 
 
 def _functions(node: Any) -> Iterator[str]:
@@ -227,9 +230,11 @@ NOTHING: Final = Template("", ())
 
 
 def plain(value: Any) -> str:
-    """A scalar as text, in the way of JSON: true, 9.90, never 1E+2."""
+    """A scalar as text, in the way of JSON: true, 9.90, never 1E+2. A list is joined by commas."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(plain(one) for one in value)
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 

@@ -105,7 +105,11 @@ class WholeValue(Value):
     def read(self, data: Any, what: str) -> int | None:
         """The number."""
         found = self.pick(data, what)
-        return found if found is None else Stock.exact(found).quantity
+        try:
+            return found if found is None else Stock.exact(found).quantity
+        except BadResponse:
+            pass
+        raise BadResponse(f"{what} is no whole number")
 
 
 class MoneyValue(Value):
