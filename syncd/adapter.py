@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Final, Literal, Protocol
 from zoneinfo import ZoneInfo
 
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from syncd.config import SecretRef
@@ -618,8 +619,6 @@ def aes_256_ecb(secret: SecretText, data: bytes) -> bytes:
     where a protocol asks for it, not because it is any good. Raises Config for a secret of another length, BadResponse
     for what are not whole blocks.
     """
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415 - most need none of it
-
     key = secret.reveal().encode()
     if len(key) != 32:  # noqa: PLR2004 - 256 bits
         raise Config("a secret that is no AES-256 key: it has to have 32 characters", hint="copy it again, whole")

@@ -277,7 +277,8 @@ class Declared(sdk.Adapter):
     def _parts(self, sku: str) -> dict[str, str]:
         """``sku.1`` and so on: what a sku was joined of, where get_offer asks by it."""
         call: Any = self.definition.verbs.get_offer
-        read = (call.offer or self.definition.offer).sku
+        words: Any = call.offer or self.definition.offer
+        read = words.sku
         if not any(name.startswith("sku.") for name in call.placeholders):
             return {}
         parts = sku.split(read.between)

@@ -448,10 +448,11 @@ class Definition(Words):
                 if call and part in type(call).model_fields and not (getattr(call, part) or getattr(self, part)):
                     raise wrong(f"nothing says how an {part} of {name} reads", f"add [{part}]")
         asked = self.verbs.get_offer
-        sku = asked and (asked.offer or self.offer).sku  # type: ignore[union-attr] - checked above
-        parts = {f"sku.{number}" for number in range(1, len(sku.join) + 1)} if sku and sku.between else set()
-        for name in sorted({name for name in asked.placeholders if name.startswith("sku.")} - parts) if asked else ():
-            raise wrong(f"{{{name}}} is no part of the sku", "sku = { join = […], between = … }: its parts count from 1")
+        words = asked and (asked.offer or self.offer)
+        if asked and words:
+            parts = {f"sku.{number}" for number in range(1, len(words.sku.join) + 1)} if words.sku.between else set()
+            for name in sorted({name for name in asked.placeholders if name.startswith("sku.")} - parts):
+                raise wrong(f"{{{name}}} is no part of the sku", "join and between of sku say its parts, from 1 on")
         found = self.verbs.find_order
         read = found and (found.order or self.order)
         if read and not read.reference:
