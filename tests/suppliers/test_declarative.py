@@ -743,7 +743,11 @@ def part(*numbers, **more):
         ('{ type = "page", last = "end" }', [part(1, 2, end=False), part(3, end=True)], ["1", "2"]),
         ('{ type = "page", total = "n" }', [part(1, 2, n=3), part(3, n="3")], ["1", "2"]),
         ('{ type = "page", count = "n" }', [part(1, 2, n=2), part(3, n=2)], ["1", "2"]),
-        ('{ type = "page", last = "end", total = "n" }', [part(1, 2, n=3, end=False), part(3, n=3, end=True)], ["1", "2"]),
+        (
+            '{ type = "page", last = "end", total = "n" }',
+            [part(1, 2, n=3, end=False), part(3, n=3, end=True)],
+            ["1", "2"],
+        ),
         ('{ type = "page", unique = "id" }', [part(1, 2), part(1, 2), part(2, 3), part()], ["1", "2", "3", "4"]),
         (
             '{ type = "page", first = 0, unique = "id", total = "n" }',
