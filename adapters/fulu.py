@@ -171,7 +171,7 @@ class Fulu(core.Adapter):
         return RawKey.card(fields, expires=str(card.get("card_deadline") or ""))
 
     def _opened(self, closed: Any) -> str:
-        if closed in {None, ""}:
+        if closed is None or closed == "":
             return ""
         try:
             data = core.aes_256_ecb(self.settings.app_secret, base64.b64decode("".join(closed.split()), validate=True))
