@@ -1062,7 +1062,7 @@ async def test_one_offer(made, it, error):
         ("9", "9", "10", None),
         ("9", "11", "10", PriceChanged),
         ("11", "9", "10", None),
-        ("9", None, "10", Config),
+        ("9", None, "10", NotForSale),
         ("11", "-", "10", PriceChanged),
         ("9", "-", "10", None),
         (None, "-", "10", Config),

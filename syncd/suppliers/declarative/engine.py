@@ -297,7 +297,8 @@ class Declared(sdk.Adapter):
         if lacking:
             raise sdk.NotForSale(f"{offer.sku} lacks {lacking[0]}", hint="sync this supplier again")
         if limit and not guarded and self.definition.verbs.get_offer:
-            offer = await self.get_offer(offer.sku)
+            order.price_of(await self.get_offer(offer.sku))
+            return
         if not limit or (guarded and offer.price is None):
             return
         if offer.price is None or offer.price.currency != limit.currency:
