@@ -143,6 +143,11 @@ def docs(
     from syncd.suppliers.conformance.examples import path_of
     from syncd.suppliers.conformance.rig import Kit
 
+    pages = registry.bundled().parent / "docs"
+    if name is None and to is None and not pages.is_dir():
+        raise InvalidRequestError(
+            "there is no checkout to write the pages into", hint="name one, or a folder with --to"
+        )
     names = [name] if name else [one.name for one in registry.catalogue([]) if one.source == "bundled"]
     for one in names:
         place = _place(one, config)
@@ -150,14 +155,14 @@ def docs(
             output.note(f"warning: {one} has no examples, so it gets no page")
             continue
         kit = Kit(place)
-        text = page.page(kit, _results(kit))
         if to is None and name:
-            output.line(text.rstrip("\n"))
+            output.line(page.page(kit, _results(kit)).rstrip("\n"))
             continue
-        folder = to or registry.bundled().parent / "docs" / "adapters"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{kit.name}.md").write_text(text, encoding="utf-8")
-        output.line(str(folder / f"{kit.name}.md"))
+        path = (to or pages / "adapters") / f"{kit.name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # a check asks whether it is there
+        path.write_text(page.page(kit, _results(kit)), encoding="utf-8")
+        output.line(str(path))
 
 
 @commands.command("test")

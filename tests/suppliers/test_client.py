@@ -466,6 +466,7 @@ async def test_packed_answers_are_unpacked_and_broken_ones_refused():
     for content, headers, right in (
         (packed, {"content-encoding": "gzip"}, True),
         (packed[:-9], {"content-encoding": "gzip"}, False),
+        (packed + packed, {"content-encoding": "gzip"}, False),
         (b"plain", {"content-encoding": "gzip"}, False),
         (body, {"content-encoding": "br"}, False),
         (body, {"content-encoding": "identity"}, True),
@@ -474,6 +475,8 @@ async def test_packed_answers_are_unpacked_and_broken_ones_refused():
             found = await asked(http)
         assert isinstance(found, Answer if right else BadResponse)
         assert not right or found.content == body
+    async with connected(play=lambda _sent: Reply(204, {"content-encoding": "gzip"})) as http:
+        assert (await asked(http)).content == b""
 
 
 async def test_redirects_are_refused_and_nothing_is_sent_on(raw, ok):
@@ -662,6 +665,26 @@ def test_S4_redaction_knows_a_credential_as_it_travels():
     client(BASE, auth=Basic("me", SecretText("pass-word")))
     for text in ("a b/c+d", "a%20b%2Fc%2Bd", "a+b%2Fc%2Bd", "pass-word", "bWU6cGFzcy13b3Jk"):
         assert client.redact(f"<{text}>") == "<***>"
+
+
+async def test_S4_a_body_is_in_no_traceback_even_with_locals():
+    def play(_sent):
+        return Reply(body=b'{"keys": "CANARY-KEY", "l": [{"n": "CANARY-KEY"}, {"n": ')
+
+    async with connected(play=play) as http:
+        answer = await asked(http)
+    async with connected(play=play, limits=Limits(max_answer=20)) as http:
+        found = [await asked(http)]
+    for read in (answer.json, answer.object, lambda: list(answer.items("l"))):
+        try:
+            read()
+        except BadResponse as error:
+            found.append(error)
+    assert len(found) == 4
+    for error in found:
+        assert isinstance(error, BadResponse)
+        said = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        assert "CANARY-KEY" not in said.replace(repr(play), "")
 
 
 async def test_a_header_that_no_header_may_hold_is_refused_without_it():

@@ -6,14 +6,19 @@ check red, and no other but those that look at the same thing from another side.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from syncd.errors import ConfigError
 from syncd.suppliers import registry
-from syncd.suppliers.conformance import CHECKS, examined, tier_of
+from syncd.suppliers.client import Sent
+from syncd.suppliers.conformance import CHECKS, conformance, examined, tier_of
 from syncd.suppliers.conformance import examples as form
+from syncd.suppliers.conformance.script import Script
 
 HERE = Path(__file__).parent / "kit"
 BUNDLED = registry.bundled()
@@ -43,7 +48,8 @@ def feed(check: str, *changes: tuple[str, str], also: str = "") -> Mutation:
 PLACED = "        found = answer.object()\n        if answer.status == 409:\n"
 POSTED = '        answer = await self.http.post("/v1/orders", json=body, expect={409})\n'
 ASKED = 'self.http.get("/v1/goods", query={"page": page, **changed})'
-YIELDED = '            yield Page([self.offer(item) for item in body["goods"]], body["total"], incremental=since is not None)\n'
+OFFERS = '[self.offer(item) for item in body["goods"]]'
+YIELDED = f'            yield Page({OFFERS}, body["total"], incremental=since is not None)\n'
 LAST = '            if page >= body["pages"]:\n                return\n'
 FOUND = 'return self.order((await self.http.get(f"/v1/orders/{order_id}")).object())'
 IMPORT = "from syncd.adapter import (\n"
@@ -102,12 +108,7 @@ MUTATIONS = [
     acme("wrong-types-empty-no-stock", ('for item in body["goods"]]', 'for item in body["goods"] or []]')),
     acme(
         "duplicate-skus-are-caught",
-        (
-            YIELDED,
-            YIELDED.replace("Page([", "Page(list({")
-            .replace("self.offer(item) for", 'item["id"]: self.offer(item) for')
-            .replace("]], body", "]}.values()), body"),
-        ),
+        (YIELDED, YIELDED.replace(OFFERS, f"list({{one.sku: one for one in {OFFERS}}}.values())")),
     ),
     acme(
         "minus-one-is-unlimited-or-refused",
@@ -326,7 +327,7 @@ def mutated(mutation: Mutation, folder: Path) -> Path:
     """The adapter and its examples with the changes; each must be found, in one of the two."""
     texts = {path: path.read_text(encoding="utf-8") for path in (mutation.adapter, form.path_of(mutation.adapter))}
     for old, new in mutation.changes:
-        (where,) = [path for path, text in texts.items() if old in text]
+        (where,) = [path for path, text in texts.items() if old in text]  # a change that changes nothing proves nothing
         texts[where] = texts[where].replace(old, new)
     for path, text in texts.items():
         (folder / path.name).write_text(text, encoding="utf-8")
@@ -355,3 +356,210 @@ def test_negative_control_each_mistake_turns_its_check_red_and_no_other(mutation
 def test_every_check_has_its_mistake() -> None:
     assert {one.check for one in MUTATIONS} | {"it-has-its-page"} == set(CHECKS)
     assert len(MUTATIONS) == len({one.check for one in MUTATIONS})
+
+
+def test_negative_control_a_bundled_adapter_without_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs" / "adapters").mkdir(parents=True)
+    (tmp_path / "adapters").mkdir()
+    for path in (HERE / "acme.py", HERE / "acme.examples.toml"):
+        shutil.copy(path, tmp_path / "adapters")
+    monkeypatch.setattr(registry, "bundled", lambda: tmp_path / "adapters")
+    assert red(tmp_path / "adapters" / "acme.py") == {"it-has-its-page"}
+    (tmp_path / "docs" / "adapters" / "acme.md").touch()
+    assert red(tmp_path / "adapters" / "acme.py") == set()
+
+
+WORSE = {
+    "an order that claims to read": (
+        "one-request-buys a-lost-answer-is-unknown an-order-in-pieces-is-unknown",
+        ("json=body, expect={409})", "json=body, expect={409}, reads=True)"),
+    ),
+    "an order sent again after an error page": (
+        "a-lost-answer-is-unknown",
+        (POSTED, POSTED.replace("{409}", "{409, 500}") + f"        if answer.status == 500:\n    {POSTED}"),
+    ),
+    "a listing that is empty when it is refused": (
+        "garbage-empties-no-stock refused-credentials-are-auth wrong-types-empty-no-stock half-a-listing-is-none",
+        (ASKED, ASKED.replace("**changed}", "**changed}, expect={302, 401, 403, 404, 500, 503}")),
+        ('for item in body["goods"]]', 'for item in body.get("goods", [])]'),
+        ('body["total"]', 'body.get("total")'),
+        ('body["pages"]', 'body.get("pages", 1)'),
+    ),
+    "a webhook that nobody signs": (
+        "a-changed-webhook-is-refused an-old-webhook-is-refused",
+        ("if not same(sign", "if False and not same(sign"),
+        ("int(stamp)) > 300", "int(stamp)) > 300_000"),
+    ),
+    "a task that goes on to buy after it is cancelled": (
+        "a-cancelled-verb-leaves-nothing-open",
+        (
+            POSTED,
+            POSTED.replace("await self", "await asyncio.shield(asyncio.ensure_future(self").replace(
+                "{409})", "{409})))"
+            ),
+        ),
+        ("from collections.abc", "import asyncio\nfrom collections.abc"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WORSE)
+def test_M1_negative_control_more_ways_to_lose_money(mistake: str, tmp_path: Path) -> None:
+    seen_by, *changes = WORSE[mistake]
+    assert red(mutated(acme(mistake, *changes), tmp_path)) == set(seen_by.split())
+
+
+LEAKS = {
+    "a log line": (PLACED, f'        __import__("logging").getLogger("acme").info("%s", answer.content)\n{PLACED}'),
+    "a print": (PLACED, f"        print(answer.content)\n{PLACED}"),
+    "an error's text": ('("the order is refused", hint', '(f"refused: {found}", hint'),
+    "an error's hint": ('hint="see the account\'s page")', "hint=str(found))"),
+    "a repr": (
+        "    def sign(self",
+        '    def __repr__(self):\n        return f"Acme({self.context.settings.key.reveal()})"\n\n    def sign(self',
+    ),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_S4_negative_control_a_key_or_a_credential_is_seen_wherever_it_shows(leak: str, tmp_path: Path) -> None:
+    assert red(mutated(acme("nothing-secret-is-seen", LEAKS[leak]), tmp_path)) == {"nothing-secret-is-seen"}
+
+
+# --- exempt, inapplicable, blocked ------------------------------------------------------------------------------------
+
+
+def with_examples(folder: Path, *changes: tuple[str, str]) -> Path:
+    return mutated(Mutation("", changes), folder)
+
+
+def test_what_is_exempt_or_does_not_apply_is_not_passed(tmp_path: Path) -> None:
+    why = "the time of a callback is not signed"
+    file = with_examples(tmp_path, ("[expect]\n", f'[exempt]\nan-old-webhook-is-refused = "{why}"\n[expect]\n'))
+    results = {one.check.name: one for one in examined(file)}
+    assert (results["an-old-webhook-is-refused"].state, results["an-old-webhook-is-refused"].reason) == ("exempt", why)
+    assert results["a-change-is-noticed"].state == "inapplicable"
+    assert results["a-change-is-noticed"].reason == "there is no pull_keys"
+    assert tier_of(list(results.values())) == "gold"
+
+
+@pytest.mark.parametrize("reason", ["", "  "])
+def test_an_exemption_needs_a_reason_and_bronze_has_none(reason: str, tmp_path: Path) -> None:
+    file = with_examples(tmp_path, ("[expect]\n", f'[exempt]\nan-old-webhook-is-refused = "{reason}"\n[expect]\n'))
+    assert red(file) == {"its-examples-fit"}
+    file = with_examples(tmp_path, ("[expect]\n", '[exempt]\nit-has-a-title = "it has none"\n[expect]\n'))
+    assert red(file) == {"its-examples-fit"}
+
+
+def test_what_stands_on_a_broken_listing_is_blocked_and_no_tier_is_reached(tmp_path: Path) -> None:
+    file = mutated(acme("", ('price=money(item["price"]', 'price=money(item["cost"]')), tmp_path)
+    results = {one.check.name: one for one in examined(file)}
+    assert results["the-listing-is-as-documented"].state == "failed"
+    assert results["keys-arrive-as-they-were-sent"].state == "blocked"
+    assert "the listing of the examples ends in BadResponse" in results["keys-arrive-as-they-were-sent"].reason
+    assert tier_of(list(results.values())) == "bronze"
+    assert tier_of([one for one in results.values() if one.check.tier == "bronze"]) == "bronze"
+
+
+# --- for pytest -------------------------------------------------------------------------------------------------------
+
+
+def test_in_pytest_each_check_that_applies_is_a_test(tmp_path: Path) -> None:
+    kit = conformance(HERE / "acme.py")
+    names = [str(one) for one in kit.checks("silver")]
+    assert len(names) > 40
+    assert "a-change-is-noticed" not in names
+    assert "offers-have-titles" not in names
+    assert "offers-have-titles" in map(str, kit.checks("gold"))
+    kit.holds(CHECKS["refusals-are-typed"])
+    bad = conformance(mutated(acme("", ('"sold_out": OutOfStock', '"sold_out": PriceChanged')), tmp_path))
+    with pytest.raises(
+        AssertionError, match=r"sold out .place_order.: PriceChanged, expected is OutOfStock\n    -> map"
+    ):
+        bad.holds(CHECKS["refusals-are-typed"])
+
+
+def test_examples_may_come_from_python() -> None:
+    tree = form.tree(form.path_of(HERE / "acme.py"))
+    tree["expect"]["offers"] = 4
+    kit = conformance(HERE / "acme.py", examples=tree)
+    with pytest.raises(AssertionError, match="3 offers were found, 4 are expected"):
+        kit.holds(CHECKS["the-listing-is-as-documented"])
+
+
+# --- the form of the examples -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"setings": {}}, "setings: there is no such name -> did you mean settings?"),
+        ({"exchange": [{"request": "GET v1/goods"}]}, "exchange[1].request: write a method and a path from the root"),
+        ({"exchange": [{"verb": "list_offer", "request": "GET /"}]}, "did you mean list_offers?"),
+        (
+            {"exchange": [{"request": "GET /", "stauts": 200}]},
+            "exchange[1].stauts: there is no such name -> did you mean status?",
+        ),
+        (
+            {"exchange": [{"request": "GET /"}], "situation": [{"about": "x", "raises": "OutofStock"}]},
+            "did you mean OutOfStock?",
+        ),
+        ({"exchange": [{"request": "GET /"}], "situation": [{"about": "x"}]}, 'raises = "…" or gives = { … }'),
+        ({"situation": [{"about": "x", "raises": "Refused"}]}, "situations without exchanges"),
+        ({"exchange": [{"verb": "place_order", "request": f"POST /{n}"} for n in (1, 2)]}, "say buys = true"),
+        ({"expect": {"offer": [{"sku": "1", "price": "9.90"}]}}, "expect.offer[1].price: this is not an amount"),
+        ({"expect": {"offer": [{"sku": "1", "stock": "many"}]}}, "expect.offer[1].stock"),
+        ({"expect": {"keys": [{"text": "a", "fields": {"b": "c"}}]}}, "a key is one of text, fields and image"),
+        ({"feed": {"files": {}}}, "feed.gives: it is missing -> add it"),
+    ],
+)
+def test_wrong_examples_are_refused_with_their_place(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        form.parse(tree)
+    assert said in str(caught.value)
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        form.parse({"exchange": [{"reqest": "GET /"}], "expect": {"ofers": 1}})
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('key = "made-up-key-5c1f"', 'key = "short"', "settings.key: a credential that is too short"),
+        ('key = "made-up-key-5c1f"\n', "", "settings.key: Field required"),
+        ('key = "made-up-key-5c1f"', 'key = "made-up-key-5c1f"\nkye = 1', "settings.kye: Extra inputs"),
+    ],
+)
+def test_settings_that_do_not_fit_the_adapter_are_told(old: str, new: str, said: str, tmp_path: Path) -> None:
+    (result,) = examined(with_examples(tmp_path, (f"[settings]\n{old}", f"[settings]\n{new}")))
+    assert result.check.name == "its-examples-fit"
+    assert said in result.findings[0][0]
+
+
+def test_of_exchanges_that_fit_the_one_that_asks_for_most_answers_and_equals_take_turns() -> None:
+    tree = {
+        "exchange": [
+            {"request": "GET /goods", "reply": "any"},
+            {"request": "GET /goods?page=2", "reply": "second"},
+            {"verb": "get_order", "request": "GET /order", "reply": "pending"},
+            {"verb": "get_order", "request": "GET /order", "reply": "done"},
+            {"request": "POST /goods", "sends": {"a": {"b": 1}}, "reply": "nested"},
+        ]
+    }
+    script = Script(form.parse(tree))
+
+    def played(method: str, path: str, verb: str, query: dict[str, str] | None = None, body: bytes = b"") -> str:
+        sent = Sent(method, f"https://x.example{path}", path, query or {}, {}, body, verb, method == "GET")
+        return script.play(sent).body.decode()
+
+    assert played("GET", "/goods", "list_offers") == "any"
+    assert played("GET", "/goods", "list_offers", {"page": "2", "more": "1"}) == "second"
+    assert [played("GET", "/order", "get_order") for _ in range(3)] == ["pending", "done", "done"]
+    assert played("POST", "/goods", "", body=b'{"a": {"b": 1, "c": 2}}') == "nested"
+    assert script.unfit == []
+    assert played("POST", "/goods", "", body=b'{"a": {"b": true}}') == "nested"  # the near one, but it is told
+    assert script.unfit == ["POST /goods: the body's a's b is true, documented is 1"]
+    assert played("GET", "/other", "") == "nothing of the kind"

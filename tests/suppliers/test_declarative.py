@@ -158,7 +158,7 @@ def goods(number, **more):
 def test_a_verb_that_the_file_does_not_have_is_no_capability(kind):
     assert capabilities(kind(BASE, LIST)) == {"list_offers"}
     assert capabilities(kind(BASE, VERBS)) == {"place_order", "get_order", "find_order"}
-    every = set(words.VerbWords.model_fields)
+    every = set(words._VerbWords.model_fields)
     assert every | {"pull_keys", "parse_webhook"} == set(sdk.VERBS)
 
 
@@ -1330,9 +1330,9 @@ async def test_the_documents_example_is_short_and_works(kind):
 SECTIONS = {
     "The file": [words.Definition],
     "settings": [words.Setting],
-    "promises": [words.PromiseWords],
+    "promises": [words._PromiseWords],
     "auth": [words.Auth],
-    "answer": [words.AnswerWords],
+    "answer": [words._AnswerWords],
     "errors": [words.Failure],
     "offer": [words.OfferWords],
     "order": [words.OrderWords],
@@ -1379,11 +1379,11 @@ def test_every_word_is_documented_with_an_example_and_no_other(title):
 
 def test_the_words_that_single_verbs_have_are_documented():
     described = re.findall(r"^\| `(\w+)` \| (.*?) \| ?(.*?) ?\|$", section("What each verb reads"), re.MULTILINE)
-    assert {verb for verb, *_ in described} == set(words.VerbWords.model_fields)
+    assert {verb for verb, *_ in described} == set(words._VerbWords.model_fields)
     for verb, own, known in described:
         model = next(
             one
-            for one in words.VerbWords.model_fields[verb].annotation.__args__
+            for one in words._VerbWords.model_fields[verb].annotation.__args__
             if isinstance(one, type) and issubclass(one, BaseModel)
         )
         assert set(re.findall(r"`(\w+)`", own)) == names(model) - names(words.Call), verb

@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from syncd.adapter import (
     Auth,
@@ -27,6 +29,7 @@ from syncd.adapter import (
     OrderRequest,
     OutcomeUnknown,
     OutOfStock,
+    Page,
     PriceChanged,
     RateLimited,
     Refused,
@@ -382,6 +385,33 @@ def test_a_complaint_names_the_order():
         assert link.call("complain", "D1", "卡密/无效") == ""
     assert script.sent[0].path == "/api/v1/order/complain"
     assert script.sent[0].body.decode() == '{"content":"卡密/无效","ordersn":"D1"}'
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-3, 500) | st.sampled_from(["", "1", "AB12", "D1", "x", "9.90"])
+NAMES = st.sampled_from(
+    "id goods_name goods_type goods_price status stock_num can_buy start_count end_count ordersn external_orderno"
+    " total_price card_list card_no card_password list total balance data".split()
+)
+ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6))
+
+
+@given(data=ANYTHING, verb=st.sampled_from(["check", "get_offer", "get_order", "find_order", "place_order", "list"]))
+async def test_P1_whatever_a_supplier_answers_is_a_value_or_an_error_of_ours(data, verb):
+    client = Client("kasushou", QUICK, play=Script(ok(data)), jitter=lambda: 0.0)
+    settings = KIND.Settings(url="https://platform.test", user_id="7", api_key=KEY)
+    adapter = KIND(Context("kasushou", settings, ZoneInfo("Asia/Shanghai"), client))
+    asked = {"get_offer": ["12"], "get_order": ["D1"], "find_order": ["AB12"], "place_order": [buy()]}.get(verb, [])
+    try:
+        if verb == "list":
+            found = [page async for page in adapter.list_offers(None)]
+            assert isinstance(data, dict)
+            assert isinstance(data["list"], list)
+            assert all(isinstance(page, Page) for page in found)
+        else:
+            found = await getattr(adapter, verb)(*asked)
+            assert isinstance(data, dict | list) or (verb == "check" and found.balance is None)
+    except (BadResponse, NotForSale, OutcomeUnknown):
+        pass
 
 
 # --- callbacks --------------------------------------------------------------------------------------------------------

@@ -117,8 +117,9 @@ def its_examples_fit(kit: Kit) -> Found:
     quiet = {"pull_keys", "parse_webhook"}
     for verb in sorted(kit.verbs - covered - quiet):
         yield f"there is no exchange for {verb}", f'add an [[exchange]] with verb = "{verb}"'
-    for verb in sorted({verb for one in examples.exchange for verb in one.verb} - kit.verbs):
-        yield f"there is an exchange for {verb}, which is not implemented", "remove it, or implement the verb"
+    named = {verb for one in examples.exchange for verb in one.verb} | {one.verb for one in examples.situation}
+    for verb in sorted(named - kit.verbs):
+        yield f"there are examples of {verb}, which is not implemented", "remove them, or implement the verb"
     if "pull_keys" in kit.verbs and examples.feed is None:
         yield "there is no [feed]", "add the files that such a supplier leaves, and what is handed over"
     if "parse_webhook" in kit.verbs and not examples.webhook:

@@ -132,7 +132,7 @@ def _lines(kit: Kit, results: list[Result]) -> Iterator[str]:
     raised = sorted({(one.raises, one.about) for one in kit.examples.situation if one.raises})
     if raised:
         yield ""
-        yield "## Refusals"
+        yield "## Errors"
         yield ""
         yield "| Error | When |"
         yield "|---|---|"

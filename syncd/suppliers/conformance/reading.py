@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from syncd.adapter import Auth, Offer, RateLimited
@@ -174,29 +175,6 @@ def wrong_types_empty_no_stock(kit: Kit) -> Found:
                     yield f"{name} is {what}: {outcome} is taken for all there is", "read it with [...], which raises"
 
 
-@check("silver", "list_offers")
-def duplicate_skus_are_caught(kit: Kit) -> Found:
-    """Two offers under one sku: nobody knows which price is true, so the core has to see both and refuse them."""
-    for exchange in of_verb(kit, "list_offers"):
-        tree = tree_of(exchange.body)
-        place, _ = _moves(kit, "price") or _moves(kit, "stock") or ((), "")
-        spot = next((n for n, part in enumerate(place) if isinstance(part, int)), None)
-        found = dict(places(tree))
-        if spot is None or place not in found or exchange is not _moved(kit):
-            continue
-        index, above = place[: spot + 1], place[:spot]
-        twin = put(found[index], place[spot + 1 :], _more(found[place]))
-        changed = put(tree, above, [*found[above], twin])
-        outcome, _ = kit.call("list_offers", None, change=instead(reply(bytes_of(changed)), at(exchange)))
-        if outcome.error is None and len(skus(outcome)) == len(set(skus(outcome))):
-            yield (
-                "one of two offers with the same sku was dropped in silence",
-                "yield what is there: the core refuses it",
-            )
-        return
-    raise Unusable("no list of the answers was found whose elements are offers")
-
-
 # --- what a number means ----------------------------------------------------------------------------------------------
 
 
@@ -213,9 +191,14 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, int | Decimal) and not isinstance(value, bool)
 
 
-def _probe(kit: Kit) -> dict[str, tuple[Exchange, Place, str]]:
+_Spot = tuple[Exchange, Place, str]
+"""A number in an answer: where it stands, and the sku of the offer that it moves."""
+
+
+@lru_cache(1)
+def _probed(kit: Kit) -> dict[str, _Spot]:
     """Which number of the listing's answers moves the price of an offer, and which its stock: found by trying."""
-    found: dict[str, tuple[Exchange, Place, str]] = {}
+    found: dict[str, _Spot] = {}
     before = {offer.sku: offer for offer in kit.offers}
     for exchange in of_verb(kit, "list_offers"):
         tree = tree_of(exchange.body)
@@ -234,41 +217,38 @@ def _probe(kit: Kit) -> dict[str, tuple[Exchange, Place, str]]:
     return found
 
 
-def _probed(kit: Kit) -> dict[str, tuple[Exchange, Place, str]]:
-    if "_probed" not in kit.__dict__:
-        kit.__dict__["_probed"] = _probe(kit)
-    found: dict[str, tuple[Exchange, Place, str]] = kit.__dict__["_probed"]
-    return found
+def _no_number(*names: str) -> Callable[[Kit], str]:
+    """Why a check of these numbers says nothing: none of them stands in an answer as a number."""
 
-
-def _moves(kit: Kit, name: str) -> tuple[Place, str] | None:
-    found = _probed(kit).get(name)
-    return (found[1], found[2]) if found else None
-
-
-def _moved(kit: Kit) -> Exchange | None:
-    found = _probed(kit).get("price") or _probed(kit).get("stock")
-    return found[0] if found else None
-
-
-def _no_number(name: str) -> Callable[[Kit], str]:
     def unless(kit: Kit) -> str:
         try:
-            return (
-                ""
-                if "list_offers" not in kit.verbs or name in _probed(kit)
-                else f"no number of the listing moves a {name}"
-            )
-        except Unusable:
+            known = "list_offers" not in kit.verbs or not _probed(kit).keys().isdisjoint(names)
+        except Unusable:  # the check itself will say so
             return ""
+        return "" if known else f"no number of the listing moves a {' or a '.join(names)}"
 
     return unless
 
 
+@check("silver", "list_offers", unless=_no_number("price", "stock"))
+def duplicate_skus_are_caught(kit: Kit) -> Found:
+    """Two offers under one sku: nobody knows which price is true, so the core has to see both and refuse them."""
+    probed = _probed(kit)
+    exchange, place, _ = probed.get("price") or probed["stock"]
+    tree = tree_of(exchange.body)
+    found = dict(places(tree))
+    depth = next((depth for depth, part in enumerate(place) if isinstance(part, int)), len(place) - 1)
+    above, element = place[:depth], place[: depth + 1]
+    twin = put(found[element], place[depth + 1 :], _more(found[place]))
+    twins = [*found[above], twin] if isinstance(found[above], list) else {**found[above], f"{element[-1]} ": twin}
+    changed = reply(bytes_of(put(tree, above, twins)))
+    outcome, _ = kit.call("list_offers", None, change=instead(changed, at(exchange)))
+    if outcome.error is None and len(skus(outcome)) == len(set(skus(outcome))):
+        yield "one of two offers with the same sku was dropped in silence", "yield both: the core refuses them"
+
+
 def _with(kit: Kit, name: str, value: Any) -> Offer | Outcome | None:
     """The offer whose price or stock has this value in the answer; how it ended if it did with an error."""
-    if name not in _probed(kit):
-        raise Unusable("the listing of the examples does not work")
     exchange, place, sku = _probed(kit)[name]
     tree = tree_of(exchange.body)
     changed = without(tree, place) if value is ... else put(tree, place, value)
@@ -287,17 +267,12 @@ def _like(kit: Kit, name: str, value: int) -> Any:
 @check("silver", "list_offers", unless=_no_number("stock"))
 def minus_one_is_unlimited_or_refused(kit: Kit) -> Found:
     """-1 is how most suppliers say "as many as you like": read as 0 or 1, it takes their best offers off the shelf."""
-    found = _with(kit, "stock", _like(kit, "stock", -1) if "stock" in _probed(kit) else -1)
-    if isinstance(found, Offer) and found.stock.kind not in {"unlimited", "unknown"}:
-        yield (
-            f"a stock of -1 becomes {found.stock}",
-            "Stock.exact(n, unlimited=-1) where -1 means that, else Stock.exact(n)",
-        )
+    found = _with(kit, "stock", _like(kit, "stock", -1))
+    todo = "Stock.exact(n, unlimited=-1) where -1 means that, else Stock.exact(n)"
     if found is None:
-        yield (
-            "an offer with a stock of -1 vanishes",
-            "Stock.exact(n, unlimited=-1) where -1 means that, else Stock.exact(n)",
-        )
+        yield "an offer with a stock of -1 vanishes", todo
+    elif isinstance(found, Offer) and found.stock.kind not in {"unlimited", "unknown"}:
+        yield f"a stock of -1 becomes {found.stock}", todo
 
 
 @check("silver", "list_offers", unless=_no_number("stock"))
@@ -426,5 +401,5 @@ def reading_buys_nothing(kit: Kit) -> Found:
         for sent in script.buying():
             yield f"{verb} sends {sent.method} {sent.path}, which buys", "send it in place_order alone"
         for sent, _found in script.sent:
-            if sent.method not in {"GET", "HEAD"} and sent.method in {"PUT", "DELETE", "PATCH"}:
+            if sent.method in {"PUT", "DELETE", "PATCH"}:
                 yield f"{verb} sends {sent.method} {sent.path}", "a reading verb has no effect"

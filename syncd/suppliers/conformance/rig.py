@@ -12,7 +12,7 @@ import selectors
 import shutil
 import tempfile
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -44,7 +44,7 @@ from syncd.suppliers import registry
 from syncd.suppliers.client import Call, Client, Sent
 from syncd.suppliers.conformance import examples as form
 from syncd.suppliers.conformance.examples import SHORTEST_SECRET, Examples
-from syncd.suppliers.conformance.script import Change, Script
+from syncd.suppliers.conformance.script import AS_DOCUMENTED, Change, Script, replaced
 from syncd.suppliers.link import Verbs
 
 
@@ -181,19 +181,17 @@ class Kit:
         self.folder: Path | None = None
         self.metrics: Metrics | None = None
         """Where verbs are counted, for a check that looks at it."""
+        wrong, fix = (
+            "a credential that is too short to be searched for",
+            f"make up {SHORTEST_SECRET} characters or more",
+        )
         short = [name for name, text in _secrets(self.settings({})) if len(text) < SHORTEST_SECRET]
         if short:
-            wrong = "a credential that is too short to be searched for"
-            raise ConfigError(
-                [
-                    Problem(self.where, f"settings.{name}", wrong, f"make up {SHORTEST_SECRET} characters or more")
-                    for name in short
-                ]
-            )
+            raise ConfigError([Problem(self.where, f"settings.{name}", wrong, fix) for name in short])
 
     def with_text(self, old: str, new: str) -> Examples:
         """The examples with one text exchanged for another, wherever it stands."""
-        return form.parse(_exchanged(self._tree, old, new), self.where)
+        return form.parse(replaced(self._tree, {old: new}), self.where)
 
     @property
     def where(self) -> str:
@@ -206,22 +204,16 @@ class Kit:
         """The adapter's settings from the examples. Raises ConfigError where they do not fit."""
         tree = {**self.examples.settings, **more}
         if self.folder is not None:
-            tree = _exchanged(tree, "{folder}", str(self.folder))
+            tree = replaced(tree, {"{folder}": str(self.folder)})
         try:
-            return self.kind.Settings.model_validate(
-                _wrapped(tree, self.kind.Settings), context={"base": Path("/nowhere")}
-            )
+            written = _wrapped(tree, self.kind.Settings)
+            return self.kind.Settings.model_validate(written, context={"base": Path("/nowhere")})
         except ValidationError as error:
-            raise ConfigError(
-                [
-                    Problem(
-                        self.where,
-                        ".".join(["settings", *map(str, item["loc"])]),
-                        item["msg"].removeprefix("Value error, "),
-                    )
-                    for item in error.errors(include_url=False, include_input=False)
-                ]
-            ) from None
+            problems = []
+            for item in error.errors(include_url=False, include_input=False):
+                place = ".".join(["settings", *map(str, item["loc"])])
+                problems.append(Problem(self.where, place, item["msg"].removeprefix("Value error, ")))
+            raise ConfigError(problems) from None
 
     @cached_property
     def credentials(self) -> list[str]:
@@ -232,7 +224,7 @@ class Kit:
 
     @contextlib.contextmanager
     def session(
-        self, change: Change = lambda _sent, _exchange: None, *, examples: Examples | None = None, **settings: Any
+        self, change: Change = AS_DOCUMENTED, *, examples: Examples | None = None, **settings: Any
     ) -> Iterator[Session]:
         """A new adapter over a new supplier."""
         session = Session(self, Script(examples or self.examples, change), settings)
@@ -241,7 +233,7 @@ class Kit:
         finally:
             session.close()
 
-    def call(self, verb: str, *args: Any, change: Change = lambda _sent, _exchange: None) -> tuple[Outcome, Script]:
+    def call(self, verb: str, *args: Any, change: Change = AS_DOCUMENTED) -> tuple[Outcome, Script]:
         """One verb with a new adapter; arguments as the examples have them when none are given."""
         with self.session(change) as session:
             return session.call(verb, *(args or self.arguments(verb))), session.script
@@ -307,38 +299,30 @@ class Kit:
     def order(self) -> Order:
         """The order once the supplier has done what the examples say. Raises Unusable."""
         with self.session() as session:
-            return self.settled(session)
+            return self.orders(session)[-1]
 
-    def settled(self, session: Session) -> Order:
-        """Buy, then ask as often as the examples have answers. Raises Unusable."""
-        placed: Order = _value(session.call("place_order", self.request()), "place_order with the examples")
-        order = placed
+    def orders(self, session: Session) -> list[Order]:
+        """Buy, then ask as often as the examples have answers, or until it is done. Raises Unusable."""
+        found: list[Order] = [_value(session.call("place_order", self.request()), "place_order with the examples")]
         for _ in range(max(1, sum("get_order" in one.verb for one in self.examples.exchange))):
-            order = _value(session.call("get_order", placed.id), "get_order with the examples")
-            if order.status not in {"pending", "partial"}:
+            found.append(_value(session.call("get_order", found[0].id), "get_order with the examples"))
+            if found[-1].status not in {"pending", "partial"}:
                 break
-        return order
+        return found
 
-    def handed_over(self, session: Session) -> list[list[RawKey]]:
-        """The keys, wherever the adapter hands some on: with the order, when asked, on their own. Raises Unusable."""
-        placed: Order = _value(session.call("place_order", self.request()), "place_order with the examples")
-        order = placed
-        found = [list(placed.keys)]
-        for _ in range(max(1, sum("get_order" in one.verb for one in self.examples.exchange))):
-            order = _value(session.call("get_order", placed.id), "get_order with the examples")
-            found.append(list(order.keys))
-            if order.status not in {"pending", "partial"}:
-                break
+    def handed_over(self, session: Session) -> list[RawKey]:
+        """The order's keys: the last that the adapter hands on, with the order or by a call. Raises Unusable."""
+        orders = self.orders(session)
+        found = [list(order.keys) for order in orders]
         if "fetch_keys" in self.verbs:
-            found.append(list(_value(session.call("fetch_keys", order), "fetch_keys with the examples")))
-        return [keys for keys in found if keys]
+            found.append(list(_value(session.call("fetch_keys", orders[-1]), "fetch_keys with the examples")))
+        return next((keys for keys in reversed(found) if keys), [])
 
     @cached_property
-    def keys(self) -> Sequence[RawKey]:
-        """The order's keys: the last that were handed over. Raises Unusable."""
+    def keys(self) -> list[RawKey]:
+        """What the examples hand over. Raises Unusable."""
         with self.session() as session:
-            found = self.handed_over(session)
-        return found[-1] if found else []
+            return self.handed_over(session)
 
     # --- feeds --------------------------------------------------------------------------------------------------------
 
@@ -376,14 +360,6 @@ def _value(outcome: Outcome, what: str) -> Any:
     if outcome.error is not None:
         raise Unusable(f"{what} ends in {outcome}: {outcome.error}")
     return outcome.value
-
-
-def _exchanged(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _exchanged(one, old, new) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_exchanged(one, old, new) for one in value]
-    return value.replace(old, new) if isinstance(value, str) else value
 
 
 def _wrapped(tree: Mapping[str, Any], model: Any) -> dict[str, Any]:

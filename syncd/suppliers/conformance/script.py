@@ -6,7 +6,7 @@ Used by the kit alone. Nothing here touches a network.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -18,6 +18,11 @@ from syncd.suppliers.conformance.examples import Examples, Exchange, Situation
 Change = Callable[[Sent, Exchange | None], Reply | None]
 """Another answer than the documented one; None keeps that. May raise Cut."""
 
+
+def AS_DOCUMENTED(_sent: Sent, _exchange: Exchange | None) -> None:  # noqa: N802 - a change that is none
+    """Every answer as the examples have it."""
+
+
 ENDLESS: Final = 60
 """Requests of one trial after which nothing is answered any more."""
 
@@ -27,7 +32,7 @@ class Script:
     """One trial's supplier: answers by the examples, and keeps what it was sent."""
 
     examples: Examples
-    change: Change = lambda _sent, _exchange: None
+    change: Change = AS_DOCUMENTED
     sent: list[tuple[Sent, Exchange | None]] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
     """What was sent and fits no exchange, in words."""
@@ -216,21 +221,24 @@ def without(tree: Any, at: Place) -> Any:
     return [without(one, rest) if index == first else one for index, one in enumerate(tree) if rest or index != first]
 
 
-def texts_replaced(tree: Any, texts: dict[str, str]) -> Any:
-    """The tree with texts exchanged: where they are a value of their own, otherwise wherever they stand in one."""
-    whole = any(value in texts for _, value in places(tree) if isinstance(value, str))
-
-    def exchanged(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: exchanged(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [exchanged(one) for one in value]
-        if not isinstance(value, str):
-            return value
-        if whole:
-            return texts.get(value, value)
+def replaced(tree: Any, texts: Mapping[str, str]) -> Any:
+    """The tree with texts exchanged wherever they stand in a value."""
+    if isinstance(tree, dict):
+        return {name: replaced(one, texts) for name, one in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [replaced(one, texts) for one in tree]
+    if isinstance(tree, str):
         for old, new in texts.items():
-            value = value.replace(old, new)
-        return value
+            tree = tree.replace(old, new)
+    return tree
 
-    return exchanged(tree)
+
+def texts_replaced(tree: Any, texts: Mapping[str, str]) -> Any:
+    """The tree with texts exchanged that are a value of their own; if there is none, as `replaced`."""
+    whole = [place for place, value in places(tree) if isinstance(value, str) and value in texts]
+    if not whole:
+        return replaced(tree, texts)
+    known = dict(places(tree))
+    for place in whole:
+        tree = put(tree, place, texts[known[place]])
+    return tree

@@ -1,34 +1,20 @@
-"""Signatures by template: what is hashed is a text with placeholders. For our requests and for their webhooks."""
+"""What signatures are made of: the fields of a request, of ours or of theirs, as texts."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import hmac
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from syncd.adapter import BadResponse, SecretText
-from syncd.suppliers.declarative.texts import Template, plain
+from syncd.adapter import BadResponse
+from syncd.suppliers.declarative.texts import plain
 
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value: Final = msgspec.json.Decoder().decode
-
-
-def signature(
-    how: Literal["hmac_sha256", "md5", "sha1"], encoding: str, text: Template, names: Mapping[str, Any], key: SecretText
-) -> str:
-    """The signature of a text, in lower-case hex or base64."""
-    data = text.line({**names, "secret": key}).encode()
-    if how == "hmac_sha256":
-        digest = hmac.new(key.reveal().encode(), data, hashlib.sha256).digest()
-    else:
-        digest = hashlib.new(how, data, usedforsecurity=False).digest()
-    return digest.hex() if encoding == "hex" else base64.b64encode(digest).decode()
 
 
 def body_names(body: bytes) -> dict[str, Any]:

@@ -5,6 +5,9 @@ Placeholders are checked here against what has a value at their place; ``loading
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -13,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from syncd.adapter import Promises, SecretText
 from syncd.config import Supplier
-from syncd.suppliers.declarative import signing
+from syncd.suppliers.declarative import values
 from syncd.suppliers.declarative.texts import (
     NOTHING,
     Body,
@@ -28,19 +31,7 @@ from syncd.suppliers.declarative.texts import (
     slots_in,
     wrong,
 )
-from syncd.suppliers.declarative.values import (
-    Flags,
-    FlagValue,
-    Keys,
-    MoneyValue,
-    StatusValue,
-    StockValue,
-    TextValue,
-    TimeValue,
-    WholeValue,
-    Words,
-    one_or_more,
-)
+from syncd.suppliers.declarative.values import Words, one_or_more
 
 Verb = Literal[
     "check", "list_offers", "get_offer", "get_balance", "place_order", "get_order", "find_order", "fetch_keys",
@@ -91,9 +82,7 @@ class Setting(Variant):
         return self
 
 
-class PromiseWords(Words):
-    """What the supplier keeps to (`syncd.adapter.Promises`)."""
-
+class _PromiseWords(Words):
     same_reference_same_order: bool = False
     exact_stock: bool = False
     serial_trades: bool = False
@@ -113,7 +102,12 @@ class Signature(Words):
 
     def of(self, text: Template, names: Mapping[str, Any], secret: SecretText) -> str:
         """The signature of a text."""
-        return signing.signature(self.hash, self.encoding, text, names, secret)
+        data = text.line({**names, "secret": secret}).encode()
+        if self.hash == "hmac_sha256":
+            digest = hmac.new(secret.reveal().encode(), data, hashlib.sha256).digest()
+        else:
+            digest = hashlib.new(self.hash, data, usedforsecurity=False).digest()
+        return digest.hex() if self.encoding == "hex" else base64.b64encode(digest).decode()
 
     def signed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that are a part of what is signed."""
@@ -169,9 +163,7 @@ class Auth(Signature, Variant):
         return self
 
 
-class AnswerWords(Words):
-    """How every answer tells whether it went well, and why not."""
-
+class _AnswerWords(Words):
     success_when: Select | None = None
     code: Select | None = None
     message: Select | None = None
@@ -202,32 +194,32 @@ class Failure(Words):
 class OfferWords(Words):
     """How one listed thing reads."""
 
-    sku: TextValue
-    title: TextValue
-    price: MoneyValue | None = None
-    stock: StockValue
-    for_sale: Flags = []
-    min_quantity: WholeValue | None = None
-    max_quantity: WholeValue | None = None
-    step: WholeValue | None = None
-    region: TextValue | None = None
-    group: TextValue | None = None
-    updated_at: TimeValue | None = None
-    data: dict[str, TextValue] = {}
-    only: Flags = []
+    sku: values.TextValue
+    title: values.TextValue
+    price: values.MoneyValue | None = None
+    stock: values.StockValue
+    for_sale: values.Flags = []
+    min_quantity: values.WholeValue | None = None
+    max_quantity: values.WholeValue | None = None
+    step: values.WholeValue | None = None
+    region: values.TextValue | None = None
+    group: values.TextValue | None = None
+    updated_at: values.TimeValue | None = None
+    data: dict[str, values.TextValue] = {}
+    only: values.Flags = []
     expand: Select | None = None
 
 
 class OrderWords(Words):
     """How an order reads."""
 
-    id: TextValue
-    status: StatusValue
-    reference: TextValue | None = None
-    charged: MoneyValue | None = None
-    quantity: WholeValue | None = None
-    note: TextValue | None = None
-    keys: Keys = []
+    id: values.TextValue
+    status: values.StatusValue
+    reference: values.TextValue | None = None
+    charged: values.MoneyValue | None = None
+    quantity: values.WholeValue | None = None
+    note: values.TextValue | None = None
+    keys: values.Keys = []
 
 
 class Pages(Variant):
@@ -287,17 +279,13 @@ class Call(Words):
         return {slot.name for slot in slots_in([self.path, self.query, self.json_, self.form])}
 
 
-class CheckCall(Call):
-    """Whether our credentials work."""
-
-    account: TextValue | None = None
-    balance: MoneyValue | None = None
+class _CheckCall(Call):
+    account: values.TextValue | None = None
+    balance: values.MoneyValue | None = None
 
 
-class BalanceCall(Call):
-    """What our account holds."""
-
-    balance: MoneyValue
+class _BalanceCall(Call):
+    balance: values.MoneyValue
 
 
 class _Paged(Call):
@@ -305,82 +293,64 @@ class _Paged(Call):
     pages: Pages = Pages()
 
 
-class ListCall(_Paged):
-    """Every offer."""
-
+class _ListCall(_Paged):
     knows = ("since",)
     offer: OfferWords | None = None
 
 
-class KeysCall(_Paged):
-    """The keys of an order, where they come by a call of their own."""
-
+class _KeysCall(_Paged):
     knows = ("order.id", "order.reference")
-    keys: Keys
+    keys: values.Keys
 
 
 class _Single(Call):
     item: Select = Field(default="@", validate_default=True)
 
 
-class OfferCall(_Single):
-    """One offer as it is now."""
-
+class _OfferCall(_Single):
     knows = ("sku", "sku.*")
     offer: OfferWords | None = None
 
 
-class PlaceCall(_Single):
-    """Buy."""
-
+class _PlaceCall(_Single):
     knows = ("reference", "quantity", "offer.sku", "max_unit_cost", "callback_url")
     order: OrderWords | None = None
 
 
-class GetCall(_Single):
-    """An order by the supplier's id."""
-
+class _GetCall(_Single):
     knows = ("order.id",)
     order: OrderWords | None = None
 
 
-class FindCall(_Single):
-    """An order by our reference."""
-
+class _FindCall(_Single):
     knows = ("reference",)
     order: OrderWords | None = None
     empty_is_absent: Annotated[Any, one_setting("bool", bool)] = False
 
 
-class ReturnCall(Call):
-    """Give keys back."""
-
+class _ReturnCall(Call):
     knows = ("order.id", "key_ids")
     each: Select
-    id: TextValue
-    taken: FlagValue
+    id: values.TextValue
+    taken: values.FlagValue
 
 
-class ComplainCall(Call):
-    """Open a warranty claim."""
-
+class _ComplainCall(Call):
     knows = ("order.id", "text")
-    id: TextValue | None = None
+    id: values.TextValue | None = None
 
 
-class VerbWords(Words):
-    """What the supplier can do."""
-
-    check: CheckCall | None = None
-    list_offers: ListCall | None = None
-    get_offer: OfferCall | None = None
-    get_balance: BalanceCall | None = None
-    place_order: PlaceCall | None = None
-    get_order: GetCall | None = None
-    find_order: FindCall | None = None
-    fetch_keys: KeysCall | None = None
-    return_keys: ReturnCall | None = None
-    complain: ComplainCall | None = None
+class _VerbWords(Words):
+    check: _CheckCall | None = None
+    list_offers: _ListCall | None = None
+    get_offer: _OfferCall | None = None
+    get_balance: _BalanceCall | None = None
+    place_order: _PlaceCall | None = None
+    get_order: _GetCall | None = None
+    find_order: _FindCall | None = None
+    fetch_keys: _KeysCall | None = None
+    return_keys: _ReturnCall | None = None
+    complain: _ComplainCall | None = None
 
 
 class Hook(Signature):
@@ -392,9 +362,9 @@ class Hook(Signature):
     signature: Text
     time: Text | None = None
     within: int = Field(300, ge=1)
-    order_id: TextValue | None = None
-    reference: TextValue | None = None
-    sku: TextValue | None = None
+    order_id: values.TextValue | None = None
+    reference: values.TextValue | None = None
+    sku: values.TextValue | None = None
     reply: str = ""
 
     @field_validator("text", "signature", "time")
@@ -430,14 +400,14 @@ class Definition(Words):
     split: str = Field("auto", pattern="^(auto|line|labelled|csv|pair(:.+)?)$")
     unverified: list[str] = []
     settings: Annotated[dict[str, Setting], AfterValidator(_setting_names)] = {}
-    promises: PromiseWords = PromiseWords()
+    promises: _PromiseWords = _PromiseWords()
     headers: dict[str, Fixed] = {}
     auth: Auth | None = None
-    answer: AnswerWords = AnswerWords()
+    answer: _AnswerWords = _AnswerWords()
     errors: list[Failure] = []
     offer: OfferWords | None = None
     order: OrderWords | None = None
-    verbs: VerbWords
+    verbs: _VerbWords
     webhooks: list[Hook] = []
 
     @model_validator(mode="after")
