@@ -755,6 +755,7 @@ def part(*numbers, **more):
             ["0", "1", "2"],
         ),
         ('{ type = "offset" }', [part(1, 2), part(3), part()], ["0", "2", "3"]),
+        ('{ type = "offset", unique = "id" }', [part(1, 2), part(2, 3), part()], ["0", "2", "4"]),
         ('{ type = "offset", total = "n" }', [part(1, 2, n=3), part(3, n=3)], ["0", "2"]),
         (
             '{ type = "cursor", next = "next" }',

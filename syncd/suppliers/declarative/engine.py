@@ -164,14 +164,14 @@ class Declared(sdk.Adapter):
         """(the verb's words, the items of one page), page by page. Raises BadResponse for a page that came before, for
         a listing that is shorter than it says, and for one that does not end.
         """
-        count, cursor, link = 0, "", ""
+        count, listed, cursor, link = 0, 0, "", ""
         seen: set[bytes] = set()
         known: dict[str, str] = {}
         before: list[Any] | None = None
         for number in range(_MOST_PAGES):
             pages: Pages = getattr(self.definition.verbs, verb).pages
             first = int(pages.first.line(self.known)) if isinstance(pages.first, Template) else pages.first
-            turn = {"page": first + number, "offset": count, "cursor": cursor}
+            turn = {"page": first + number, "offset": listed, "cursor": cursor}
             call, document = await self.ask(verb, {**names, **turn}, link=link)
             items = call.items(document)
             if not isinstance(items, list):
@@ -179,7 +179,7 @@ class Declared(sdk.Adapter):
             # Asked for 0 and then 1, a supplier that counts from 1 may give its first page twice.
             if not (pages.unique and number == 1 and items == before):
                 _new(seen, repr(items) if items else "", verb)
-            before = items
+            before, listed = items, listed + len(items)
             if pages.unique:
                 items = [item for item in items if _first(known, pages.unique(item), item, verb)]
             count += len(items)
