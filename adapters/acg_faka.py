@@ -2,8 +2,8 @@
 
 Source: the published source of acg-faka 3.6.0, and a running shop. Forms are posted and signed. Every answer has status
 200: ``{"code":200,"data":…}``, or ``{"code":0,"msg":"中文原因"}``; what breaks inside the shop is a page of HTML. One
-offer is one good of one race (kind) with one choice of each option: ``CODE/race/name=option``. What we pay is
-``user_price``, or the price of the race.
+offer is one good of one race (kind) with one choice of each option: ``CODE/race/name=option``. What is listed and never
+for sale: what a person delivers, what one picks by its looks, and what has a form (widget) to be filled in.
 
 A trade is answered at once, with the keys as one text, or with a sentence where keys should be though it was charged.
 A text is called complete only if it has as many lines as were ordered and none reads like a sentence; it is handed over
@@ -16,9 +16,8 @@ later, tells one of three things: an Order (the first time bought nothing), "pai
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -30,11 +29,9 @@ from syncd.adapter import BadResponse, Money, NotForSale, Offer, Order, OutcomeU
 
 OK, CHOICES = 200, 500  # the code of a success; a good with more choices than this is not for sale
 SENTENCES = re.compile("请联系客服|请耐心等待|抢走了商品")
-USED = "The request ID already exists"
 REFUSALS: tuple[tuple[str, type[core.AdapterError], str], ...] = (  # (how msg begins, what it is, what to do)
     ("商户ID不存在|密钥错误|You have been banned", core.Auth, "correct app_id and app_key: see our account there"),
-    ("商品不存在|当前商品已停售|该商品暂未上架", NotForSale, "name another offer of the product, or ask the shop"),
-    ("请选择商品类型|此商品类型不存在", NotForSale, "the kinds of the good are others by now: name another offer"),
+    ("(商品|此商品类型)不存在|当前商品已停售|该商品暂未上架|请选择商品类型", NotForSale, "name another offer of it"),
     ("库存不足", core.OutOfStock, "another offer may have it"),
     ("余额不足", core.InsufficientBalance, "top up our balance at the shop"),
     ("至少购买|本商品最少购买|本商品单次最多购买", core.Refused, "look at the good's limits at the shop"),
@@ -96,10 +93,10 @@ class AcgFaka(core.Adapter):
         answer = await self._send("commodity/items", {})
         if not re.search(rb'"code"\s*:\s*200\b', answer.content):
             _data(answer)
-        for category in answer.items("data"):
-            with core.reading("a category"):
-                goods, group = category["children"], str(category.get("name") or "")
-                offers = [offer for good in goods for offer in self._offers(good, group)]
+        for group in answer.items("data"):
+            if not isinstance(group, dict) or not isinstance(group.get("children"), list):
+                raise BadResponse("a category that is not what the protocol says")
+            offers = [one for good in group["children"] for one in self._offers(good, str(group.get("name") or ""))]
             if offers:  # two empty pages would look like a listing that goes round in circles
                 yield Page(offers)
 
@@ -132,14 +129,12 @@ class AcgFaka(core.Adapter):
 
     @core.reading("a good")
     def _offers(self, good: Any, group: str = "") -> list[Offer]:
-        """One good as offers. Raises BadResponse."""
-        left = good.get("stock")
+        """One good as offers. Its stock may be a word. Raises BadResponse."""
         whole = Offer(
             sku=_safe(str(good["code"])),
             title=str(good["name"]).strip(),
             price=None,
-            stock=Stock.unknown() if re.search(r"[^\d -]", str(left)) else Stock.exact(left),  # shops can show words
-            # By hand: a person at the shop delivers. Draft: the buyer picks a card by its looks. Widget: a form.
+            stock=Stock.unknown() if re.search(r"[^\d -]", str(good.get("stock"))) else Stock.exact(good["stock"]),
             for_sale=not (int(good["delivery_way"]) or int(good.get("draft_status") or 0))
             and good.get("widget") in (None, "", "[]", []),
             min_quantity=max(1, int(good.get("minimum") or 0)),
@@ -148,38 +143,34 @@ class AcgFaka(core.Adapter):
             data={"code": str(good["code"])},
         )
         try:
-            return self._choices(whole, _config(good.get("config")), good.get("user_price"))
+            return list(self._choices(whole, _config(good.get("config")), good.get("user_price")))
         except (BadResponse, TypeError, ValueError, AttributeError):  # one good's mistake is not the catalogue's
             return [replace(whole, for_sale=False)]
 
-    def _choices(self, whole: Offer, config: dict[str, Any], price: Any) -> list[Offer]:
-        """A good's offers: every race with every choice of its options, and what that adds to the price."""
+    def _choices(self, whole: Offer, config: dict[str, Any], price: Any) -> Iterator[Offer]:
+        """A good's offers: each race with each choice of its options; without races it costs ``price``."""
         races, options = config.get("category") or {"": price}, sorted((config.get("sku") or {}).items())
         choices = [[(name, *choice) for choice in prices.items()] for name, prices in options]
-        count = len(races) * math.prod(map(len, choices))
+        every = list(itertools.islice(itertools.product(races, *choices), CHOICES + 1))
         # PHP reads sku[a[b]] as sku[a[b]: the signature would not fit, and that stops the supplier.
-        if count > CHOICES or any(set("[]") & set(name) for name, _ in options):
+        if len(every) > CHOICES or any(set("[]") & set(name) for name, _ in options):
             raise BadResponse("choices that cannot be listed, or not be ordered")
         # The number is for the good as a whole: none of it is none of each, any other tells nothing of each.
-        stock = whole.stock if count == 1 or whole.stock.quantity == 0 else Stock.unknown()
-        offers = []
-        for race, *chosen in itertools.product(races, *choices):
+        stock = whole.stock if len(every) == 1 or whole.stock.quantity == 0 else Stock.unknown()
+        for race, *chosen in every:
             extra = sum((max(self._money(added or 0).amount, Decimal(0)) for _, _, added in chosen), Decimal(0))
             tiers = (config.get("category_wholesale") or {}).get(race) if race else config.get("wholesale")
             kind = {"race": race} if race else {}
-            offer = replace(
+            names = [_safe(one) for one in kind.values()] + [f"{_safe(name)}={_safe(one)}" for name, one, _ in chosen]
+            yield replace(
                 whole,
-                sku="/".join(
-                    [whole.sku, *map(_safe, kind.values()), *(f"{_safe(n)}={_safe(c)}" for n, c, _ in chosen)]
-                ),
-                title=" ".join([whole.title, *kind.values(), *(choice for _, choice, _ in chosen)]),
+                sku="/".join([whole.sku, *names]),
+                title=" ".join([whole.title, *kind.values(), *(one for _, one, _ in chosen)]),
                 price=self._money(races[race], extra),
                 stock=stock,
                 tiers=tuple(sorted((int(least), self._money(each, extra)) for least, each in (tiers or {}).items())),
-                data={**whole.data, **kind, **{f"sku[{name}]": choice for name, choice, _ in chosen}},
+                data={**whole.data, **kind, **{f"sku[{name}]": one for name, one, _ in chosen}},
             )
-            offers.append(offer)
-        return offers
 
     async def _total(self, offer: Offer, quantity: int) -> Money:
         """What so many cost us at this moment."""
@@ -190,9 +181,8 @@ class AcgFaka(core.Adapter):
 
     def _money(self, value: Any, extra: Decimal = Decimal(0)) -> Money:
         """An amount, as text or as a float, whose 2.7000000000000001778 is 2.7."""
-        if isinstance(value, Decimal) and value != round(value, 6):
-            value = round(value, 6)
-        return Money(core.money(value, self.settings.currency).amount + extra, self.settings.currency)
+        exact = round(value, 6) if isinstance(value, Decimal) and value != round(value, 6) else value
+        return Money(core.money(exact, self.settings.currency).amount + extra, self.settings.currency)
 
     async def _send(self, path: str, fields: Mapping[str, str], *, reads: bool = True) -> core.Answer:
         form = {**fields, "app_id": self.settings.app_id}
@@ -200,21 +190,18 @@ class AcgFaka(core.Adapter):
 
     async def _ask(self, path: str, fields: Mapping[str, str], *, reads: bool = True) -> dict[str, Any]:
         """The answer's data. Raises as `_data`."""
-        data = _data(await self._send(path, fields, reads=reads))
-        if not isinstance(data, dict):
-            raise BadResponse(f"{path} was answered with something else than an object")
-        return data
+        return _data(await self._send(path, fields, reads=reads))
 
 
-def _data(answer: core.Answer) -> Any:
+def _data(answer: core.Answer) -> dict[str, Any]:
     """What the shop says; raises what its refusal means, and BadResponse for whatever is neither."""
     said = answer.object()
-    code, reason = said.get("code"), said.get("msg")
-    if code == OK:
-        return said.get("data")
+    code, reason, data = said.get("code"), said.get("msg"), said.get("data")
+    if code == OK and isinstance(data, dict):
+        return data
     if code != 0 or not isinstance(reason, str):
         raise BadResponse("an answer that neither agrees nor refuses")
-    if reason.startswith(USED):
+    if reason.startswith("The request ID already exists"):
         raise OutcomeUnknown("paid: the shop has had this reference before", hint="fetch its keys in our account there")
     for begins, kind, hint in REFUSALS:
         if known := re.match(begins, reason):
@@ -241,8 +228,7 @@ def _config(config: Any) -> dict[str, Any]:
     """A good's settings: INI in the listing, ``name.option=price`` in sections; an object, or [], in a single good."""
     if not isinstance(config, str):
         return dict(config or {})
-    sections: dict[str, Any] = {}
-    section: dict[str, Any] = {}
+    sections, section = dict[str, Any](), dict[str, Any]()
     for line in filter(None, re.split(r"[\r\n]+", config.strip())):
         if line.startswith("[") and line.endswith("]"):
             section = sections.setdefault(line[1:-1], {})

@@ -295,6 +295,8 @@ BAD = [
     b'{"code":200,"msg":"success","data":null}',
     b'{"code":200,"data":[{"id":1}]}',
     b'{"code":200,"data":["x"]}',
+    b'{"code":200,"data":[{"id":1,"children":{}}]}',
+    b'{"code":200,"data":[{"id":1,"children":""}]}',
     b'{"code":200,"data":[{"id":1,"children":[7]}]}',
     b'{"code":0}',
     b'{"code":"200","data":[]}',
@@ -370,6 +372,15 @@ def test_M4_the_price_is_asked_for_just_before(shop, link, limit, bought):
     trade = shop.post(f"{SHOP}{TRADE}").respond(json=traded())
     with contextlib.nullcontext() if bought else pytest.raises(PriceChanged):
         link.call("place_order", order(max_unit_cost=limit and cny(limit)))
+    assert trade.call_count == bought
+
+
+@pytest.mark.parametrize(("limit", "bought"), [("3.34", True), ("3.33", False)])
+def test_M4_a_total_that_cannot_be_divided_is_held_against_the_limit_all_the_same(shop, link, limit, bought):
+    shop.post(f"{SHOP}{VALUATION}").respond(json=yes({"price": "10.00"}))
+    trade = shop.post(f"{SHOP}{TRADE}").respond(json=traded())
+    with contextlib.nullcontext() if bought else pytest.raises(PriceChanged):
+        link.call("place_order", order(quantity=3, max_unit_cost=cny(limit)))
     assert trade.call_count == bought
 
 
