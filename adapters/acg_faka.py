@@ -147,13 +147,13 @@ class AcgFaka(core.Adapter):
         except (BadResponse, TypeError, ValueError, AttributeError):  # one good's mistake is not the catalogue's
             return [replace(whole, for_sale=False)]
 
-    def _choices(self, whole: Offer, config: dict[str, Any], price: Any) -> Iterator[Offer]:
-        """A good's offers: each race with each choice of its options; without races it costs ``price``."""
-        races, options = config.get("category") or {"": price}, sorted((config.get("sku") or {}).items())
+    def _choices(self, whole: Offer, config: dict[str, Any], user_price: Any) -> Iterator[Offer]:
+        """A good's offers: each race with each choice of its options. Without races we pay the ``user_price``."""
+        races, options = config.get("category") or {"": user_price}, sorted((config.get("sku") or {}).items())
         choices = [[(name, *choice) for choice in prices.items()] for name, prices in options]
         every = list(itertools.islice(itertools.product(races, *choices), CHOICES + 1))
         # PHP reads sku[a[b]] as sku[a[b]: the signature would not fit, and that stops the supplier.
-        if len(every) > CHOICES or any(set("[]") & set(name) for name, _ in options):
+        if not 0 < len(every) <= CHOICES or any(set("[]") & set(name) for name, _ in options):
             raise BadResponse("choices that cannot be listed, or not be ordered")
         # The number is for the good as a whole: none of it is none of each, any other tells nothing of each.
         stock = whole.stock if len(every) == 1 or whole.stock.quantity == 0 else Stock.unknown()

@@ -212,6 +212,7 @@ def test_P1_the_stock_of_a_whole_good_is_not_that_of_its_kinds(shop, link):
         {"config": "[sku]\na=5\na.b=1"},
         {"config": "[category]\nv1.0=5"},
         {"config": "[category]\na=cheap"},
+        {"config": {"sku": {"a": {}}}},
         {"config": "[category]\na=1\n[category_wholesale]\na.ten=1"},
         {"config": {"category": {str(number): "1" for number in range(501)}}},
     ],
