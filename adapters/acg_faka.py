@@ -2,8 +2,8 @@
 
 Source: the published source of acg-faka 3.6.0, and a running shop. Forms are posted and signed. Every answer has status
 200: ``{"code":200,"data":…}``, or ``{"code":0,"msg":"中文原因"}``; what breaks inside the shop is a page of HTML. One
-offer is one good of one race (kind) with one choice of each option: ``CODE/race/name=option``. What we pay is
-``user_price``, or the price of the race.
+offer is one good of one race (kind) with one choice of each option: ``CODE/race/name=option``. What is listed and never
+for sale: what a person delivers, what one picks by its looks, and what has a form (widget) to be filled in.
 
 A trade is answered at once, with the keys as one text, or with a sentence where keys should be though it was charged.
 A text is called complete only if it has as many lines as were ordered and none reads like a sentence; it is handed over
@@ -16,10 +16,8 @@ later, tells one of three things: an Order (the first time bought nothing), "pai
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -29,41 +27,16 @@ from urllib.parse import quote, unquote
 import syncd.adapter as core
 from syncd.adapter import BadResponse, Money, NotForSale, Offer, Order, OutcomeUnknown, Page, RawKey, Secret, Stock
 
-CHOICES = 500
-"""A good with more than this is one offer, which is not for sale."""
-LONG = 160
-"""A longer sku ends in its MD5."""
-OK = 200
-UNREADABLE = "?"
-NOTHING: Mapping[str, str] = {}
-FIELDS = frozenset("app_id app_key sign shared_code contact num card_id device password race request_no sku".split())
-"""The fields of a trade: a form of a good that names one of them cannot be filled in."""
-
-USED = "The request ID already exists"
-REFUSALS: tuple[tuple[str, type[core.AdapterError], str], ...] = (  # (how msg begins, what it is, what it says)
-    ("商户ID不存在", core.Auth, "the shop does not know this app_id"),
-    ("密钥错误", core.Auth, "the shop does not accept our signature"),
-    ("You have been banned", core.Auth, "our account at the shop is banned"),
-    ("商品不存在", NotForSale, "the shop no longer has it"),
-    ("当前商品已停售", NotForSale, "it is no longer sold"),
-    ("该商品暂未上架", NotForSale, "it is off the shelf"),
-    ("此商品类型不存在", NotForSale, "there is no such kind of it any more"),
-    ("请选择商品类型", NotForSale, "it is sold in kinds by now"),
-    ("库存不足", core.OutOfStock, "there is not enough of it"),
-    ("余额不足", core.InsufficientBalance, "our balance at the shop does not cover it"),
-    ("订单不存在", BadResponse, "the shop knows no order of ours with this number"),
-    ("至少购买", core.Refused, "fewer than can be bought"),
-    ("本商品最少购买", core.Refused, "fewer than can be bought at once"),
-    ("本商品单次最多购买", core.Refused, "more than can be bought at once"),
+OK, CHOICES = 200, 500  # the code of a success; a good with more choices than this is not for sale
+SENTENCES = re.compile("请联系客服|请耐心等待|抢走了商品")
+REFUSALS: tuple[tuple[str, type[core.AdapterError], str], ...] = (  # (how msg begins, what it is, what to do)
+    ("商户ID不存在|密钥错误|You have been banned", core.Auth, "correct app_id and app_key: see our account there"),
+    ("(商品|此商品类型)不存在|当前商品已停售|该商品暂未上架|请选择商品类型", NotForSale, "name another offer of it"),
+    ("库存不足", core.OutOfStock, "another offer may have it"),
+    ("余额不足", core.InsufficientBalance, "top up our balance at the shop"),
+    ("至少购买|本商品最少购买|本商品单次最多购买", core.Refused, "look at the good's limits at the shop"),
+    ("订单不存在", BadResponse, "look for the order in our account at the shop"),
 )
-HINTS: dict[type[core.AdapterError], str] = {
-    core.Auth: "correct app_id and app_key: the shop shows them in our account there",
-    NotForSale: "name another offer of the product, or ask the shop",
-    core.OutOfStock: "another offer may have it",
-    core.InsufficientBalance: "top up our balance at the shop",
-    core.Refused: "look at the good's limits at the shop",
-}
-SENTENCES = ("请联系客服", "请耐心等待", "抢走了商品")
 
 
 class AcgSettings(core.Settings):
@@ -78,13 +51,7 @@ class AcgSettings(core.Settings):
     contact: str
     """What the shop keeps with our orders: an address of ours. Shops may write to it."""
     currency: str = "CNY"
-    """The shop's currency. Its answers name none."""
-    widgets: Mapping[str, str] = {}
-    """Answers to forms: name of a field → what goes in. Goods that ask for anything else are not bought."""
-    ask_stock: bool = False
-    """Ask for the stock of each kind and choice while listing: one more request for each. Otherwise only `get_offer`
-    does, since the listing has one number for all kinds of a good.
-    """
+    """The shop's currency. Most answers name none."""
 
 
 class AcgFaka(core.Adapter):
@@ -114,26 +81,22 @@ class AcgFaka(core.Adapter):
 
     async def check(self) -> core.Check:
         """The shop's name, and our balance there."""
-        shop = await self._ask("authentication/connect")
+        shop = await self._ask("authentication/connect", {})
         return core.Check(str(shop.get("shopName") or ""), self._money(shop.get("balance")))
 
     async def get_balance(self) -> Money:
         """What our account at the shop holds."""
-        return self._money((await self._ask("authentication/connect")).get("balance"))
+        return self._money((await self._ask("authentication/connect", {})).get("balance"))
 
     async def list_offers(self, since: datetime | None) -> AsyncIterator[Page]:  # noqa: ARG002 - there is no such filter
         """The whole catalogue, which is one answer, a page for each category."""
         answer = await self._send("commodity/items", {})
         if not re.search(rb'"code"\s*:\s*200\b', answer.content):
             _data(answer)
-        for category in answer.items("data"):
-            if not isinstance(category, dict) or not isinstance(category.get("children"), list):
+        for group in answer.items("data"):
+            if not isinstance(group, dict) or not isinstance(group.get("children"), list):
                 raise BadResponse("a category that is not what the protocol says")
-            group = str(category.get("name") or "")
-            offers = [offer for good in category["children"] for offer in self._offers(good, group)]
-            if self.settings.ask_stock:
-                unknown = Stock.unknown()
-                offers = [await self._asked(one) if one.for_sale and one.stock == unknown else one for one in offers]
+            offers = [one for good in group["children"] for one in self._offers(good, str(group.get("name") or ""))]
             if offers:  # two empty pages would look like a listing that goes round in circles
                 yield Page(offers)
 
@@ -142,222 +105,146 @@ class AcgFaka(core.Adapter):
         good = await self._ask("commodity/item", {"code": unquote(sku.partition("/")[0])})
         for offer in self._offers(good):
             if offer.sku == sku:
-                return replace(await self._asked(offer), price=await self._total(_choice(offer), 1))
+                stock = Stock.exact((await self._ask("commodity/stock", offer.data)).get("stock"))
+                return replace(offer, stock=stock, price=await self._total(offer, 1))
         raise NotForSale("the good no longer has this kind or choice")
 
     async def place_order(self, order: core.OrderRequest) -> Order:
         """Ask for the price, then trade, once. The shop has no price guard, and charges at once."""
-        widgets = json.loads(order.offer.data.get("widgets", "[]"))
-        if not set(widgets) <= set(self.settings.widgets):
-            raise NotForSale("its form asks for what `widgets` does not have")
-        choice, limit = _choice(order.offer), order.max_unit_cost
-        price = await self._total(choice, order.quantity)
-        if limit is not None and limit.currency != price.currency:
-            raise core.Config(f"a limit in {limit.currency} for a shop that counts in {price.currency}")
-        if limit is not None and price.amount > limit.amount * order.quantity:
-            raise core.PriceChanged(f"{order.quantity} cost {price} now, the limit is {limit} for one")
+        unit = Money((await self._total(order.offer, order.quantity)).amount / order.quantity, self.settings.currency)
+        order.price_of(replace(order.offer, price=unit, tiers=(), stock=Stock.unknown()))
+        choice = dict(order.offer.data)
         form = {"shared_code": choice.pop("code"), "race": choice.pop("race", ""), **choice}
         form |= {"num": str(order.quantity), "request_no": order.reference, "contact": self.settings.contact}
         form |= {"card_id": "0", "device": "0", "password": ""}  # one that is missing makes the shop break
-        form |= {name: self.settings.widgets[name] for name in widgets}
         made = await self._ask("commodity/trade", form, reads=False)
-        number, charged = made.get("tradeNo"), self._money(made.get("amount"))
-        if not isinstance(number, str) or not number:
-            raise BadResponse("a trade without a number")
-        return self._order(number, made.get("secret"), order.reference, order.quantity, charged)
+        bought = _order(made.get("tradeNo"), made.get("secret"), order.quantity)
+        return replace(bought, reference=order.reference, charged=self._money(made.get("amount")))
 
     async def get_order(self, order_id: str) -> Order:
         """An order by the shop's number for it. How many keys were ordered is not in the answer."""
         found = await self._ask("commodity/query", {"tradeNo": order_id})
-        if str(found.get("status")) != "1":
-            return Order(order_id, "pending", note="not paid")
-        return self._order(order_id, found.get("secret"))
+        paid = str(found.get("status")) == "1"
+        return _order(order_id, found.get("secret")) if paid else Order(order_id, "pending", note="not paid")
 
-    def _order(
-        self, number: str, secret: Any, reference: str = "", quantity: int | None = None, charged: Money | None = None
-    ) -> Order:
-        """A paid order. Its text is handed over as it came; only a plausible one is called complete."""
-        text = secret if isinstance(secret, str) else ""
-        lines = [line for line in text.split("\n") if line.strip()]
-        note = ""
-        if not lines:
-            note = "paid, and nothing is delivered"
-        elif any(_is_prose(line) for line in lines):
-            note = "paid, and a sentence is where a key should be"
-        elif quantity not in {None, len(lines)}:
-            note = f"paid for {quantity}, and {len(lines)} lines are delivered"
-        keys = (RawKey.of(text),) if lines else ()
-        return Order(number, "partial" if note else "completed", reference, charged, quantity, keys, note)
-
+    @core.reading("a good")
     def _offers(self, good: Any, group: str = "") -> list[Offer]:
-        """One good as offers: every race with every choice of its options. Raises BadResponse."""
-        try:
-            config, widgets = _config(good.get("config")), _widgets(good.get("widget"))
-            races: dict[str, Any] = config.get("category") or {"": good["user_price"]}
-            options = {name: list(prices.items()) for name, prices in sorted((config.get("sku") or {}).items())}
-            count = len(races) * math.prod(map(len, options.values()))
-            left, code = _stock(good.get("stock")), str(good["code"])
-            whole = Offer(
-                sku=_sku(code, "", {}),
-                title=str(good["name"]).strip(),
-                price=None,
-                # The number is for the good as a whole: none of it is none of each, any other tells nothing of each.
-                stock=left if count == 1 or left == Stock.exact(0) else Stock.unknown(),
-                # By hand: a person at the shop delivers. Draft: the buyer picks a card by its looks.
-                for_sale=not (int(good["delivery_way"]) or int(good.get("draft_status") or 0))
-                and set(widgets) <= set(self.settings.widgets) - FIELDS,
-                min_quantity=max(1, int(good.get("minimum") or 0)),
-                max_quantity=int(good.get("maximum") or 0) or None,
-                group=group,
-                data={"code": code, **({"widgets": json.dumps(widgets)} if widgets else {})},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise BadResponse("a good that is not what the protocol says") from None
-        if UNREADABLE in config or count > CHOICES:
-            return [replace(whole, for_sale=False)]
-        choices = [dict(zip(options, choice, strict=True)) for choice in itertools.product(*options.values())]
-        return [self._chosen(whole, config, race, races[race], choice) for race in races for choice in choices]
-
-    def _chosen(
-        self, whole: Offer, config: dict[str, Any], race: str, price: Any, choice: dict[str, tuple[str, Any]]
-    ) -> Offer:
-        """The offer of one race, and of {option: (what is chosen, what that adds to the price)}."""
-        chosen = {name: what for name, (what, _) in choice.items()}
-        tiers = (config.get("category_wholesale") or {}).get(race) if race else config.get("wholesale")
-        # PHP reads sku[a[b]] as sku[a[b]: the signature would not fit, and that stops the supplier.
-        sound = not any(set(name) & set("[]") for name in chosen)
-        try:
-            extra = sum((_surcharge(each) for _, each in choice.values()), Decimal(0))
-            unit: Money | None = self._money(price, extra)
-            ladder = sorted((int(least), self._money(each, extra)) for least, each in (tiers or {}).items())
-        except (BadResponse, ValueError, AttributeError):  # one good's mistake is not the catalogue's
-            unit, ladder, sound = None, [], False
-        return replace(
-            whole,
-            sku=_sku(whole.data["code"], race, chosen),
-            title=" ".join([whole.title, race, *chosen.values()]).strip(),
-            price=unit,
-            for_sale=whole.for_sale and sound,
-            tiers=tuple(ladder),
-            data={**whole.data, **({"race": race} if race else {}), **{f"sku[{k}]": v for k, v in chosen.items()}},
+        """One good as offers. Its stock may be a word. Raises BadResponse."""
+        whole = Offer(
+            sku=_safe(str(good["code"])),
+            title=str(good["name"]).strip(),
+            price=None,
+            stock=Stock.unknown() if re.search(r"[^\d -]", str(good.get("stock"))) else Stock.exact(good["stock"]),
+            for_sale=not (int(good["delivery_way"]) or int(good.get("draft_status") or 0))
+            and good.get("widget") in (None, "", "[]", []),
+            min_quantity=max(1, int(good.get("minimum") or 0)),
+            max_quantity=int(good.get("maximum") or 0) or None,
+            group=group,
+            data={"code": str(good["code"])},
         )
+        try:
+            return list(self._choices(whole, _config(good.get("config")), good.get("user_price")))
+        except (BadResponse, TypeError, ValueError, AttributeError):  # one good's mistake is not the catalogue's
+            return [replace(whole, for_sale=False)]
 
-    async def _total(self, choice: Mapping[str, str], quantity: int) -> Money:
+    def _choices(self, whole: Offer, config: dict[str, Any], user_price: Any) -> Iterator[Offer]:
+        """A good's offers: each race with each choice of its options. Without races we pay the ``user_price``."""
+        races, options = config.get("category") or {"": user_price}, sorted((config.get("sku") or {}).items())
+        choices = [[(name, *choice) for choice in prices.items()] for name, prices in options]
+        every = list(itertools.islice(itertools.product(races, *choices), CHOICES + 1))
+        # PHP reads sku[a[b]] as sku[a[b]: the signature would not fit, and that stops the supplier.
+        if not 0 < len(every) <= CHOICES or any(set("[]") & set(name) for name, _ in options):
+            raise BadResponse("choices that cannot be listed, or not be ordered")
+        # The number is for the good as a whole: none of it is none of each, any other tells nothing of each.
+        stock = whole.stock if len(every) == 1 or whole.stock.quantity == 0 else Stock.unknown()
+        for race, *chosen in every:
+            extra = sum((max(self._money(added or 0).amount, Decimal(0)) for _, _, added in chosen), Decimal(0))
+            tiers = (config.get("category_wholesale") or {}).get(race) if race else config.get("wholesale")
+            kind = {"race": race} if race else {}
+            names = [_safe(one) for one in kind.values()] + [f"{_safe(name)}={_safe(one)}" for name, one, _ in chosen]
+            yield replace(
+                whole,
+                sku="/".join([whole.sku, *names]),
+                title=" ".join([whole.title, *kind.values(), *(one for _, one, _ in chosen)]),
+                price=self._money(races[race], extra),
+                stock=stock,
+                tiers=tuple(sorted((int(least), self._money(each, extra)) for least, each in (tiers or {}).items())),
+                data={**whole.data, **kind, **{f"sku[{name}]": one for name, one, _ in chosen}},
+            )
+
+    async def _total(self, offer: Offer, quantity: int) -> Money:
         """What so many cost us at this moment."""
-        asked = await self._ask("commodity/valuation", {**choice, "num": str(quantity), "card_id": "0"})
+        asked = await self._ask("commodity/valuation", {**offer.data, "num": str(quantity), "card_id": "0"})
         if asked.get("currency_code") not in {None, "", self.settings.currency}:  # newer shops say it
             raise core.Config(f"the shop does not count in {self.settings.currency}", hint="correct `currency`")
         return self._money(asked.get("price"))
 
-    async def _asked(self, offer: Offer) -> Offer:
-        """The offer with its own stock, which the listing has for the whole good only."""
-        found = await self._ask("commodity/stock", _choice(offer))
-        return replace(offer, stock=Stock.exact(found.get("stock")))
-
     def _money(self, value: Any, extra: Decimal = Decimal(0)) -> Money:
         """An amount, as text or as a float, whose 2.7000000000000001778 is 2.7."""
-        if isinstance(value, Decimal) and value != round(value, 6):
-            value = round(value, 6)
-        return Money(core.money(value, self.settings.currency).amount + extra, self.settings.currency)
+        exact = round(value, 6) if isinstance(value, Decimal) and value != round(value, 6) else value
+        return Money(core.money(exact, self.settings.currency).amount + extra, self.settings.currency)
 
     async def _send(self, path: str, fields: Mapping[str, str], *, reads: bool = True) -> core.Answer:
         form = {**fields, "app_id": self.settings.app_id}
         return await self.http.post(f"/shared/{path}", form={**form, "sign": self.sign(form)}, reads=reads)
 
-    async def _ask(self, path: str, fields: Mapping[str, str] = NOTHING, *, reads: bool = True) -> dict[str, Any]:
+    async def _ask(self, path: str, fields: Mapping[str, str], *, reads: bool = True) -> dict[str, Any]:
         """The answer's data. Raises as `_data`."""
-        data = _data(await self._send(path, fields, reads=reads))
-        if not isinstance(data, dict):
-            raise BadResponse(f"{path} was answered with something else than an object")
-        return data
+        return _data(await self._send(path, fields, reads=reads))
 
 
-def _data(answer: core.Answer) -> Any:
+def _data(answer: core.Answer) -> dict[str, Any]:
     """What the shop says; raises what its refusal means, and BadResponse for whatever is neither."""
     said = answer.object()
-    code, reason = said.get("code"), said.get("msg")
-    if code == OK:
-        return said.get("data")
+    code, reason, data = said.get("code"), said.get("msg"), said.get("data")
+    if code == OK and isinstance(data, dict):
+        return data
     if code != 0 or not isinstance(reason, str):
         raise BadResponse("an answer that neither agrees nor refuses")
-    if reason.startswith(USED):
-        raise OutcomeUnknown(
-            "paid: the shop has had this reference before",
-            hint="its keys are in our account at the shop: fetch them there",
-        )
-    for begin, kind, meaning in REFUSALS:
-        if reason.startswith(begin):
-            raise kind(meaning, hint=HINTS.get(kind, ""))
-    # Its text is not ours to show: anything may be in it.
+    if reason.startswith("The request ID already exists"):
+        raise OutcomeUnknown("paid: the shop has had this reference before", hint="fetch its keys in our account there")
+    for begins, kind, hint in REFUSALS:
+        if known := re.match(begins, reason):
+            raise kind(f"the shop says {known[0]}", hint=hint)
+    # The rest of its text is not ours to show: anything may be in it.
     raise core.Refused("the shop refuses, for a reason that is not in the list", hint="try it by hand at the shop")
 
 
-def _config(config: Any) -> dict[str, Any]:
-    """A good's settings: INI in the listing, ``name.option=price`` in sections; an object, or [], in a single good.
+def _order(number: Any, secret: Any, quantity: int | None = None) -> Order:
+    """A paid order. Its text is handed over as it came; only a plausible one is called complete."""
+    text, note = secret if isinstance(secret, str) else "", ""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines:
+        note = "paid, and nothing is delivered"
+    elif any(SENTENCES.search(line) or not re.search("[0-9A-Za-z]", line) for line in lines):
+        note = "paid, and a sentence is where a key should be"
+    elif quantity not in {None, len(lines)}:
+        note = f"paid for {quantity}, and {len(lines)} lines are delivered"
+    keys = [RawKey.of(text)] if lines else []
+    return Order(number, "partial" if note else "completed", quantity=quantity, keys=keys, note=note)
 
-    {UNREADABLE: …} for what the shop itself could not read: one good's mistake is not the catalogue's.
-    """
+
+def _config(config: Any) -> dict[str, Any]:
+    """A good's settings: INI in the listing, ``name.option=price`` in sections; an object, or [], in a single good."""
     if not isinstance(config, str):
         return dict(config or {})
-    sections: dict[str, Any] = {}
-    section: dict[str, Any] = {}
-    try:
-        for line in filter(None, re.split(r"[\r\n]+", config.strip())):
-            if line.startswith("[") and line.endswith("]"):
-                section = sections.setdefault(line[1:-1], {})
-                continue
-            name, _, value = line.partition("=")
-            *path, last = name.split(".")
-            inner = section
-            for step in path:
-                inner = inner.setdefault(step, {})
-            inner[last] = value
-        return (
-            sections
-            if all(isinstance(prices, dict) for prices in sections.get("sku", {}).values())
-            else {UNREADABLE: 1}
-        )
-    except (AttributeError, TypeError):
-        return {UNREADABLE: 1}
+    sections, section = dict[str, Any](), dict[str, Any]()
+    for line in filter(None, re.split(r"[\r\n]+", config.strip())):
+        if line.startswith("[") and line.endswith("]"):
+            section = sections.setdefault(line[1:-1], {})
+            continue
+        name, _, value = line.partition("=")
+        *path, last = name.split(".")
+        inner = section
+        for step in path:
+            inner = inner.setdefault(step, {})
+        inner[last] = value
+    return sections
 
 
-def _widgets(form: Any) -> list[str]:
-    """The names of the fields that a good's form asks for, in JSON or in a text of it."""
-    try:
-        fields = json.loads(form) if isinstance(form, str) and form.strip() else form
-    except ValueError:
-        return [UNREADABLE]
-    return [str(field["name"]) for field in fields or ()]
-
-
-def _surcharge(price: Any) -> Decimal:
-    """What an option adds: only a number above 0 does."""
-    text = str(price).strip()
-    return max(Decimal(text), Decimal(0)) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else Decimal(0)
-
-
-def _stock(left: Any) -> Stock:
-    """A number, or a text of digits. Shops can show words instead."""
-    worded = left is None or (isinstance(left, str) and not re.fullmatch(r" *-?[0-9]+ *", left))
-    return Stock.unknown() if worded else Stock.exact(left)
-
-
-def _sku(code: str, race: str, chosen: Mapping[str, str]) -> str:
-    """``CODE/race/name=option``, with signs that would be mistaken, and blanks at an end, as %XX."""
-    parts = [code, *([race] if race else []), *(f"{name}\0{option}" for name, option in sorted(chosen.items()))]
-    sku = "/".join(re.sub(r"[%/=]|^\s|\s$|[\r\n\t]", lambda sign: quote(sign[0], safe=""), part) for part in parts)
-    sku = sku.replace("\0", "=")
-    return sku if len(sku) <= LONG else f"{sku[:LONG]}~{core.md5_hex(sku)}"
-
-
-def _choice(offer: Offer) -> dict[str, str]:
-    """The fields that name this very offer."""
-    return {name: value for name, value in offer.data.items() if name != "widgets"}
-
-
-def _is_prose(line: str) -> bool:
-    """Whether it is a sentence: one of the shop's own, or a line without a letter or digit that a key is made of."""
-    return not re.search(r"[0-9A-Za-z]", line) or any(words in line for words in SENTENCES)
+def _safe(name: str) -> str:
+    """A part of a sku: signs that would be mistaken, and blanks at an end, as %XX."""
+    return re.sub(r"[%/=]|^\s|\s$|[\r\n\t]", lambda sign: quote(sign[0], safe=""), name)
 
 
 ADAPTER = AcgFaka

@@ -165,25 +165,23 @@ class CodesWholesale(core.Adapter):
     def _money(self, value: Any) -> Money:
         return core.money(value, self.settings.currency)
 
+    @core.reading("a product")
     def _offer(self, product: Any) -> Offer:
-        try:
-            bands = sorted((int(band["from"]), self._money(band["value"])) for band in product["prices"])
-            languages, released = ", ".join(product.get("languages") or ()), str(product.get("releaseDate"))
-            # Some write the date alone, or a time without its zone.
-            at = core.instant(released) or core.instant(f"{released}Z") or core.instant(f"{released}T00:00:00Z")
-            return Offer(
-                sku=str(product["productId"]),
-                title=str(product["name"]).strip(),
-                price=bands[0][1] if bands else None,
-                stock=Stock.exact(product["quantity"]),
-                for_sale=at is None or at <= self.context.now(),  # before that, a pre-order: charged, and no key comes
-                min_quantity=max(1, bands[0][0]) if bands else 1,
-                tiers=tuple(bands[1:]),
-                region=", ".join(product.get("regions") or ()) + (languages and f"; languages: {languages}"),
-                group=str(product.get("platform") or ""),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise BadResponse("a product that is not what is known of the protocol") from None
+        bands = sorted((int(band["from"]), self._money(band["value"])) for band in product["prices"])
+        languages, released = ", ".join(product.get("languages") or ()), str(product.get("releaseDate"))
+        # Some write the date alone, or a time without its zone.
+        at = core.instant(released) or core.instant(f"{released}Z") or core.instant(f"{released}T00:00:00Z")
+        return Offer(
+            sku=str(product["productId"]),
+            title=str(product["name"]).strip(),
+            price=bands[0][1] if bands else None,
+            stock=Stock.exact(product["quantity"]),
+            for_sale=at is None or at <= self.context.now(),  # before that, a pre-order: charged, and no key comes
+            min_quantity=max(1, bands[0][0]) if bands else 1,
+            tiers=tuple(bands[1:]),
+            region=", ".join(product.get("regions") or ()) + (languages and f"; languages: {languages}"),
+            group=str(product.get("platform") or ""),
+        )
 
     def _order(self, said: dict[str, Any]) -> Order:
         """An order, with the codes that are there: complete only if none is still to come."""
@@ -200,12 +198,10 @@ class CodesWholesale(core.Adapter):
         return Order(said["orderId"], status, reference, charged, len(codes) or None, keys, note=str(said["status"]))
 
 
+@core.reading("an order")
 def _codes(said: dict[str, Any]) -> list[dict[str, Any]]:
     """Every code of an order."""
-    try:
-        codes = [code for product in said.get("products") or () for code in product.get("codes") or ()]
-    except (TypeError, AttributeError):
-        codes = [None]
+    codes = [code for product in said.get("products") or () for code in product.get("codes") or ()]
     if not all(isinstance(code, dict) for code in codes):
         raise BadResponse("an order whose codes are not what is known of the protocol")
     return codes

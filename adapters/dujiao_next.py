@@ -23,37 +23,28 @@ from syncd.adapter import BadResponse, Hint, Money, NotForSale, Offer, Order, Pa
 
 ROOT = "/api/v1/upstream"
 CALLBACK = f"{ROOT}/callback"  # what the server signs, wherever it sends its callbacks to
-SKEW_S = 60
+SKEW_S, PAGE = 60, 50  # one version gives no more products a page, though the document allows 100
 ANSWERED = (400, 401, 402, 403, 404, 409)  # the body says why
 UNAUTHORIZED = {401, 403}
 
 STATUSES: dict[str, core.OrderStatus] = {
-    "pending_payment": "pending",
-    "paid": "pending",
-    "fulfilling": "pending",
+    **dict.fromkeys(("pending_payment", "paid", "fulfilling"), "pending"),
     "partially_delivered": "partial",
-    "delivered": "completed",
-    "completed": "completed",
+    **dict.fromkeys(("delivered", "completed", "partially_refunded"), "completed"),  # nothing more comes
     "canceled": "canceled",
     "refunded": "refunded",
-    "partially_refunded": "completed",  # nothing more comes
 }
 UNPAID = {"pending_payment", "canceled"}
 KEY = "correct key and secret: the site has them under API permissions of our user"
 GONE = "name another offer of the product, or ask the site"
 CLOCK = "check this machine's clock: the site allows a minute"
 ERRORS: dict[str, tuple[type[core.AdapterError], str]] = {
-    "missing_auth_headers": (core.Auth, KEY),
-    "invalid_api_key": (core.Auth, KEY),
-    "invalid_signature": (core.Auth, KEY),
-    "invalid_timestamp": (core.Auth, CLOCK),
-    "timestamp_expired": (core.Auth, CLOCK),
+    **dict.fromkeys(("missing_auth_headers", "invalid_api_key", "invalid_signature"), (core.Auth, KEY)),
+    **dict.fromkeys(("invalid_timestamp", "timestamp_expired"), (core.Auth, CLOCK)),
     "user_disabled": (core.Auth, "ask the site: our user is disabled there"),
     "bad_request": (core.Refused, "the site does not take such an order: look at the product there"),
     "invalid_callback_url": (core.Refused, "the site calls back public http and https addresses only"),
-    "sku_unavailable": (NotForSale, GONE),
-    "product_unavailable": (NotForSale, GONE),
-    "product_not_found": (NotForSale, GONE),
+    **dict.fromkeys(("sku_unavailable", "product_unavailable", "product_not_found"), (NotForSale, GONE)),
     "insufficient_stock": (core.OutOfStock, "another offer may have it"),
     "insufficient_balance": (core.InsufficientBalance, "top up our wallet at the site"),
     "payment_failed": (core.Refused, "our wallet did not pay, and the site canceled the order: look at its balance"),
@@ -71,8 +62,6 @@ class DujiaoSettings(core.Settings):
     """Its secret, which signs."""
     currency: str = "CNY"
     """The site's currency. Another one stops everything: no price would mean what it says."""
-    page_size: int = 50
-    """Products a page. The document allows 100; one version gives 50, whatever is asked for."""
     incremental: bool = False
     """Whether to read only what changed. Sales change no product: stock is then as old as the last complete listing."""
 
@@ -117,13 +106,11 @@ class DujiaoNext(core.Adapter):
     async def list_offers(self, since: datetime | None) -> AsyncIterator[Page]:
         """Products page by page, each with its skus. Raises BadResponse for a listing that ends before its total."""
         await self.get_balance()  # a product names no currency, this answer does
-        query: dict[str, str | int] = {"page_size": self.settings.page_size}
+        query: dict[str, str | int] = {"page_size": PAGE}
         incremental = False
         if since is not None and self.settings.incremental:
-            changed = {
-                "updated_after": since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "include_inactive": "true",
-            }
+            after = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            changed = {"updated_after": after, "include_inactive": "true"}
             probe = await self._read("GET", "/products", query={"page": 1, "page_size": 1, **changed})
             # Without the echo it is an old site: what that leaves out may be gone, or may just not have changed.
             incremental = probe.get("includes_inactive") is True
@@ -161,20 +148,17 @@ class DujiaoNext(core.Adapter):
 
     def parse_webhook(self, webhook: core.Webhook) -> Hint:
         """An order's status changed. Signed as requests are; what it says about keys is not read."""
-        key, at, signature = (
-            webhook.headers.get(f"dujiao-next-{name}", "") for name in ("api-key", "timestamp", "signature")
-        )
+        names = ("api-key", "timestamp", "signature")
+        key, at, signature = (webhook.headers.get(f"dujiao-next-{name}", "") for name in names)
         signed_at = int(at) if re.fullmatch(r"[0-9]{1,12}", at) else 0
         ours = [self._signature(webhook.method, path, signed_at, webhook.body) for path in (CALLBACK, webhook.path)]
         if not (core.same(key, self.settings.key.reveal()) and any(core.same(signature, one) for one in ours)):
             raise core.Forged("a callback that the site did not sign")
         if abs(webhook.received_at.timestamp() - signed_at) > SKEW_S:
             raise core.Forged("a callback that was signed more than a minute ago, or ahead", hint=CLOCK)
-        try:
+        with core.reading("a callback"):
             said = json.loads(webhook.body)
             reference, number = str(said["downstream_order_no"]), str(int(said["order_id"]))
-        except (ValueError, TypeError, KeyError):
-            raise BadResponse("a callback that is about no order") from None
         return Hint("order", order_id=number, reference=reference, answer=b'{"ok":true,"message":"received"}')
 
     def _signature(self, method: str, path: str, at: int, body: bytes) -> str:
@@ -185,24 +169,19 @@ class DujiaoNext(core.Adapter):
             raise core.Config(f"the site does not count in {self.settings.currency}", hint="correct `currency`")
         return core.money(account.get("balance"), self.settings.currency)
 
+    @core.reading("a product")
     def _offers(self, product: Any) -> list[Offer]:
-        try:
-            return [self._offer(product, sku) for sku in product["skus"]]
-        except (TypeError, KeyError, AttributeError, ValueError):
-            raise BadResponse("a product that is not what the document says") from None
+        return [self._offer(product, sku) for sku in product["skus"]]
 
     def _offer(self, product: dict[str, Any], sku: dict[str, Any]) -> Offer:
         currency = self.settings.currency
         if product.get("currency", currency) != currency:
             raise BadResponse(f"a product that is not priced in {currency}")
-        tiers: dict[int, tuple[bool, Money]] = {}
-        for tier in product.get("wholesale_prices") or ():
-            named = tier.get("sku_id") or tier.get("sku_code")  # else it is for all skus
-            least, each = int(tier["min_quantity"]), core.money(tier["unit_price"], currency)
-            if named in {None, "", sku["id"], sku.get("sku_code")} and (
-                named or least not in tiers or not tiers[least][0]
-            ):
-                tiers[least] = (bool(named), each)
+        tiers: dict[int, Money] = {}
+        every = [(one.get("sku_id") or one.get("sku_code") or "", one) for one in product.get("wholesale_prices") or ()]
+        for whose in ({""}, {sku["id"], sku.get("sku_code")}):  # one for this sku goes before one for all of them
+            mine = [tier for named, tier in every if named in whose]
+            tiers |= {int(tier["min_quantity"]): core.money(tier["unit_price"], currency) for tier in mine}
         return Offer(
             sku=f"{int(product['id'])}/{int(sku['id'])}",
             title=" ".join([_words(product["title"]), *map(str, (sku.get("spec_values") or {}).values())]),
@@ -210,7 +189,7 @@ class DujiaoNext(core.Adapter):
             stock=Stock.exact(sku["stock_quantity"], unlimited=-1),
             # Manual goods wait for a person, and mostly for a form that one fills in.
             for_sale=bool(product["is_active"] and sku["is_active"] and product["fulfillment_type"] == "auto"),
-            tiers=tuple((least, each) for least, (_, each) in sorted(tiers.items())),
+            tiers=tuple(sorted(tiers.items())),
             updated_at=core.instant(product.get("updated_at")),
             data={"sku_id": str(int(sku["id"]))},
         )
@@ -221,12 +200,9 @@ class DujiaoNext(core.Adapter):
             raise BadResponse("an order without a number, or with a status that the document does not have")
         status, charged = STATUSES[word], None
         if word not in UNPAID:
-            currency = said.get("currency") or self.settings.currency
-            paid, back = (
-                core.money(said.get("amount"), currency),
-                core.money(said.get("refunded_amount") or 0, currency),
-            )
-            charged = Money(paid.amount - back.amount, currency)
+            paid = core.money(said.get("amount"), said.get("currency") or self.settings.currency)
+            back = core.money(said.get("refunded_amount") or 0, paid.currency)
+            charged = Money(paid.amount - back.amount, paid.currency)
         done = done if isinstance(done, dict) and status in {"partial", "completed"} else {}
         keys = _keys(done.get("payload"), done.get("delivery_data"))
         items = [item.get("quantity") or 0 for item in said.get("items") or () if isinstance(item, dict)]

@@ -225,23 +225,21 @@ class Fulu(core.Adapter):
         raise BadResponse("a result that is no JSON")
 
 
+@core.reading("a good")
 def _offer(good: Any) -> Offer | None:
     """A good as an offer; None for what is no card."""
-    try:
-        kind, level, sale = str(good["product_type"] or ""), good["stock_status"], good["sales_status"]
-        if not kind or not (isinstance(level, str) and level and isinstance(sale, str) and sale):
-            raise BadResponse("a good without type, sale or stock")
-        if kind != CARD:
-            return None
-        return Offer(
-            sku=str(int(good["product_id"])),
-            title=str(good["product_name"]).strip(),
-            price=core.money(good["purchase_price"], "CNY"),
-            stock=LEVELS.get(level, Stock.unknown()),  # a new word is unknown, which is not zero
-            for_sale=sale == ON_SALE,
-        )
-    except (KeyError, TypeError, ValueError):
-        raise BadResponse("a good that is not what the protocol says") from None
+    kind, level, sale = str(good["product_type"] or ""), good["stock_status"], good["sales_status"]
+    if not kind or not (isinstance(level, str) and level and isinstance(sale, str) and sale):
+        raise BadResponse("a good without type, sale or stock")
+    if kind != CARD:
+        return None
+    return Offer(
+        sku=str(int(good["product_id"])),
+        title=str(good["product_name"]).strip(),
+        price=core.money(good["purchase_price"], "CNY"),
+        stock=LEVELS.get(level, Stock.unknown()),  # a new word is unknown, which is not zero
+        for_sale=sale == ON_SALE,
+    )
 
 
 ADAPTER = Fulu

@@ -17,6 +17,7 @@ import hmac
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -87,6 +88,7 @@ __all__ = [
     "instant",
     "md5_hex",
     "money",
+    "reading",
     "same",
     "sha1_hex",
 ]
@@ -274,6 +276,17 @@ def instant(value: object) -> datetime | None:
     except ValueError:
         return None
     return at if at.tzinfo else None
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Around what reads an answer, with ``with`` or as a decorator: whatever is missing there, or of another type, is a
+    BadResponse, with nothing of the answer in it. ``what`` is being read: "a product".
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        raise BadResponse(f"{what} that is not what the protocol says") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from syncd.adapter import (
     Stock,
     aes_256_ecb,
     instant,
+    reading,
 )
 
 NOW = Offer(
@@ -88,6 +89,24 @@ def test_K14_what_is_no_picture_is_handed_over_as_its_parts(text):
     key = RawKey.picture(text, kind="image/png", id="k1")
     assert {name: part.reveal() for name, part in key.fields.items()} == {"type": "image/png", "image": text}
     assert key.id == "k1"
+
+
+@reading("a product")
+def read(product):
+    if product == "deep":
+        raise RecursionError
+    return int(product["price"]) + product["fee"].real
+
+
+@pytest.mark.parametrize("product", [{}, [], None, 7, {"price": "CANARY"}, {"price": "1", "fee": "CANARY"}, "deep"])
+def test_what_an_answer_does_not_have_is_a_bad_response_without_a_word_of_it(product):
+    with pytest.raises(BadResponse, match=r"^a product that is not what the protocol says$") as caught:
+        read(product)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert read({"price": "1", "fee": 2}) == 3
+    with pytest.raises(NotForSale), reading("a product"):  # what an adapter says itself stays as it is
+        raise NotForSale("x")
 
 
 def test_a_time_has_its_zone_or_is_none():
