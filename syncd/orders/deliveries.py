@@ -20,7 +20,7 @@ from syncd.config import MAX_QUANTITY
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
 from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Work, Writer
-from syncd.vault.vault import KeyRow, OpenedKey, Vault
+from syncd.vault.vault import KeyRow, OpenedKey, Vault, restored_at
 
 if TYPE_CHECKING:
     from syncd.config import Product
@@ -254,6 +254,11 @@ class Deliveries:
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
         return filled
+
+    async def look_at_fence(self) -> None:
+        """Go on once another daemon on this database has run `syncd recover`."""
+        if self.fenced:
+            self.fenced = await asyncio.to_thread(restored_at, self._vault.database) is not None
 
     async def fill_waiting(self) -> int:
         """`fill` every configured product that orders wait for; to be called now and then.

@@ -616,3 +616,18 @@ async def test_D2_the_head_of_the_audit_is_locked_after_all_that_a_unit_locks(
     assert await stack.deliveries.fill("steam") == 2
     head = next(index for index, sql in enumerate(said) if "FROM audit_head" in sql)
     assert not [sql for sql in said[head + 1 :] if "vault_key" in sql or "delivery" in sql]
+
+
+@POSTGRESQL
+async def test_T3_what_one_daemon_has_recovered_the_others_deliver(make_stack: Callable[[], Any]) -> None:
+    stack, other = make_stack(), make_stack()
+    stack.add("steam", "AAAA-1")
+    other.products.update(stack.products)
+    stack.tamper("INSERT INTO meta (name, value) VALUES ('restored_at', 'x')")
+    other.deliveries.fenced = True
+    await other.deliveries.look_at_fence()
+    with pytest.raises(FencedError):
+        await other.deliveries.deliver("demo", "o1", "steam", 1)
+    stack.tamper("DELETE FROM meta WHERE name = 'restored_at'")
+    await other.deliveries.look_at_fence()
+    assert (await other.deliveries.deliver("demo", "o1", "steam", 1)).state == "delivered"
