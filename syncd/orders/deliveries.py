@@ -590,7 +590,7 @@ class Deliveries:
         return [self._fill_one(tx, product, min_life) for product, min_life in payloads]
 
     def _fill_one(self, tx: Tx, product: str, min_life: int) -> int:
-        lock = " FOR UPDATE SKIP LOCKED" if tx.postgresql else ""
+        lock = " FOR UPDATE" if tx.postgresql else ""  # not past those that another daemon has in hand: that overtakes
         waiting = tx.query(
             f"SELECT id FROM delivery WHERE state = 'pending' AND product = ? ORDER BY id LIMIT {_FILL_AT_ONCE}{lock}",  # noqa: S608
             (product,),

@@ -631,3 +631,18 @@ async def test_T3_what_one_daemon_has_recovered_the_others_deliver(make_stack: C
     stack.tamper("DELETE FROM meta WHERE name = 'restored_at'")
     await other.deliveries.look_at_fence()
     assert (await other.deliveries.deliver("demo", "o1", "steam", 1)).state == "delivered"
+
+
+@POSTGRESQL
+async def test_M2_no_order_overtakes_one_that_another_daemon_looks_at(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1")
+    assert await ordered(stack, ("o1", 2), ("o2", 1)) == ["pending", "pending"]
+    with stack.database.engine.connect() as other:
+        other.exec_driver_sql("BEGIN")
+        other.exec_driver_sql("SELECT 1 FROM delivery WHERE order_ref = 'o1' FOR UPDATE")
+        filling = asyncio.create_task(stack.deliveries.fill("steam"))
+        await asyncio.sleep(0.5)
+        other.exec_driver_sql("COMMIT")
+    assert await filling == 0
+    assert stack.rows("SELECT count(*) FROM allotment") == [(0,)]

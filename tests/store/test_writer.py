@@ -422,8 +422,8 @@ def test_K3_a_daemon_that_lost_its_connection_keeps_its_node_or_makes_ids_of_its
                 "pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
                 " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             )
-            holder.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM {ours}")  # noqa: S608 - a constant
-            while holder.exec_driver_sql(f"SELECT 1 FROM {ours}").first():  # noqa: S608 - a constant
+            holder.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM {ours}")
+            while holder.exec_driver_sql(f"SELECT 1 FROM {ours}").first():
                 time.sleep(0.01)
 
         cut()
