@@ -646,3 +646,18 @@ async def test_M2_no_order_overtakes_one_that_another_daemon_looks_at(stack: Any
         other.exec_driver_sql("COMMIT")
     assert await filling == 0
     assert stack.rows("SELECT count(*) FROM allotment") == [(0,)]
+
+
+@POSTGRESQL
+async def test_T3_keys_freed_and_sold_by_another_daemon_meanwhile_are_left_alone(stack: Any) -> None:
+    stack.add("steam", "A-1", "A-2")
+    assert stack.writer.call(stack.vault.hold, 10) == 2
+    with stack.database.engine.connect() as other:
+        other.exec_driver_sql("BEGIN")
+        for state in ("available", "delivered"):
+            other.exec_driver_sql(f"UPDATE vault_key SET state = '{state}' WHERE id = (SELECT min(id) FROM vault_key)")
+        freeing = asyncio.wrap_future(stack.writer.post(stack.vault.unhold, ("steam", "me", 10)))
+        await asyncio.sleep(0.5)
+        other.exec_driver_sql("COMMIT")
+    assert await freeing == 1
+    assert stack.rows("SELECT state FROM vault_key ORDER BY id") == [("delivered",), ("available",)]
