@@ -231,7 +231,7 @@ class Deliveries:
         found = await asyncio.to_thread(self.find, shop, order_ref)
         if found is None:
             return None
-        if found.state == DeliveryState.CANCELLED:
+        if found.state != DeliveryState.DELIVERED:
             return found
         return await self.deliver(shop, order_ref, found.product, found.quantity)
 
@@ -355,7 +355,8 @@ class Deliveries:
             )
         if known.state == DeliveryState.CANCELLED:
             return DeliveryCancelledError("this delivery was cancelled", hint="use a new order_ref")
-        tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
+        if known.state == DeliveryState.DELIVERED:  # who asks after one that waits sees nothing, and asks often
+            tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
         return known
 
     def _grant(

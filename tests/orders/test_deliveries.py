@@ -661,3 +661,16 @@ async def test_T3_keys_freed_and_sold_by_another_daemon_meanwhile_are_left_alone
         other.exec_driver_sql("COMMIT")
     assert await freeing == 1
     assert stack.rows("SELECT state FROM vault_key ORDER BY id") == [("delivered",), ("available",)]
+
+
+async def test_asking_after_an_order_that_waits_leaves_no_trace_and_after_its_keys_does(stack: Any) -> None:
+    """Shops ask every few seconds, for as long as it takes; the audit is for ever."""
+    waiting(stack, "steam")
+    await ordered(stack, ("o1", 1), ("o1", 1))
+    found = await stack.deliveries.reveal("demo", "o1")
+    assert (found.state, found.keys) == ("pending", [])
+    assert stack.rows("SELECT kind FROM audit") == [("delivery.pending",)]
+    stack.add("steam", "A-1")
+    await stack.deliveries.fill("steam")
+    assert texts(await stack.deliveries.reveal("demo", "o1")) == ["A-1"]
+    assert stack.rows("SELECT count(*) FROM audit WHERE kind = 'delivery.repeated'") == [(1,)]
