@@ -168,6 +168,7 @@ class Daemon:
             stack.callback(writer.stop)
 
             ids = IdSource(self.clock.now, node=writer.node, floor=highest_id(database))
+            writer.on_node = ids.move
             vault = Vault(database, writer, ring, ids)
             deliveries = Deliveries(
                 vault,
@@ -228,6 +229,7 @@ class Daemon:
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
                 schedule.every(5, access.refresh)
+                schedule.every(5, deliveries.look_at_fence)
                 schedule.every(5, functools.partial(asyncio.to_thread, links.refresh))
             schedule.start()
             stack.callback(schedule.stop)

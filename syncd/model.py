@@ -173,14 +173,18 @@ class IdSource:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time, *, node: int = 0, floor: int = 0) -> None:
-        if not 0 <= node < MAX_NODES:
-            msg = f"node {node} is outside 0..{MAX_NODES - 1}"
-            raise ValueError(msg)
         self._clock = clock
-        self._node = node << _SEQ_BITS
+        self.move(node)
         self._last_ms = (floor >> (_NODE_BITS + _SEQ_BITS)) + 1 if floor else 0
         self._seq = 0
         self._lock = threading.Lock()
+
+    def move(self, node: int) -> None:
+        """Make the ids of this node from now on."""
+        if not 0 <= node < MAX_NODES:
+            msg = f"node {node} is outside 0..{MAX_NODES - 1}"
+            raise ValueError(msg)
+        self._node = node << _SEQ_BITS
 
     def next(self) -> int:
         """One new id."""

@@ -421,6 +421,8 @@ class Quarantine:
         if verb not in upstream.capabilities:
             word = "takes nothing back" if verb == "return_keys" else "takes no complaints"
             return f"the supplier {supplier} {word} through its adapter"
+        if verb == "return_keys" and row["reason"] == "respelled":
+            return "the same order brought its key before, and that one may be sold: it would be taken back with it"
         if not row["order_id"] or (verb == "return_keys" and not row["supplier_key"]):
             return "nobody knows under which order the supplier sold it"
         return ""
@@ -576,13 +578,17 @@ def _run_complaint(tx: Tx, told: _Complaint) -> BaseException | None:
     before = [row[0] for row in rows if row[1] is not None]
     if told.stage == "sent" and before and not told.again:
         return ConflictError(f"entry {before[0]} was complained of already", hint="--again sends it once more")
-    at = None if told.stage == "refused" else tx.at
-    tx.bulk(
-        "UPDATE quarantine SET complained_at = ?, complaint = ? FROM rows WHERE quarantine.id = rows.id",
-        "id int",
-        ids,
-        (at, told.complaint if told.stage == "answered" else None),
-    )
+    if told.stage != "refused" or not told.again:  # one that was made before stays made
+        tx.bulk(
+            "UPDATE quarantine SET complained_at = ?, complaint = coalesce(?, complaint) FROM rows"
+            " WHERE quarantine.id = rows.id",
+            "id int",
+            ids,
+            (
+                None if told.stage == "refused" else tx.at,
+                told.complaint if told.stage == "answered" else None,
+            ),
+        )
     more = {"complaint": told.complaint} if told.stage == "answered" else {}
     tx.audit(f"quarantine.complaint_{told.stage}", entries=list(told.entries), **told.note, **more)
     return None

@@ -20,7 +20,7 @@ from syncd.config import MAX_QUANTITY
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
 from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Work, Writer
-from syncd.vault.vault import KeyRow, OpenedKey, Vault
+from syncd.vault.vault import KeyRow, OpenedKey, Vault, restored_at
 
 if TYPE_CHECKING:
     from syncd.config import Product
@@ -231,7 +231,7 @@ class Deliveries:
         found = await asyncio.to_thread(self.find, shop, order_ref)
         if found is None:
             return None
-        if found.state == DeliveryState.CANCELLED:
+        if found.state != DeliveryState.DELIVERED:
             return found
         return await self.deliver(shop, order_ref, found.product, found.quantity)
 
@@ -254,6 +254,11 @@ class Deliveries:
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
         return filled
+
+    async def look_at_fence(self) -> None:
+        """Go on once another daemon on this database has run `syncd recover`."""
+        if self.fenced:
+            self.fenced = await asyncio.to_thread(restored_at, self._vault.database) is not None
 
     async def fill_waiting(self) -> int:
         """`fill` every configured product that orders wait for; to be called now and then.
@@ -350,7 +355,8 @@ class Deliveries:
             )
         if known.state == DeliveryState.CANCELLED:
             return DeliveryCancelledError("this delivery was cancelled", hint="use a new order_ref")
-        tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
+        if known.state == DeliveryState.DELIVERED:  # who asks after one that waits sees nothing, and asks often
+            tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
         return known
 
     def _grant(
@@ -585,7 +591,7 @@ class Deliveries:
         return [self._fill_one(tx, product, min_life) for product, min_life in payloads]
 
     def _fill_one(self, tx: Tx, product: str, min_life: int) -> int:
-        lock = " FOR UPDATE SKIP LOCKED" if tx.postgresql else ""
+        lock = " FOR UPDATE" if tx.postgresql else ""  # not past those that another daemon has in hand: that overtakes
         waiting = tx.query(
             f"SELECT id FROM delivery WHERE state = 'pending' AND product = ? ORDER BY id LIMIT {_FILL_AT_ONCE}{lock}",  # noqa: S608
             (product,),

@@ -49,6 +49,11 @@ class _Snapshot:
     cost: float
 
 
+def _known(product: str, products: Mapping[str, Any]) -> None:
+    if product not in products:
+        raise UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
+
+
 class Stock:
     """Counts what is there.
 
@@ -78,14 +83,16 @@ class Stock:
         paid orders still wait for; nothing buys what is upstream, so it cannot be sold), price, age_s, stale. Never
         what the shop pays. Raises UnknownProductError.
         """
-        if product is not None and product not in self._products():
-            raise UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
+        if product is not None:
+            _known(product, self._products())
         found = self._last
         if found is None or not self._serves(found):
             async with self._lock:  # who waited here finds what the first one brought
                 found = self._last
                 if found is None or not self._serves(found):
                     found = self._last = await asyncio.to_thread(self._renewed, found)
+        if product is not None:
+            _known(product, found.rows)  # it may have left just now
         age = None if found.synced_at is None else max(0, int(self._clock.now() - found.synced_at))
         stale = age is None or age > found.stale_after
         chosen = found.rows.values() if product is None else [found.rows[product]]

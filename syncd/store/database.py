@@ -583,6 +583,8 @@ class Writer:
     ) -> None:
         self.database = database
         self.node = 0
+        self.on_node: Callable[[int], None] | None = None
+        """Told the node number of each new connection: ids must be of the one that is held now."""
         self.commits = 0
         """Transactions committed so far: what was read before the last one may be old."""
         self.delivered_at = 0.0
@@ -836,10 +838,15 @@ class Writer:
         if self.database.postgresql:
             driver.prepare_threshold = 2
             self.node = self._claim_node()
+            if self.on_node:
+                self.on_node(self.node)
 
     def _claim_node(self) -> int:
-        """A node number for ids, held as long as this session lives, so that two daemons never share one."""
-        for node in range(MAX_NODES):
+        """A node number for ids, held as long as this session lives, so that two daemons never share one.
+
+        After a lost connection the one from before, unless the server still holds it for the session that is gone.
+        """
+        for node in sorted(range(MAX_NODES), key=lambda node: node != self.node):
             self._cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_ADVISORY_CLASS, node])
             if self._cursor.fetchone()[0]:
                 return node

@@ -555,7 +555,7 @@ class Vault:
         for product, by, limit in payloads:
             moved = tx.execute(
                 "UPDATE vault_key SET state = 'available' WHERE id IN (SELECT id FROM vault_key"
-                " WHERE state = 'held' AND product = ? ORDER BY id LIMIT ?)",
+                " WHERE state = 'held' AND product = ? ORDER BY id LIMIT ?) AND state = 'held'",
                 (product, limit),
             )
             if moved:

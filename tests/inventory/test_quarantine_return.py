@@ -351,6 +351,30 @@ async def test_a_complaint_that_was_refused_can_be_made_again_and_one_without_an
     ]
 
 
+async def test_a_complaint_that_was_made_stays_made_when_another_one_is_refused(house: Any, supplier: Supplier) -> None:
+    (entry,) = bought(house, "one")
+    await house.quarantine.complain([entry], "text", "me")
+
+    def refuse() -> None:
+        raise Refused("no")
+
+    supplier.before = refuse
+    await house.quarantine.complain([entry], "text", "me", again=True)
+    assert house.quarantine.show(entry)["complaint"] == "claim-1"
+    with pytest.raises(ConflictError, match="complained of already"):
+        await house.quarantine.complain([entry], "text", "me")
+
+
+async def test_M1_another_spelling_of_a_key_of_the_same_order_is_not_given_back(house: Any, supplier: Supplier) -> None:
+    """The supplier would take the key back, which lies in the vault under its first spelling, or is sold."""
+    (entry,) = bought(house, "ABCD-EFGH")
+    house.tamper(f"UPDATE quarantine SET reason = 'respelled', first_source_id = source_id WHERE id = {entry}")
+    assert house.quarantine.show(entry)["supplier_takes"] == ["complain"]
+    with pytest.raises(NotReturnableError, match="may be sold"):
+        await house.quarantine.give_back([entry], "me")
+    assert supplier.asked == []
+
+
 # --- over the supplier's own link -------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,18 @@ async def test_an_unknown_product_is_refused(shelf: Shelf) -> None:
     assert (await shelf.stock.snapshot())[0] == []
 
 
+async def test_a_product_that_leaves_the_configuration_while_it_is_counted_is_refused(shelf: Shelf) -> None:
+    renewed = shelf.stock._renewed
+
+    def reloaded(last: Any) -> Any:
+        shelf.products = {}
+        return renewed(last)
+
+    shelf.stock._renewed = reloaded  # type: ignore[method-assign]
+    with pytest.raises(UnknownProductError):
+        await shelf.stock.snapshot("steam")
+
+
 async def test_what_was_delivered_or_expired_or_lives_too_short_is_not_counted(shelf: Shelf) -> None:
     shelf.stack.add("steam", "A-1", "A-2", "A-3")
     shelf.stack.add("steam", "GONE-1", expires_at=TODAY)

@@ -405,6 +405,42 @@ def test_T1_verify_names_the_first_bad_entry(database: Database, writer: Writer,
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_K3_a_daemon_that_lost_its_connection_keeps_its_node_or_makes_ids_of_its_new_one(
+    database: Database, writer: Writer
+) -> None:
+    """Else a daemon that starts later makes the same ids in the same millisecond."""
+    ids = IdSource(node=writer.node)
+    writer.on_node = ids.move
+    second = Writer(database, audit.chain(mac))
+    second.start()
+    holder = database.engine.connect()
+    try:
+        assert (writer.node, second.node) == (0, 1)
+
+        def cut() -> None:
+            ours = (
+                "pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            holder.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM {ours}")
+            while holder.exec_driver_sql(f"SELECT 1 FROM {ours}").first():
+                time.sleep(0.01)
+
+        cut()
+        second.call(PUT, ("a", "1"))  # the second one is back first, and both nodes are free
+        writer.call(PUT, ("b", "1"))
+        assert (writer.node, second.node) == (0, 1)
+        cut()
+        holder.exec_driver_sql("SELECT pg_advisory_lock(%s, 0)", (store._ADVISORY_CLASS,))  # somebody has ours
+        writer.call(PUT, ("c", "1"))
+        assert writer.node == 1
+        assert ids.next() >> 13 & 0x1FF == 1
+    finally:
+        holder.close()
+        second.stop()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_daemons_on_one_postgresql_share_the_chain_and_never_a_node(database: Database, writer: Writer) -> None:
     second_database = Database(database.url.render_as_string(hide_password=False))
     second = Writer(second_database, audit.chain(mac))
