@@ -71,8 +71,19 @@ _NEVER_LEFT: Final = (
     httpx.UnsupportedProtocol,
 )
 
+_MOST_DIGITS: Final = 64
+
+
+def _number(text: str) -> Decimal:
+    """A number with a point or an exponent, exactly. As an int, 1e9999999 would hold up the whole process for hours."""
+    number = Decimal(text)
+    if abs(number.adjusted()) > _MOST_DIGITS:
+        raise ValueError  # its text is not ours to show
+    return number
+
+
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
-_decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
+_decode: Final = msgspec.json.Decoder(float_hook=_number).decode
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _elements: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -290,7 +301,7 @@ class Answer:
         try:
             return decode(data)
         except msgspec.ValidationError:
-            wrong = otherwise
+            wrong = otherwise or "a number that is larger or smaller than anything that is counted"
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             wrong = _not_json(self.content)
         raise BadResponse(f"{self._what}: {wrong}")

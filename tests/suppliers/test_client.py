@@ -259,6 +259,8 @@ async def test_a_json_answer_is_read_exactly():
         (b'{"a": 1}x', "cut off or broken"),
         (b'["\xff"]', "cut off or broken"),
         (b"[" * 100_000, "cut off or broken"),
+        (b'{"a": 1e9999999}', "larger or smaller than anything"),
+        (b'[0.0e-9999999, "CANARY"]', "larger or smaller than anything"),
     ],
 )
 async def test_P1_what_is_not_json_is_said_without_a_byte_of_it(body, said):
