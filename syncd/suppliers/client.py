@@ -611,10 +611,11 @@ class Client:
             if refused is not None:
                 return refused
             request, trail = self._signed(plan, call)
+            transport = self._transport(fresh=call.verb not in READING)  # fails before anything counts as sent
             probe = self.health is not None and self.health.enter(buys=call.buying and not plan.reads)
             outcome: Answer | AdapterError | None = None
             try:
-                outcome = await self._sent(request, trail, plan, call, what)
+                outcome = await self._sent(transport, request, trail, plan, call, what)
             finally:
                 # A cancelled try, or one that met a bug of ours, tells nothing of the supplier.
                 if self.health is not None:
@@ -687,14 +688,20 @@ class Client:
         )
         return request, trail
 
-    async def _sent(
-        self, request: httpx.Request, trail: _Trail, plan: _Plan, call: Call, what: str
+    async def _sent(  # noqa: PLR0913 - one try has as many parts as it has
+        self,
+        transport: httpx.AsyncBaseTransport,
+        request: httpx.Request,
+        trail: _Trail,
+        plan: _Plan,
+        call: Call,
+        what: str,
     ) -> Answer | AdapterError:
         failed: AdapterError
         try:
             trail.check()
             async with asyncio.timeout(self.limits.total_timeout):
-                response = await self._transport(fresh=call.verb not in READING).handle_async_request(request)
+                response = await transport.handle_async_request(request)
                 trail.left = True
                 try:
                     content = await self._read(response, what)

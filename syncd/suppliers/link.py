@@ -480,6 +480,8 @@ class Links(Mapping[str, Link]):
         self._digests = {name: built[name].digest for name in built}
         for name, link in before.items():
             if after.get(name) is not link:
+                if link.health is not None:
+                    link.health.retire()
                 self._retiring.append(link)
                 threading.Thread(target=self._retire, args=(link,), name=f"retire-{name}", daemon=True).start()
             if name not in after:

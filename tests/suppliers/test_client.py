@@ -234,6 +234,14 @@ async def test_M1_a_question_before_the_order_buys_nothing():
             assert not call.left
 
 
+async def test_M1_certificates_that_are_gone_have_bought_nothing(tmp_path):
+    client = Client("s", Limits(ca_file=tmp_path / "gone.pem"))
+    call = Call("place_order")
+    with pytest.raises(Config, match="no certificates"), calling(call):
+        await client("https://127.0.0.1:1").request("POST", "/orders")
+    assert not call.left
+
+
 async def test_a_json_answer_is_read_exactly():
     body = b'\xef\xbb\xbf{"a": 2.70, "b": 12345678901234567890123, "c": "\\u5361", "d": {"l": [{"n": 1.10}, 2]}}'
     async with connected(play=lambda _sent: Reply(200, {"X-Seen": "1"}, body)) as http:
