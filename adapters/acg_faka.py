@@ -15,6 +15,7 @@ later, tells one of three things: an Order (the first time bought nothing), "pai
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -161,9 +162,11 @@ class AcgFaka(core.Adapter):
         form |= {"card_id": "0", "device": "0", "password": ""}  # one that is missing makes the shop break
         form |= {name: self.settings.widgets[name] for name in widgets}
         made = await self._ask("commodity/trade", form, reads=False)
-        number, charged = made.get("tradeNo"), self._money(made.get("amount"))
+        number, charged = made.get("tradeNo"), None
         if not isinstance(number, str) or not number:
             raise BadResponse("a trade without a number")
+        with contextlib.suppress(BadResponse):  # what it cost is in our account there; the keys are paid, and are here
+            charged = self._money(made.get("amount"))
         return self._order(number, made.get("secret"), order.reference, order.quantity, charged)
 
     async def get_order(self, order_id: str) -> Order:

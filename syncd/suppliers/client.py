@@ -688,7 +688,7 @@ class Client:
         )
         return request, trail
 
-    async def _sent(  # noqa: PLR0913 - one try has as many parts as it has
+    async def _sent(
         self,
         transport: httpx.AsyncBaseTransport,
         request: httpx.Request,

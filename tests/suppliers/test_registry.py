@@ -437,8 +437,8 @@ def test_a_supplier_is_built_anew_when_two_credentials_change_places_or_other_ce
     def digest(key: str, secret: str) -> str:
         (tmp_path / "key").write_text(key)
         (tmp_path / "secret").write_text(secret)
-        text = '[suppliers.a]\nadapter = "paired"\nkey = { file = "key" }\nsecret = { file = "secret" }\nca_file = "ca.pem"\n'
-        made, problems = registry.build(settings(tmp_path, text))
+        files = 'key = { file = "key" }\nsecret = { file = "secret" }\nca_file = "ca.pem"\n'
+        made, problems = registry.build(settings(tmp_path, f'[suppliers.a]\nadapter = "paired"\n{files}'))
         assert problems == []
         return made["a"].digest
 
