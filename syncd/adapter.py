@@ -249,7 +249,7 @@ def _integer(value: object) -> int | None:
     if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
         return int(value)
     if isinstance(value, Decimal | float):  # as an int, 1e9999999 would hold up the whole process for hours
-        return int(value) if abs(value) < _NO_COUNT and value == int(value) else None
+        return int(value) if -_NO_COUNT < value < _NO_COUNT and value == int(value) else None
     return value if isinstance(value, int) else None
 
 

@@ -218,6 +218,25 @@ def test_pages_end_when_the_run_stops(linked):
     assert closed.wait(2)
 
 
+def test_a_run_that_stops_does_not_wait_for_a_slow_page(linked):
+    """Else a stop leaves the run behind, and its lease keeps the supplier from the next daemon."""
+    closed, stop = threading.Event(), threading.Event()
+
+    async def slow(self, since):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+        yield Page([offer("1")])
+
+    link = linked(type("Slow", (Shop,), {"list_offers": slow}))
+    threading.Timer(0.1, stop.set).start()
+    started = time.monotonic()
+    assert list(link.pages(None, stop.is_set)) == []
+    assert time.monotonic() - started < 2
+    assert closed.wait(2)
+
+
 def test_pages_hand_over_what_came_before_an_error(linked):
     async def half(self, since):
         yield Page([offer("1")])
