@@ -225,6 +225,7 @@ class Daemon:
             schedule = Schedule()
             schedule.every(1, sync.tick)
             schedule.every(1, sync.refresh)
+            schedule.every(5, deliveries.fill_waiting)
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
                 schedule.every(5, access.refresh)
@@ -236,8 +237,7 @@ class Daemon:
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             watchdog = asyncio.create_task(self._watch(ping))
             stack.callback(watchdog.cancel)
-            for product in self.loaded.settings.products:
-                await deliveries.fill(product)
+            await deliveries.fill_waiting()
             self._announce(server.port, tokens, fenced=deliveries.fenced)
             systemd.ready(f"serving on {self.loaded.settings.daemon.listen[0]}:{server.port}")
             await self.stop.wait()

@@ -173,12 +173,12 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     assert tried >= 15
 
 
-@pytest.mark.parametrize("name", ["acg_faka", "dujiao_next", "feed"])
+@pytest.mark.parametrize("name", ["acg_faka", "codeswholesale", "dujiao_next", "feed", "fulu", "kinguin"])
 def test_an_adapters_documented_defaults_are_its_defaults(name: str) -> None:
     model = registry.load(registry.bundled() / f"{name}.py").Settings
     for setting, default in documented(CONFIGURATION)[f"suppliers.NAME {name}"]:
         field = model.model_fields[setting]
-        written = None if default == "required" else tomllib.loads(f"x = {default.strip('`')}")["x"]
+        written = None if default in {"none", "required"} else tomllib.loads(f"x = {default.strip('`')}")["x"]
         assert (field.is_required(), None if field.is_required() else field.default) == (default == "required", written)
 
 

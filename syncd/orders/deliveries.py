@@ -7,11 +7,13 @@ after the commit, and a key that does not open is replaced before anybody is ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from syncd.audit import HEAD
 from syncd.config import MAX_QUANTITY
@@ -33,6 +35,9 @@ MAX_WAIT_S: Final = 30
 _LOOK_S: Final = 0.25
 """How often a request that waits looks for its keys: another daemon on the same database may have brought them."""
 _FILL_AT_ONCE: Final = 100
+_MANY: Final = 200
+"""So many that wait for one product are not counted: everybody waits behind them until some have their keys."""
+_ALL: Final = 2**40
 _ANY: Final = range(1, MAX_QUANTITY + 1)
 
 
@@ -150,6 +155,9 @@ class Deliveries:
         self._metrics = metrics
         self._shown = shown
         self.fenced = fenced
+        self._waiters: dict[asyncio.Event, int] = {}
+        """What each request that waits is told by → the id of its delivery."""
+        self._looking: asyncio.Task[None] | None = None
         self._allot: Work[Request, Allotted] = Work("deliver", Lane.DELIVERY, self._run_allot)
         self._replace: Work[tuple[int, list[int], int], Allotted] = Work("replace", Lane.DELIVERY, self._run_replace)
         self._fill: Work[tuple[str, int], int] = Work("fill_pending", Lane.CONTROL, self._run_fill)
@@ -179,16 +187,44 @@ class Deliveries:
 
     async def _awaited(self, request: Request, answer: Delivery, seconds: float) -> Delivery:
         """The delivery once it has its keys, or as it is when the time is over."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while (left := until - loop.time()) > 0:
-            await asyncio.sleep(min(_LOOK_S, left))
-            found = await asyncio.to_thread(self.find, request.shop, request.order_ref)
-            if found is not None and found.state != DeliveryState.PENDING:
-                allotted = await self._writer.submit(self._allot, request)
-                allotted.repeat = answer.repeat
-                return await self._opened(request.order_ref, allotted, request.min_life)
-        return answer
+        told = asyncio.Event()
+        self._waiters[told] = answer.id
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_out())
+        try:
+            async with asyncio.timeout(seconds):
+                await told.wait()
+        except TimeoutError:
+            return answer
+        finally:
+            del self._waiters[told]
+        allotted = await self._writer.submit(self._allot, request)
+        allotted.repeat = answer.repeat
+        return await self._opened(request.order_ref, allotted, request.min_life)
+
+    async def _look_out(self) -> None:
+        """Tell those who wait that their delivery is pending no longer: one look for all of them, however many."""
+        while self._waiters:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(SQLAlchemyError):  # the database is away: they go on waiting
+                settled = await asyncio.to_thread(self._settled, set(self._waiters.values()))
+                for told, delivery_id in self._waiters.items():
+                    if delivery_id in settled:
+                        told.set()
+
+    def _settled(self, ids: Collection[int]) -> set[int]:
+        """Which of these deliveries are pending no longer."""
+        database, wanted = self._vault.database, [(delivery_id,) for delivery_id in ids]
+        found: set[int] = set()
+        with database.read() as connection:
+            for start in range(0, len(wanted), database.bulk_rows):
+                statement, bound = database.bulk_statement(
+                    "SELECT d.id FROM rows JOIN delivery d ON d.id = rows.id WHERE d.state <> 'pending'",
+                    "id int",
+                    wanted[start : start + database.bulk_rows],
+                )
+                found.update(row[0] for row in connection.exec_driver_sql(statement, tuple(bound)))
+        return found
 
     async def reveal(self, shop: str, order_ref: str) -> Delivery | None:
         """The delivery of an order line with its keys, recorded like a repeated request; None if there is none."""
@@ -202,15 +238,35 @@ class Deliveries:
     async def cancel(self, shop: str, order_ref: str) -> Delivery:
         """Cancel a pending delivery for ever. Raises NotFoundError, or ConflictError when it cannot be any more."""
         allotted = await self._writer.submit(self._cancel, (shop, order_ref))
+        await self.fill(allotted.product)  # others may have waited behind it
         return _answer(order_ref, allotted, [])
 
     async def fill(self, product: str) -> int:
-        """Give keys that arrived to deliveries that wait for them, oldest first; returns how many were completed."""
+        """Give keys that arrived to deliveries that wait for them, oldest first; returns how many were completed.
+
+        None while the restore fence stands: what was available at the backup may have left since (T3).
+        """
         known = self._products().get(product)
-        filled = await self._writer.submit(self._fill, (product, int(known.min_life) if known else 0))
+        filled, some = 0, _FILL_AT_ONCE
+        while some == _FILL_AT_ONCE and not self.fenced:
+            some = await self._writer.submit(self._fill, (product, int(known.min_life) if known else 0))
+            filled += some
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
         return filled
+
+    async def fill_waiting(self) -> int:
+        """`fill` every configured product that orders wait for; to be called now and then.
+
+        Whoever took keys in may have died before it filled, or the order came in just then at another daemon.
+        """
+        waiting = await asyncio.to_thread(self._waited_for)
+        return sum([await self.fill(product) for product in waiting if product in self._products()])
+
+    def _waited_for(self) -> list[str]:
+        with self._vault.database.read() as connection:
+            found = connection.exec_driver_sql("SELECT DISTINCT product FROM delivery WHERE state = 'pending'")
+            return sorted(row[0] for row in found)
 
     def find(self, shop: str, order_ref: str) -> Delivery | None:
         """The recorded delivery without its keys. Blocks on the database: call it from a thread."""
@@ -252,20 +308,23 @@ class Deliveries:
     # --- units of work ----------------------------------------------------------------------------------------------
 
     def _run_allot(self, tx: Tx, requests: Sequence[Request]) -> list[Allotted | BaseException]:
-        """Allot a batch: one look for repeats and keys, one insert a table.
+        """Allot a batch: one look for repeats, keys and what is owed, one insert a table.
 
-        Keys are looked up before it is known which orders are repeats, since the two questions then travel together.
+        Keys are looked up before it is known which orders are repeats, since the questions then travel together.
         """
         first: dict[tuple[str, str], int] = {}
         for index, request in enumerate(requests):
             first.setdefault((request.shop, request.order_ref), index)
         need = _need([requests[index] for index in first.values()])
-        rows, keys = tx.ask(_who_has(first), _what_is_there(tx, need)) if need else (*tx.ask(_who_has(first)), [])
+        about_stock = (_what_is_there(tx, need), _what_is_owed(need)) if need else ()
+        rows, *there = tx.ask(_who_has(first), *about_stock)
+        keys, owed = there or ([], [])
         recorded = self._as_recorded(tx, rows)
         first = {order: index for order, index in first.items() if order not in recorded}
         wanted = [requests[index] for index in first.values()]
         stock = self._stacked(tx, need, keys)
-        granted = dict(zip(first.values(), self._grant(tx, wanted, stock), strict=True))
+        lacks = {product: int(units) for product, units in owed if units}
+        granted = dict(zip(first.values(), self._grant(tx, wanted, stock, lacks), strict=True))
         outcomes: list[Allotted | BaseException] = []
         for index, request in enumerate(requests):
             own = granted.get(index)
@@ -294,11 +353,19 @@ class Deliveries:
         tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
         return known
 
-    def _grant(self, tx: Tx, requests: Sequence[Request], stock: _Stock) -> list[Allotted | BaseException]:
-        """Claim keys for new orders, in the order they came; an order gets all its keys or none."""
+    def _grant(
+        self, tx: Tx, requests: Sequence[Request], stock: _Stock, owed: Mapping[str, int]
+    ) -> list[Allotted | BaseException]:
+        """Claim keys for new orders, in the order they came; an order gets all its keys or none.
+
+        What is ``owed`` to orders that wait is theirs, and an order that waits from now on is one of them.
+        """
         if not requests:
             return []
-        stock = self._enough(tx, _need(requests), stock)
+        need = _need(requests)
+        stock = self._enough(tx, need, stock)
+        free = {which: len(keys) for which, keys in stock.items()}
+        free.update((which, min(free[which], units)) for which, units in _what_is_spare(tx, need, owed).items())
         ids = self._ids.take(len(requests))
         outcomes: list[Allotted | BaseException] = []
         deliveries: list[tuple[int, str, str, str, int]] = []
@@ -313,8 +380,11 @@ class Deliveries:
             if request.quantity not in request.takes:
                 outcomes.append(QuantityNotAllowedError(request.takes))
                 continue
-            held = stock[request.product, request.min_life]
-            if len(held) < request.quantity and request.waits:
+            which = request.product, request.min_life
+            enough = free[which] >= request.quantity
+            if enough or request.waits:
+                free[which] -= request.quantity
+            if not enough and request.waits:
                 waiting.append((row_id, request.shop, request.order_ref, request.product, request.quantity))
                 tx.audit(
                     "delivery.pending",
@@ -328,14 +398,14 @@ class Deliveries:
                     Allotted(row_id, request.product, request.quantity, "pending", BACKORDERED, tx.at, False, [])  # noqa: FBT003
                 )
                 continue
-            if len(held) < request.quantity:
+            if not enough:
                 outcomes.append(
                     InsufficientStockError(
                         "there are not enough keys of this product", hint="nothing was recorded: try again later"
                     )
                 )
                 continue
-            keys = [held.pop() for _ in range(request.quantity)]
+            keys = [stock[which].pop() for _ in range(request.quantity)]
             deliveries.append((row_id, request.shop, request.order_ref, request.product, request.quantity))
             allotments.extend((key.id, row_id, unit) for unit, key in enumerate(keys))
             tx.audit(
@@ -384,6 +454,8 @@ class Deliveries:
     def _hand_over(self, tx: Tx, allotments: Sequence[tuple[int, int, int]], *before: Change) -> None:
         """Write allotments (key, delivery, unit) and mark their keys delivered; ``before`` is what they refer to.
 
+        With it, this is the last that its kind locks, and the audit's head may be locked with it. Without, there may be
+        more to come: another daemon that held a key for it would wait for the head, and both for ever.
         Raises RetryBatch when another daemon recorded one of the orders, or took one of the keys, just now.
         """
         changes = [
@@ -402,7 +474,7 @@ class Deliveries:
                 [(key_id,) for key_id, _, _ in allotments],
             ),
         ]
-        if tx.change(changes, foresee=HEAD) != [len(change.rows) for change in changes]:
+        if tx.change(changes, foresee=HEAD if before else "") != [len(change.rows) for change in changes]:
             raise RetryBatch
 
     def _claim(self, tx: Tx, need: _Need) -> _Stock:
@@ -591,6 +663,36 @@ def _what_is_there(tx: Tx, need: _Need, lock: str = " FOR UPDATE SKIP LOCKED") -
         "which int, id int, sealed_sku text, source_id int, expires_at int, sealed bytes",
         params=params,
     )
+
+
+def _what_is_owed(need: _Need) -> Question:
+    """Product → units that its orders still wait for, null for none, or more than there can be where many wait."""
+    return Question(
+        "SELECT rows.product, (SELECT CASE WHEN count(*) < ? THEN sum(lacks) ELSE ? END FROM (SELECT d.quantity"
+        " - (SELECT count(*) FROM allotment a WHERE a.delivery_id = d.id AND a.withdrawn_at IS NULL) AS lacks"
+        " FROM delivery d WHERE d.state = 'pending' AND d.product = rows.product ORDER BY d.id LIMIT ?) w) FROM rows",
+        "product text",
+        [(product,) for product in sorted({product for product, _ in need})],
+        (_MANY, _ALL, _MANY),
+    )
+
+
+def _what_is_spare(tx: Tx, need: _Need, owed: Mapping[str, int]) -> dict[tuple[str, int], int]:
+    """How many keys may be sold of each product that orders wait for already: what is there, less what they lack."""
+    spare = {(product, life): -owed[product] for product, life in need if product in owed}
+    asked = [(product, tx.at + life) for product, life in spare if owed[product] < _ALL]
+    if asked:
+        most = max(need[which] - units for which, units in spare.items() if units > -_ALL)
+        found = tx.bulk(
+            "SELECT rows.product, rows.floor, (SELECT count(*) FROM (SELECT 1 FROM vault_key WHERE state = 'available'"
+            " AND product = rows.product AND expires_at > rows.floor LIMIT ?) k) FROM rows",
+            "product text, floor int",
+            asked,
+            (most,),
+        )
+        for product, floor, units in found:
+            spare[product, floor - tx.at] += units
+    return spare
 
 
 def _answer(order_ref: str, allotted: Allotted, keys: list[OpenedKey]) -> Delivery:

@@ -16,6 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
+PLANTED = Path(__file__).with_name("planted.py")
+
 ADAPTER = '''
 """A shop that lists its goods as JSON, page by page."""
 
@@ -183,9 +185,8 @@ def lies(turn: int) -> Items | bytes:
     return [[], goods(price="0.10"), goods(price="1000.00"), b"<html>Log in</html>", goods(3), goods(stock=0)][turn % 6]
 
 
-def test_P1_P2_side_by_side_a_dead_a_slow_and_a_lying_supplier_cost_the_good_one_nothing(
-    install: Any, engine_url: str, other_url: str, shop: Any
-) -> None:
+def side_by_side(install: Any, engine_url: str, other_url: str, shop: Any, script: Path | None = None) -> None:
+    """Two configurations on one machine: one has a dead, a slow, a lying and a good supplier, one a good one alone."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound, and nobody listens
@@ -196,30 +197,27 @@ def test_P1_P2_side_by_side_a_dead_a_slow_and_a_lying_supplier_cost_the_good_one
         urls = {"dead": dead, "slow": slow.url, "lying": lying.url, "good": good.url}
         suppliers(first, urls, interval="1s")
         suppliers(second, {"good": alone.url}, interval="1s")
-        first.start()
+        first.start(script=script)
         second.start()
-        wait_for(lambda: len(lying.listings) >= 8 and len(good.listings) >= 8 and len(slow.listings) >= 2)
-        found = states(first)
+        wait_for(lambda: len(lying.listings) >= 8 and len(good.listings) >= 6 and len(slow.listings) >= 2, 100)
 
-        # On time: as often as where nobody else is, whatever the others do.
+        # On time: as often as where nobody else is, whatever the others do. A run of the slow one takes 8 s.
         here, there = statistics.median(gaps(good)), statistics.median(gaps(alone))
         print(f"the good one is read every {here:.2f} s beside the others, every {there:.2f} s alone")
-        assert here <= there + 1.0
-        assert max(gaps(good)[1:]) < 8.0  # a run of the slow one takes 8 s: nobody waits for it
-        assert found["good"]["state"] == "up"
-        assert found["good"]["offers"] == 20
-        assert found["good"]["balance"] == "88.50 CNY"
+        assert here <= 1.5 * there + 1.0
 
         # Each one's state in a line, and no error of ours.
+        found = states(first)
+        assert found["good"]["state"].startswith("up"), found["good"]["state"]
+        assert (found["good"]["offers"], found["good"]["balance"]) == (20, "88.50 CNY")
         assert found["dead"]["state"].startswith(("down since", "failing")), found["dead"]["state"]
         assert found["dead"]["last_error"]
         assert found["slow"]["state"].startswith("up"), found["slow"]["state"]
-        assert "listing held since" in found["lying"]["state"], found["lying"]["state"]
+        assert found["lying"]["state"].startswith("up; listing held since"), found["lying"]["state"]
         lines = first.syncd("status").splitlines()
         printed = {name: line.split(maxsplit=1)[1] for name in urls for line in lines if line.startswith(f"{name} ")}
         assert list(printed) == list(urls)
-        assert printed["good"].startswith("up ")
-        assert printed["lying"].startswith("up; listing held since")
+        assert "listing held since" in printed["lying"]
 
         # What the liar said first is what is believed.
         listed = json.loads(first.syncd("offers", "list", "--supplier", "lying", "--json"))["offers"]
@@ -230,12 +228,31 @@ def test_P1_P2_side_by_side_a_dead_a_slow_and_a_lying_supplier_cost_the_good_one
         assert 'syncd_supplier_balance{currency="CNY",supplier="good"} 88.5' in metrics
 
         # Shops see what is upstream, and cannot buy it.
-        (row,) = first.call("GET", "/v1/stock?product=a")[1]["products"]
-        assert (row["upstream"]["kind"], row["upstream"]["stale"], row["sellable"]) == ("exact", False, 0)
-        assert "10.00" not in json.dumps(row)
-        assert [line for line in first.errors() if "sync" not in line] == []
+        def stock() -> Any:
+            return first.call("GET", "/v1/stock?product=a")[1]["products"][0]
+
+        wait_for(lambda: stock()["upstream"]["kind"] == "exact")
+        assert stock()["sellable"] == 0
+        assert "10.00" not in json.dumps(stock())
+        assert first.errors() == []
         for daemon in (first, second):
             assert daemon.stop() == 0
+
+
+def test_P1_P2_a_dead_a_slow_and_a_lying_supplier_cost_the_good_one_nothing(
+    install: Any, engine_url: str, other_url: str, shop: Any
+) -> None:
+    side_by_side(install, engine_url, other_url, shop)
+
+
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("bug", ["one_run_at_a_time", "whatever_is_listed_is_believed"])
+def test_control_a_planted_bug_is_seen_side_by_side(
+    install: Any, engine_url: str, other_url: str, shop: Any, monkeypatch: pytest.MonkeyPatch, bug: str
+) -> None:
+    monkeypatch.setenv("PLANTED", bug)
+    with pytest.raises(AssertionError):
+        side_by_side(install, engine_url, other_url, shop, PLANTED)
 
 
 def test_P1_an_operator_accepts_what_was_held(install: Any, engine_url: str, shop: Any) -> None:
