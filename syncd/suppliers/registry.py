@@ -289,7 +289,8 @@ def _revealed(value: object) -> str:
 def _digest(supplier: Supplier, own: BaseModel, place: Path | EntryPoint) -> str:
     """Another one as soon as anything differs: a setting, a credential, the adapter's file, who is trusted."""
     content = place.read_bytes() if isinstance(place, Path) else _where(place).encode()
-    trust = supplier.ca_file.read_bytes() if supplier.ca_file is not None else b""
+    ca = supplier.ca_file
+    trust = ca.read_bytes() if ca is not None and ca.is_file() else b""  # without the file it is a problem already
     # In their order: two credentials that change places are others.
     told = json.dumps([supplier.model_dump(), list(_secrets(own))], default=str, sort_keys=True)
     whole = (content, trust, told.encode())
