@@ -6,15 +6,14 @@ offer is one good of one race (kind) with one choice of each option: ``CODE/race
 for sale: what a person delivers, what one picks by its looks, and what has a form (widget) to be filled in.
 
 A trade is answered at once, with the keys as one text, or with a sentence where keys should be though it was charged.
-A text is called complete only if it has as many lines as were ordered and none reads like a sentence; it is handed over
-in any case. Trades of one account that overlap end in deadlocks: one at a time.
-
-A reference is refused when it comes again, not answered again, in capitals or not. So sending it again, more than 30 s
-later, tells one of three things: an Order (the first time bought nothing), "paid" (a person fetches the keys), nothing.
+It is complete only if it has as many lines as were ordered and none reads like a sentence. Trades of one account that
+overlap end in deadlocks. A reference that comes again is refused, in capitals or not; so sending it again after 30 s
+tells one of three things: an Order (the first time bought nothing), "paid" (a person fetches the keys), nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -119,7 +118,9 @@ class AcgFaka(core.Adapter):
         form |= {"card_id": "0", "device": "0", "password": ""}  # one that is missing makes the shop break
         made = await self._ask("commodity/trade", form, reads=False)
         bought = _order(made.get("tradeNo"), made.get("secret"), order.quantity)
-        return replace(bought, reference=order.reference, charged=self._money(made.get("amount")))
+        with contextlib.suppress(BadResponse):  # what it cost is in our account there; the keys are paid, and are here
+            bought = replace(bought, charged=self._money(made.get("amount")))
+        return replace(bought, reference=order.reference)
 
     async def get_order(self, order_id: str) -> Order:
         """An order by the shop's number for it. How many keys were ordered is not in the answer."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,6 +86,9 @@ class DujiaoNext(core.Adapter):
     def __init__(self, context: core.Context) -> None:
         super().__init__(context)
         self.settings: DujiaoSettings = context.settings
+        if not self.settings.incremental:
+            # Asked for changes and giving all, what is gone would only go at the next complete listing, a day later.
+            self.promises = replace(self.promises, incremental=False)  # type: ignore[misc] # of this site alone
         self.http = context.connect(self.settings.site.rstrip("/").removesuffix(ROOT) + ROOT, auth=self.sign)
 
     def sign(self, request: core.Request) -> Mapping[str, str]:

@@ -246,6 +246,7 @@ class Stock:
 
 UNLIMITED: Final = Stock("unlimited")
 UNKNOWN: Final = Stock("unknown")
+_NO_COUNT: Final = 10**30
 
 
 def _integer(value: object) -> int | None:
@@ -253,8 +254,8 @@ def _integer(value: object) -> int | None:
         return None
     if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
         return int(value)
-    if isinstance(value, Decimal | float) and value == int(value):
-        return int(value)
+    if isinstance(value, Decimal | float):  # as an int, 1e9999999 would hold up the whole process for hours
+        return int(value) if -_NO_COUNT < value < _NO_COUNT and value == int(value) else None
     return value if isinstance(value, int) else None
 
 

@@ -146,6 +146,7 @@ class Daemon:
         self.metrics = Metrics(__version__, engine=loaded.settings.store.url.partition(":")[0].partition("+")[0])
         self.stop = asyncio.Event()
         self.exit_code = 0
+        self._reloading = asyncio.Lock()
 
     async def live(self) -> int:  # noqa: PLR0915 - one page, read from top to bottom
         """Start in this order, serve, stop in the opposite one."""
@@ -342,7 +343,14 @@ class Daemon:
             await asyncio.sleep(interval / 2)
 
     async def _reload(self, sync: Sync, links: Links) -> None:
-        """Take over a changed configuration without dropping a request, or keep the old one."""
+        """Take over a changed configuration without dropping a request, or keep the old one.
+
+        One at a time: of two that overlapped, the older configuration could be the last to be taken over.
+        """
+        async with self._reloading:
+            await self._reload_now(sync, links)
+
+    async def _reload_now(self, sync: Sync, links: Links) -> None:
         systemd.reloading()
         self.metrics.config_reloads.inc()
         try:
@@ -351,15 +359,27 @@ class Daemon:
             self.metrics.config_reload_failures.inc()
             log.error("reload_refused", problems=str(error).splitlines())  # noqa: TRY400 - its message says all
         else:
-            for path in config.diff(self.loaded.settings, new.settings):
-                log.warning("restart_needed", setting=path)
-            self.loaded = new
-            self._know()
-            logs.configure(new.settings.daemon.log_level)
-            await asyncio.to_thread(links.take_over, new.suppliers)
-            await sync.reload(new.settings, links)
-            log.info("reloaded", products=len(new.settings.products), suppliers=len(new.settings.suppliers))
+            try:
+                await self._take_over(new, sync, links)
+            except Exception:
+                self.metrics.config_reload_failures.inc()
+                log.exception("reload_failed", fix="the database did not answer: reload again")
         systemd.ready()
+
+    async def _take_over(self, new: Loaded, sync: Sync, links: Links) -> None:
+        old, self.loaded = self.loaded, new
+        self._know()
+        try:
+            await asyncio.to_thread(links.take_over, new.suppliers)
+        except Exception:
+            self.loaded = old  # it needs the database, and changes all or nothing
+            self._know()
+            raise
+        for path in config.diff(old.settings, new.settings):
+            log.warning("restart_needed", setting=path)
+        logs.configure(new.settings.daemon.log_level)
+        await sync.reload(new.settings, links)
+        log.info("reloaded", products=len(new.settings.products), suppliers=len(new.settings.suppliers))
 
     def _know(self) -> None:
         settings = self.loaded.settings

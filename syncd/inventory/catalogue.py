@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from syncd.config import Product, Settings
 from syncd.errors import NotFoundError
-from syncd.inventory.listing import Pending, available
+from syncd.inventory.listing import AHEAD_S, Pending, available
 from syncd.model import Money, utc
 from syncd.store.database import Database
 
@@ -51,10 +51,10 @@ class _Row(NamedTuple):
     held: str | None
     watermark: int | None
 
-    @property
-    def seen(self) -> int:
+    def seen(self, now: float) -> int:
         """When it was last known to be so: a listing confirms what it does not change, but for a price that waits."""
-        return int(self.seen_at if self.held else max(self.seen_at, self.watermark or 0))
+        times = (self.seen_at, 0 if self.held else self.watermark or 0)
+        return int(max((at for at in times if at <= now + AHEAD_S), default=0))
 
     @property
     def money(self) -> Money | None:
@@ -155,7 +155,7 @@ class Catalogue:
             "max_quantity": row.max_quantity,
             "step": row.step,
             "more": msgspec.json.decode(row.data),
-            "seen_at": utc(row.seen),
+            "seen_at": utc(row.seen(self._database.clock.now())),
             "changed_at": utc(row.changed_at),
             "held_price": row.held,
             "stale": self._stale(row, settings, refreshed),
@@ -167,7 +167,8 @@ class Catalogue:
             return True
         interval = settings.interval(row.supplier)[0]
         interval = min(interval, refreshed.get((row.supplier, row.sku), interval))
-        return self._database.clock.now() - row.seen > STALE_AFTER * interval
+        now = self._database.clock.now()
+        return now - row.seen(now) > STALE_AFTER * interval
 
     def history(self, supplier: str, sku: str) -> list[dict[str, Any]]:
         """What an offer cost and held before, newest first: each until when. Raises NotFoundError."""
@@ -242,7 +243,7 @@ class Catalogue:
                 kinds.add("unknown")  # never listed, or too long ago
                 continue
             fresh += 1
-            at = max(at or 0, row.seen)
+            at = max(at or 0, row.seen(self._database.clock.now()))
             cost = settings.currency.landed(row.money)
             dear = product.max_cost is not None and (most is None or cost is None or cost > most)
             if row.removed_at is not None or dear or not _had(row):
@@ -283,7 +284,7 @@ class Catalogue:
     def stale(self, supplier: str, known: Known) -> bool:
         """Whether a supplier's listing as a whole is too old to be believed."""
         age = self._database.clock.now() - (known.watermark or 0)
-        return age > STALE_AFTER * self._settings().interval(supplier)[0]
+        return not -AHEAD_S <= age <= STALE_AFTER * self._settings().interval(supplier)[0]
 
 
 def _had(row: _Row) -> bool:

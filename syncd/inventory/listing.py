@@ -22,6 +22,9 @@ FEW: Final = 5
 _MOST: Final = 10**15
 """As much as no supplier has: larger numbers mean the same, and would not fit."""
 _SKETCH: Final = 256
+AHEAD_S: Final = 300
+"""A stored time that is further ahead of the clock than this was written by a clock that was wrong: it fences nothing,
+and nothing is fresh by it."""
 _SAME: Final = 0.9
 """What part of two suspicious changes must be the same for the second to confirm the first."""
 _SLACK: Final = 1.1

@@ -27,6 +27,7 @@ from syncd.adapter import BadResponse, Page
 from syncd.config import Settings
 from syncd.errors import ConflictError
 from syncd.inventory.listing import (
+    AHEAD_S,
     Before,
     Findings,
     Limits,
@@ -160,7 +161,7 @@ _UPSERT: Final = (
     " FROM rows WHERE true ON CONFLICT (supplier, sku) DO UPDATE SET changed_at = excluded.changed_at,"
     f" {', '.join(f'{name} = excluded.{name}' for name in _NAMES if name != 'sku')},"
     " recorded = offer.recorded + excluded.recorded, removed_at = NULL, held = NULL, held_at = NULL"
-    " WHERE offer.seen_at <= excluded.seen_at"
+    f" WHERE offer.seen_at <= excluded.seen_at OR offer.seen_at > excluded.changed_at + {AHEAD_S}"
 )
 # What it was before, into the slot of the oldest entry.
 _RECORD: Final = (
@@ -176,7 +177,8 @@ _HOLD: Final = (
 )
 _REMOVE: Final = (
     "UPDATE offer SET removed_at = ?, changed_at = ?, held = NULL, held_at = NULL FROM rows"
-    " WHERE offer.supplier = ? AND offer.sku = rows.sku AND offer.removed_at IS NULL AND offer.seen_at <= ?"
+    " WHERE offer.supplier = ? AND offer.sku = rows.sku AND offer.removed_at IS NULL"
+    " AND (offer.seen_at <= ? OR offer.seen_at > ?)"
 )
 _BEFORE: Final = (
     "SELECT o.sku, o.price, o.currency, o.stock_kind, o.stock_quantity, o.stock_level, o.for_sale,"
@@ -184,7 +186,7 @@ _BEFORE: Final = (
 )
 _ONE: Final = (
     "SELECT price, currency, stock_kind, stock_quantity, stock_level, for_sale, removed_at IS NULL, held, hash"
-    " FROM offer WHERE supplier = ? AND sku = ? AND refresh_at = ? AND seen_at <= ?"
+    " FROM offer WHERE supplier = ? AND sku = ? AND refresh_at = ? AND (seen_at <= ? OR seen_at > ?)"
 )
 _KNOWN: Final = (
     "SELECT sku, hash, CASE WHEN for_sale AND coalesce(stock_quantity, 1) <> 0 AND coalesce(stock_level, '') <> 'out'"
@@ -263,8 +265,11 @@ class Offers:
         All are asked for by hand, once in a while, and to confirm a change that was held.
         """
         settings = self._settings()
-        full_due = state.full_at is None or now - state.full_at >= settings.of(task.supplier, "full_every")
+        every = settings.of(task.supplier, "full_every")
+        full_due = state.full_at is None or not -AHEAD_S <= now - state.full_at < every
         if not task.incremental or task.by_hand or full_due or state.pending or state.watermark is None:
+            return None
+        if state.watermark > now + AHEAD_S:
             return None
         return datetime.fromtimestamp(state.watermark - settings.of(task.supplier, "overlap"), UTC)
 
@@ -465,7 +470,7 @@ class Offers:
             if change.held:
                 tx.bulk(_HOLD, "sku text, held text", change.held, (tx.at, supplier))
             if change.gone:
-                tx.bulk(_REMOVE, "sku text", change.gone, (tx.at, tx.at, supplier, change.at))
+                tx.bulk(_REMOVE, "sku text", change.gone, (tx.at, tx.at, supplier, change.at, tx.at + AHEAD_S))
         return [None] * len(payloads)
 
     def _run_purge(self, tx: Tx, payloads: Sequence[Lease]) -> list[bool]:
@@ -517,8 +522,8 @@ class Offers:
                 for claim in claims
                 if tx.execute(
                     "UPDATE offer SET refresh_at = ? WHERE supplier = ? AND sku = ? AND removed_at IS NULL"
-                    " AND (refresh_at IS NULL OR refresh_at <= ?)",
-                    (now + claim.refresh, claim.supplier, claim.sku, now),
+                    " AND (refresh_at IS NULL OR refresh_at <= ? OR refresh_at > ?)",
+                    (now + claim.refresh, claim.supplier, claim.sku, now, now + claim.refresh + AHEAD_S),
                 )
             ]
             for claims in payloads
@@ -531,7 +536,7 @@ class Offers:
         """Write one offer that was asked for by itself; whether its price jumped. Only a listing confirms that."""
         claim, row = reading.claim, reading.row
         lock = " FOR UPDATE" if tx.postgresql else ""
-        found = tx.query(_ONE + lock, (claim.supplier, claim.sku, claim.due, reading.at))
+        found = tx.query(_ONE + lock, (claim.supplier, claim.sku, claim.due, reading.at, tx.at + AHEAD_S))
         if not found:
             return False  # somebody else has read it later, or asks for it now
         before, stored = Before._make((*found[0][:5], bool(found[0][5]), bool(found[0][6]), found[0][7])), found[0][8]

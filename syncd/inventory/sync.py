@@ -39,6 +39,7 @@ from syncd.suppliers.link import Link
 log = structlog.get_logger(__name__)
 
 _STOP_S: Final = 3.0
+_SLACK_S: Final = 60.0
 
 
 class AlreadyRunningError(ConflictError):
@@ -115,10 +116,14 @@ class Sync:
         """Start whatever is due and not under way anywhere."""
         if self._stopping:
             return
-        for name in await self._writer.submit(leases.DUE, None):
+        for name in await self._writer.submit(leases.DUE, self._longest()):
             link = self._links.get(name)
             if link is not None and name not in self._runs and not link.stopped:
                 await self._begin(name, "schedule", only_due=True)
+
+    def _longest(self) -> float:
+        """The latest that any supplier can be due, in seconds from now."""
+        return max((sum(self._settings.interval(name)) for name in self._settings.suppliers), default=0.0) + _SLACK_S
 
     async def start(self, name: str, asked_by: str) -> int:
         """Start one supplier's run now; returns the run's id. Raises NotFoundError, AlreadyRunningError."""
@@ -153,7 +158,8 @@ class Sync:
         self._starting.add(name)
         try:
             run_id = self._ids.next()
-            wanted = leases.Acquire(name, self._holder, self._settings.sync.lease, run_id, asked_by, only_due)
+            ttl = self._settings.sync.lease
+            wanted = leases.Acquire(name, self._holder, ttl, run_id, asked_by, only_due, self._longest())
             lease = await self._writer.submit(leases.ACQUIRE, wanted)
             if lease is None:
                 return None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from syncd.errors import LeaseLostError
+from syncd.model import NEVER
 from syncd.store.database import Lane, Tx, Work
 
 ERROR_CHARS = 2000
@@ -47,7 +48,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """Ask for a lease. ``only_due``: refuse when the supplier is not due yet."""
+    """Ask for a lease. ``only_due``: refuse when the supplier is not due yet.
+
+    ``longest``: seconds. What is due later than that was written by a clock that was ahead, or under a longer interval:
+    it is due now.
+    """
 
     supplier: str
     holder: str
@@ -55,6 +60,7 @@ class Acquire:
     run_id: int
     asked_by: str
     only_due: bool
+    longest: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,11 @@ def _acquire(tx: Tx, payloads: Sequence[Acquire]) -> list[Lease | None]:
 def _acquire_one(tx: Tx, wanted: Acquire) -> Lease | None:
     """The lease and a run row, or None: held by somebody, or not due."""
     now = tx.now()
-    due = "AND due_at <= ?" if wanted.only_due else ""
+    due = "AND (due_at <= ? OR due_at > ?)" if wanted.only_due else ""
     taken = tx.query(
         "UPDATE supplier SET holder = ?, epoch = epoch + 1, leased_until = ?"  # noqa: S608 - constants
         f" WHERE name = ? AND (leased_until IS NULL OR leased_until < ?) {due} RETURNING epoch",
-        (wanted.holder, now + wanted.ttl, wanted.supplier, now, *([now] if due else [])),
+        (wanted.holder, now + wanted.ttl, wanted.supplier, now, *([now, now + wanted.longest] if due else [])),
     )
     if not taken:
         return None
@@ -172,12 +178,14 @@ def _end_one(tx: Tx, outcome: Outcome) -> bool:
     return True
 
 
-def _due(tx: Tx, payloads: Sequence[Any]) -> list[list[str]]:
-    """The suppliers that are due and that nobody holds."""
+def _due(tx: Tx, payloads: Sequence[float | None]) -> list[list[str]]:
+    """The suppliers that are due and that nobody holds. A payload is what `Acquire.longest` is."""
     now = tx.now()
+    longest = max(NEVER if payload is None else payload for payload in payloads)
     rows = tx.query(
-        "SELECT name FROM supplier WHERE due_at <= ? AND (leased_until IS NULL OR leased_until < ?) ORDER BY due_at",
-        (now, now),
+        "SELECT name FROM supplier WHERE (due_at <= ? OR due_at > ?)"
+        " AND (leased_until IS NULL OR leased_until < ?) ORDER BY due_at",
+        (now, now + longest, now),
     )
     return [[name for (name,) in rows]] * len(payloads)
 
@@ -186,4 +194,4 @@ ENSURE: Work[Sequence[str], None] = Work("suppliers", Lane.CONTROL, _ensure)
 ACQUIRE: Work[Acquire, Lease | None] = Work("lease", Lane.CONTROL, _acquire)
 RENEW: Work[tuple[Lease, float], bool] = Work("lease_renewal", Lane.CONTROL, _renew)
 END: Work[Outcome, bool] = Work("run_end", Lane.CONTROL, _end)
-DUE: Work[None, list[str]] = Work("due", Lane.CONTROL, _due)
+DUE: Work[float | None, list[str]] = Work("due", Lane.CONTROL, _due)

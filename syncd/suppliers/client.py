@@ -71,8 +71,19 @@ _NEVER_LEFT: Final = (
     httpx.UnsupportedProtocol,
 )
 
+_MOST_DIGITS: Final = 64
+
+
+def _number(text: str) -> Decimal:
+    """A number with a point or an exponent, exactly. As an int, 1e9999999 would hold up the whole process for hours."""
+    number = Decimal(text)
+    if abs(number.adjusted()) > _MOST_DIGITS:
+        raise ValueError  # its text is not ours to show
+    return number
+
+
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
-_decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
+_decode: Final = msgspec.json.Decoder(float_hook=_number).decode
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _elements: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -290,7 +301,7 @@ class Answer:
         try:
             return decode(data)
         except msgspec.ValidationError:
-            wrong = otherwise
+            wrong = otherwise or "a number that is larger or smaller than anything that is counted"
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             wrong = _not_json(self.content)
         raise BadResponse(f"{self._what}: {wrong}")
@@ -600,10 +611,11 @@ class Client:
             if refused is not None:
                 return refused
             request, trail = self._signed(plan, call)
+            transport = self._transport(fresh=call.verb not in READING)  # fails before anything counts as sent
             probe = self.health is not None and self.health.enter(buys=call.buying and not plan.reads)
             outcome: Answer | AdapterError | None = None
             try:
-                outcome = await self._sent(request, trail, plan, call, what)
+                outcome = await self._sent(transport, request, trail, plan, call, what)
             finally:
                 # A cancelled try, or one that met a bug of ours, tells nothing of the supplier.
                 if self.health is not None:
@@ -677,13 +689,19 @@ class Client:
         return request, trail
 
     async def _sent(
-        self, request: httpx.Request, trail: _Trail, plan: _Plan, call: Call, what: str
+        self,
+        transport: httpx.AsyncBaseTransport,
+        request: httpx.Request,
+        trail: _Trail,
+        plan: _Plan,
+        call: Call,
+        what: str,
     ) -> Answer | AdapterError:
         failed: AdapterError
         try:
             trail.check()
             async with asyncio.timeout(self.limits.total_timeout):
-                response = await self._transport(fresh=call.verb not in READING).handle_async_request(request)
+                response = await transport.handle_async_request(request)
                 trail.left = True
                 try:
                     content = await self._read(response, what)

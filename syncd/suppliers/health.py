@@ -159,6 +159,11 @@ class Health:
             self._state = state
             self._gauge(state)
 
+    def retire(self) -> None:
+        """Another one speaks for this supplier from now on: what this one still finds out concerns nobody else."""
+        with self._lock:
+            self._metrics = self._keep = None
+
     # --- before ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -83,6 +83,8 @@ _GRACE_S: Final = 2.0
 """An adapter that blocks its own loop cannot be timed out there: whoever waits gives up this much later."""
 _CLOSE_S: Final = 3.0
 _IDLE_S: Final = 0.1
+_LISTEN_S: Final = 0.2
+"""How often a listing that waits for a page asks whether its run has to end."""
 
 
 class Verbs:
@@ -334,8 +336,13 @@ class Link:
         try:
             while not stopping():
                 taking = self._submit(waiting.get())
+                until = time.monotonic() + self._patience("list_offers")
+                while not wait([taking], _LISTEN_S).done and time.monotonic() < until:
+                    if stopping():
+                        taking.cancel()  # a page may take minutes: whoever stops the daemon does not wait for it
+                        return
                 try:
-                    found = taking.result(self._patience("list_offers"))
+                    found = taking.result(0)
                 except (TimeoutError, CancelledError) as error:
                     taking.cancel()
                     found = self._given_up(call, error)
@@ -480,6 +487,8 @@ class Links(Mapping[str, Link]):
         self._digests = {name: built[name].digest for name in built}
         for name, link in before.items():
             if after.get(name) is not link:
+                if link.health is not None:
+                    link.health.retire()
                 self._retiring.append(link)
                 threading.Thread(target=self._retire, args=(link,), name=f"retire-{name}", daemon=True).start()
             if name not in after:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
@@ -277,12 +277,21 @@ def _secrets(value: object) -> Iterator[str]:
         for inner in value.values():
             yield from _secrets(inner)
     elif isinstance(value, Collection) and not isinstance(value, str | bytes):
-        for inner in value:
+        ordered = value if isinstance(value, Sequence) else sorted(value, key=_revealed)  # a set has no order
+        for inner in ordered:
             yield from _secrets(inner)
 
 
+def _revealed(value: object) -> str:
+    return value.reveal() if isinstance(value, SecretText) else str(value)
+
+
 def _digest(supplier: Supplier, own: BaseModel, place: Path | EntryPoint) -> str:
-    """Another one as soon as anything differs: a setting, a credential, the adapter's file."""
+    """Another one as soon as anything differs: a setting, a credential, the adapter's file, who is trusted."""
     content = place.read_bytes() if isinstance(place, Path) else _where(place).encode()
-    told = json.dumps([supplier.model_dump(), sorted(_secrets(own))], default=str, sort_keys=True)
-    return hashlib.sha256(content + b"\0" + told.encode()).hexdigest()
+    ca = supplier.ca_file
+    trust = ca.read_bytes() if ca is not None and ca.is_file() else b""  # without the file it is a problem already
+    # In their order: two credentials that change places are others.
+    told = json.dumps([supplier.model_dump(), list(_secrets(own))], default=str, sort_keys=True)
+    whole = (content, trust, told.encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in whole)).hexdigest()

@@ -341,6 +341,18 @@ async def test_P1_an_offer_older_than_two_intervals_is_not_believed(market: Any)
     assert market.upstream("steam") == {"kind": "unknown", "stale": True}  # a hot one: its interval is 1 s
 
 
+async def test_P1_a_time_ahead_of_the_clock_makes_nothing_fresh(market: Any) -> None:
+    market.alpha.listed = [offer("x-1", 5), offer("s-1", 5)]
+    await market.run()
+    market.house.tamper(
+        "UPDATE offer SET seen_at = seen_at + 86400", "UPDATE listing SET watermark = watermark + 86400"
+    )
+    assert market.upstream("xbox") == {"kind": "unknown", "stale": True}
+    assert market.catalogue.stale("alpha", market.catalogue.known()["alpha"])
+    await market.run()  # nothing changed, so nothing of it is written: the listing alone is of now
+    assert market.upstream("xbox") == {"kind": "exact", "quantity": 5, "stale": False}
+
+
 async def test_P1_an_offer_that_is_held_grows_stale_though_its_listing_does_not(market: Any) -> None:
     market.alpha.listed = [offer("x-1", 5)]
     await market.run()

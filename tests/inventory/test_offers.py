@@ -433,6 +433,22 @@ def test_a_full_listing_comes_once_a_day_by_hand_and_to_confirm(shelf: Shelf) ->
     assert shelf.asked[-1] is None
 
 
+def test_P1_a_clock_that_was_ahead_for_a_while_keeps_nothing_out(shelf: Shelf) -> None:
+    """What it wrote would be later than every reading for a day: prices and stocks would stay, and look fresh."""
+    shelf.listed(GOOD, incremental=True)
+    shelf.house.tamper("UPDATE offer SET seen_at = seen_at + 86400, refresh_at = seen_at + 86400")
+    shelf.house.tamper("UPDATE listing SET watermark = watermark + 86400, full_at = full_at + 86400")
+    now = [*many(18, stock=5), *GOOD[18:19]]
+    shelf.listed(now, incremental=True)
+    assert shelf.asked[-1] is None
+    assert shelf.stored() == shown(now)
+    claim = offers.Claim("alpha", "sku-0018", 1.0)
+    (claimed,) = shelf.house.writer.call(shelf.offers.CLAIM, [claim])
+    reading = offers.Reading(claimed, int(time.time()), listing.row_of(offer("sku-0018", stock=0)))
+    shelf.house.writer.call(shelf.offers.READ, reading)
+    assert shelf.stored()["sku-0018"][3] == 0
+
+
 def test_P1_changes_that_empty_a_stock_are_held_like_any(shelf: Shelf) -> None:
     shelf.listed(GOOD, incremental=True)
     changes = [Page(many(15, stock=0), incremental=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_D3_one_holder_at_a_time_and_every_new_one_has_a_higher_epoch(node: Node
 
 def test_a_supplier_that_does_not_exist_is_never_leased(node: Node) -> None:
     assert node.call(leases.ACQUIRE, Acquire("gamma", "a", 60.0, 1, "schedule", only_due=False)) is None
+
+
+def test_what_is_due_later_than_any_interval_is_due(node: Node) -> None:
+    """A clock that was a day ahead for a while would keep every supplier unread for a day."""
+    lease = node.acquire("a")
+    assert lease is not None
+    node.end(lease, next_in=86400.0)
+    assert (node.call(leases.DUE, 86460.0), node.call(leases.DUE, 660.0)) == ([], ["alpha"])
+    wanted = Acquire("alpha", "a", 60.0, 1, "schedule", only_due=True, longest=86460.0)
+    assert node.call(leases.ACQUIRE, wanted) is None
+    assert node.call(leases.ACQUIRE, dataclasses.replace(wanted, longest=660.0)) is not None
 
 
 def test_only_what_is_due_begins_by_schedule_and_anything_by_hand(node: Node) -> None:

@@ -451,7 +451,6 @@ UNKNOWN = [
     {"return_value": httpx.Response(200, json={"code": 500, "msg": "x"})},
     {"return_value": httpx.Response(200, json=yes([]))},
     {"return_value": httpx.Response(200, json=traded(tradeNo=""))},
-    {"return_value": httpx.Response(200, json=traded(amount="?"))},
     {"return_value": httpx.Response(200, json=no("The request ID already exists"))},
     {"return_value": httpx.Response(302, headers={"location": "https://elsewhere.test"})},
 ]
@@ -473,6 +472,14 @@ def test_K14_the_keys_are_one_text_exactly_as_it_came(shop, link, secret):
     made = link.call("place_order", order())
     assert (made.status, [key.text.reveal() for key in made.keys]) == ("completed", [secret])
     assert "K-1" not in repr(made)
+
+
+def test_P3_keys_that_came_are_kept_though_what_they_cost_cannot_be_read(shop, link):
+    """The shop answers a reference once: what is thrown away here, a person must fetch there."""
+    shop.post(f"{SHOP}{TRADE}").respond(json=traded(amount="?"))
+    made = link.call("place_order", order())
+    assert (made.id, made.status, made.charged) == ("279261123083701994", "completed", None)
+    assert [key.text.reveal() for key in made.keys] == ["K-1\nK-2"]
 
 
 PROSE = [

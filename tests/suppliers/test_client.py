@@ -234,6 +234,14 @@ async def test_M1_a_question_before_the_order_buys_nothing():
             assert not call.left
 
 
+async def test_M1_certificates_that_are_gone_have_bought_nothing(tmp_path):
+    client = Client("s", Limits(ca_file=tmp_path / "gone.pem"))
+    call = Call("place_order")
+    with pytest.raises(Config, match="no certificates"), calling(call):
+        await client("https://127.0.0.1:1").request("POST", "/orders")
+    assert not call.left
+
+
 async def test_a_json_answer_is_read_exactly():
     body = b'\xef\xbb\xbf{"a": 2.70, "b": 12345678901234567890123, "c": "\\u5361", "d": {"l": [{"n": 1.10}, 2]}}'
     async with connected(play=lambda _sent: Reply(200, {"X-Seen": "1"}, body)) as http:
@@ -259,6 +267,8 @@ async def test_a_json_answer_is_read_exactly():
         (b'{"a": 1}x', "cut off or broken"),
         (b'["\xff"]', "cut off or broken"),
         (b"[" * 100_000, "cut off or broken"),
+        (b'{"a": 1e9999999}', "larger or smaller than anything"),
+        (b'[0.0e-9999999, "CANARY"]', "larger or smaller than anything"),
     ],
 )
 async def test_P1_what_is_not_json_is_said_without_a_byte_of_it(body, said):

@@ -774,6 +774,15 @@ def test_P1_only_a_site_that_says_so_is_read_by_changes(old):
         assert found == {"1/101": False, "3/103": True}
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+def test_P1_a_site_that_is_read_whole_is_not_asked_for_changes(incremental):
+    """The core takes nothing out of stock after a listing that was asked for changes."""
+    made = linked("dujiao_next", site="https://shop.example", key=KEY, secret=SECRET, incremental=incremental)
+    assert made.adapter.promises.incremental is incremental
+    assert made.adapter.promises.same_reference_same_order
+    made.close()
+
+
 def test_a_product_listed_twice_is_shown_twice(real, ours):
     """The core refuses a listing that names an offer twice: it must see it."""
     real.products.append({**real.products[0], "updated_at": "2026-03-02T00:00:00Z"})

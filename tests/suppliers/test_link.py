@@ -56,10 +56,10 @@ from syncd.adapter import (
     money,
 )
 from syncd.metrics import Metrics
-from syncd.store.database import Database, Writer
+from syncd.store.database import Database, Lane, Work, Writer
 from syncd.suppliers import link as link_module
 from syncd.suppliers.client import Client, Cut, Limits, Reply
-from syncd.suppliers.health import Health
+from syncd.suppliers.health import Health, kept
 from syncd.suppliers.link import Link, Links
 from syncd.suppliers.registry import Built
 
@@ -215,6 +215,25 @@ def test_pages_end_when_the_run_stops(linked):
     link = linked(type("Endless", (Shop,), {"list_offers": endless}))
     stop = iter([False, False, True])
     assert len(list(link.pages(None, lambda: next(stop)))) == 2
+    assert closed.wait(2)
+
+
+def test_a_run_that_stops_does_not_wait_for_a_slow_page(linked):
+    """Else a stop leaves the run behind, and its lease keeps the supplier from the next daemon."""
+    closed, stop = threading.Event(), threading.Event()
+
+    async def slow(self, since):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+        yield Page([offer("1")])
+
+    link = linked(type("Slow", (Shop,), {"list_offers": slow}))
+    threading.Timer(0.1, stop.set).start()
+    started = time.monotonic()
+    assert list(link.pages(None, stop.is_set)) == []
+    assert time.monotonic() - started < 2
     assert closed.wait(2)
 
 
@@ -852,6 +871,19 @@ def test_a_reload_keeps_the_links_whose_configuration_is_the_same(store):
         b.call("get_balance")
     links.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("supplier-")]
+
+
+def test_what_a_link_finds_out_after_its_configuration_was_replaced_is_told_of_nobody(store):
+    links = links_of(store)
+    links.take_over({"a": built("a")})
+    old = links["a"].health
+    links.take_over({"a": built("a", digest="2")})
+    old.stop(Auth("the old key is refused"))
+    assert b'syncd_supplier_up{supplier="a"} 1.0' in links._metrics.render()
+    database, writer = store
+    writer.call(Work("answered", Lane.CONTROL, lambda _tx, payloads: [None] * len(payloads)), None)
+    assert not kept(database, ["a"])
+    links.close()
 
 
 def test_M1_a_reload_does_not_cut_a_purchase_off(store):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import certifi
 import pytest
 
 from syncd import config
@@ -409,3 +410,41 @@ def test_S4_the_digest_changes_with_anything_and_is_shown_nowhere(
     found = {first, digest('rate = "1/s"'), digest('base_url = "https://other.example"'), digest(key="another-one")}
     drop_in("mine", SECRETIVE + "# changed\n")
     assert len(found | {digest()}) == 5
+
+
+PAIRED = """
+from syncd.adapter import Adapter, Secret, Settings
+
+class PairedSettings(Settings):
+    key: Secret
+    secret: Secret
+
+class Paired(Adapter):
+    Settings = PairedSettings
+
+ADAPTER = Paired
+"""
+
+
+def test_a_supplier_is_built_anew_when_two_credentials_change_places_or_other_certificates_are_trusted(
+    drop_in: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Else a reload, and even a restart, would keep the stop that the mistake has caused."""
+    drop_in("paired", PAIRED)
+    authorities = Path(certifi.where()).read_bytes()
+    (tmp_path / "ca.pem").write_bytes(authorities)
+
+    def digest(key: str, secret: str) -> str:
+        (tmp_path / "key").write_text(key)
+        (tmp_path / "secret").write_text(secret)
+        files = 'key = { file = "key" }\nsecret = { file = "secret" }\nca_file = "ca.pem"\n'
+        made, problems = registry.build(settings(tmp_path, f'[suppliers.a]\nadapter = "paired"\n{files}'))
+        assert problems == []
+        return made["a"].digest
+
+    wrong = digest("one-1", "two-2")
+    assert digest("one-1", "two-2") == wrong
+    right = digest("two-2", "one-1")
+    assert right != wrong
+    (tmp_path / "ca.pem").write_bytes(authorities + b"\n# renewed\n")
+    assert digest("two-2", "one-1") != right
