@@ -687,6 +687,29 @@ async def test_the_errors_table(made, reply, error):
         assert raised.value.retry_after == 7
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, Auth), (403, Auth), (408, Transient), (429, RateLimited), (503, Transient), (409, BadResponse)],
+)
+async def test_a_status_that_no_line_fits_means_what_it_means_anywhere(made, status, error):
+    text = f"[answer]\nmessage = 'msg'\n[[errors]]\nstatus = {status}\nmessage = 'x'\nraise = 'Refused'"
+    script = Script(Reply(status, body=b'{"msg":"y"}'))
+    with pytest.raises(error) as raised:
+        await made(BASE, text, CHECK, play=script).check()
+    assert type(raised.value) is error
+    adapter = made(BASE, text, VERBS, play=script)
+    order = OrderRequest("R1", Offer("s", "t", None, Stock.exact(1)), 1)
+    with calling(Verb("place_order")), pytest.raises(error if error in {Auth, RateLimited} else OutcomeUnknown):
+        await adapter.place_order(order)
+
+
+async def test_a_line_for_one_verb_leaves_the_others_to_the_client(made):
+    script = Script(Reply(503), Reply(503), Reply(body=js(part(1))))
+    with calling(Verb("list_offers")):
+        assert await skus(made(BASE, ERRORS.replace('success_when = "ok"', ""), LIST, play=script)) == ["1"]
+    assert len(script.sent) == 3  # it was repeated: the line for 503 is of other verbs
+
+
 async def test_an_empty_expression_never_fits(made):
     adapter = made(BASE, ERRORS, CHECK, play=Script(b'{"ok":false,"msg":"no us here"}'), user="")
     with pytest.raises(BadResponse):

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
-from functools import cached_property
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, urlsplit
 
@@ -18,8 +17,8 @@ from syncd.suppliers.declarative.values import HANDED_OVER, FlagValue
 from syncd.suppliers.declarative.words import Auth, Call, Definition, Failure, Hook, OfferWords, OrderWords, Pages
 
 _MOST_PAGES: Final = 20_000
-_CLIENTS_OWN: Final = frozenset({401, 403, 408, 429})
-"""Statuses that the client knows best what to do with, unless the errors table names them."""
+_CLIENTS_OWN: Final = {401: "Auth", 403: "Auth", 408: "Transient", 429: "RateLimited"}
+"""Statuses that mean this, and that the client deals with unless the errors table names them."""
 _CERTAIN: Final = (sdk.Auth, Config, sdk.NotSent, OutcomeUnknown, sdk.RateLimited, sdk.Refused)
 """What may come of place_order when something was sent; whatever else happens then is an unknown outcome (M1)."""
 
@@ -115,17 +114,16 @@ class Declared(sdk.Adapter):
             query={name: plain(value) for name, value in query.items()},
             json=None if json is None else dict(sorted(json.items())),
             form=None if form is None else {name: plain(value) for name, value in form.items()},
-            expect=self._expected,
+            expect=self._expected(verb),
             reads=verb != "place_order",
         )
         return call, self._read(verb, call, answer)
 
-    @cached_property
-    def _expected(self) -> frozenset[int]:
+    def _expected(self, verb: str) -> frozenset[int]:
         """The statuses whose answers the errors table is asked about."""
-        errors = self.definition.errors
+        errors = [failure for failure in self.definition.errors if not failure.verbs or verb in failure.verbs]
         named = {status for failure in errors for status in failure.status}
-        return frozenset(named | ({*range(400, 500)} - _CLIENTS_OWN if errors else set()))
+        return frozenset(named | ({*range(400, 500)} - _CLIENTS_OWN.keys() if errors else set()))
 
     def _read(self, verb: str, call: Call, answer: sdk.Answer) -> Any:
         """What a successful answer holds."""
@@ -150,7 +148,8 @@ class Declared(sdk.Adapter):
                 return _error(failure.raise_, f"{verb}: the answer means {failure.raise_}", answer)
         shown = f", code {code}" if isinstance(code, int) and abs(code) < 1_000_000 else ""  # noqa: PLR2004 - no key
         what = f"{verb}: a failure that the definition does not know (status {answer.status}{shown})"
-        return _error("OutcomeUnknown" if verb == "place_order" else "BadResponse", what, answer)
+        otherwise = "Transient" if answer.status >= 500 else "BadResponse"  # noqa: PLR2004 - HTTP's own
+        return _error(_CLIENTS_OWN.get(answer.status, otherwise), what, answer)
 
     def _fits(self, failure: Failure, verb: str, status: int, code: Any, text: Any) -> bool:
         if (failure.verbs and verb not in failure.verbs) or (failure.status and status not in failure.status):
