@@ -79,6 +79,8 @@ class Feed(Adapter):
     """A folder of files of keys."""
 
     Settings = FeedSettings
+    title = "A folder of key files"
+    unverified = ()
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

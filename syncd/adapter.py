@@ -329,8 +329,8 @@ class OrderRequest:
     callback_url: str = ""
     """Where the supplier may say that something happened; "" when nobody listens."""
     again: bool = False
-    """This reference was sent before, and nobody knows what became of it. Whoever is refused before the supplier could
-    have looked it up, or whose supplier does not look it up, raises OutcomeUnknown: the first time may have bought.
+    """This reference was sent before, and nobody knows what became of it. For the core alone: what then is neither an
+    Order, nor a refusal of a supplier that keeps `Promises.same_reference_same_order`, tells nothing of the first time.
     """
 
 
@@ -385,6 +385,11 @@ class Order:
     note: str = ""
     """A word of the supplier's for people. No key."""
 
+    def __post_init__(self) -> None:
+        own: object = self.id  # adapters are not all checked by a type checker: null is what a supplier leaves out
+        if not isinstance(own, str) or not own.strip():
+            raise BadResponse("an order without the supplier's id: nothing could be asked of it")
+
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
@@ -422,8 +427,8 @@ class Promises:
     serial_trades: bool = False
     """One order at a time per account."""
     repeat_after: float | None = None
-    """Where a reference is neither answered again nor found: seconds after which `place_order` with ``again`` may tell
-    what became of it. An Order says that the first time bought nothing, and this time did.
+    """Where a reference is neither answered again nor found: seconds after which sending it again may tell what became
+    of it. An Order then says that the first time bought nothing, and this time did; all else leaves it unknown.
     """
     incremental: bool = False
     """`list_offers` understands ``since``."""
@@ -470,9 +475,16 @@ class Settings(BaseModel):
     """The adapter's own part of ``[suppliers.NAME]``. Subclass it, name each setting and its default.
 
     Unknown settings and wrong types are configuration problems, reported with all others before the daemon starts.
+    The docstring below a setting is its description.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+    )
 
 
 # --- talking to the supplier ------------------------------------------------------------------------------------------

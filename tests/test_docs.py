@@ -18,7 +18,6 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import certifi
 import pytest
@@ -26,14 +25,16 @@ import typer
 from pydantic import BaseModel
 
 from syncd import config, daemon
-from syncd.adapter import Consignment, Context, Pull
+from syncd.adapter import VERBS, Pull
 from syncd.cli.app import app
 from syncd.cli.operator import EXIT_UNREACHABLE
 from syncd.config import Product, SecretRef, Settings, Shop, Supplier
-from syncd.errors import EXIT_CONFIG, KekError, SyncdError
+from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
 from syncd.inventory.quarantine import HELD
 from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
+from syncd.suppliers.conformance import examined, examples, page, tier_of
+from syncd.suppliers.conformance.rig import Kit
 from syncd.vault.crypto import parse_kek
 
 ROOT = Path(__file__).parents[1]
@@ -171,15 +172,18 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     assert tried >= 15
 
 
-def test_the_feeds_documented_default_is_its_default() -> None:
-    feed = registry.load(registry.bundled() / "feed.py").Settings
-    defaults = dict(documented(CONFIGURATION)["suppliers.NAME feed"])
-    assert defaults == {"folder": "required", "after": f'`"{feed.model_fields["after"].default}"`'}
-    assert feed.model_fields["folder"].is_required()
+@pytest.mark.parametrize("name", ["acg_faka", "dujiao_next", "feed"])
+def test_an_adapters_documented_defaults_are_its_defaults(name: str) -> None:
+    model = registry.load(registry.bundled() / f"{name}.py").Settings
+    for setting, default in documented(CONFIGURATION)[f"suppliers.NAME {name}"]:
+        field = model.model_fields[setting]
+        written = None if default == "required" else tomllib.loads(f"x = {default.strip('`')}")["x"]
+        assert (field.is_required(), None if field.is_required() else field.default) == (default == "required", written)
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for of, block in fenced if of == language]
 
 
 def uncommented(text: str) -> str:
@@ -252,68 +256,110 @@ def test_what_needs_a_restart_is_as_documented(tmp_path: Path) -> None:
 GUIDE = (ROOT / "adapters" / "README.md").read_text(encoding="utf-8")
 
 
+def block_with(language: str, text: str) -> str:
+    """The guide's one block of a language that holds this text."""
+    (found,) = [block for block in blocks(GUIDE, language) if text in block]
+    return found
+
+
 @pytest.fixture
-def example(tmp_path: Path) -> Path:
-    """The guide's complete example, in a folder of drop-in adapters, with the test that the guide gives for it."""
-    adapter, test = blocks(GUIDE, "python")
+def drop_in(tmp_path: Path) -> Path:
+    """A folder with what the guide tells its reader to write: both adapters, their examples, the test file."""
     folder = tmp_path / "adapters"
     folder.mkdir(mode=0o755)
-    (folder / "test_spool.py").write_text(test, encoding="utf-8")
-    path = folder / "spool.py"
-    path.write_text(adapter, encoding="utf-8")
-    path.chmod(0o644)
-    return path
+    for name, text in {
+        "yunka.py": block_with("python", "class Yunka(Adapter)"),
+        "yunka.examples.toml": block_with("toml", "[order]"),
+        "test_yunka.py": block_with("python", "def test_it_holds"),
+        "spool.py": block_with("python", "class Spool(Adapter)"),
+        "spool.examples.toml": block_with("toml", "[feed.files]"),
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o644)
+    return folder
 
 
-def test_the_guides_example_loads_and_pulls(example: Path, tmp_path: Path) -> None:
-    kind = registry.load(example)
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    (spool / "a.b.1.keys").write_bytes(b"KEY-1\n")
-    (spool / "a.b.1.ready").touch()
-    own = kind.Settings.model_validate({"folder": "spool"}, context={"base": tmp_path})
-    pull = Pull(frozenset({"a.b"}), True, 0.0, lambda: False, pytest.fail, pytest.fail)
-    (batch,) = kind(Context("wang", own, ZoneInfo("Asia/Shanghai"))).pull_keys(pull)
-    assert isinstance(batch, Consignment)
-    with batch.open() as stream:
-        assert stream.read() == b"KEY-1\n"
-    assert (batch.product, batch.label, batch.media, batch.size) == ("a.b", "a.b.1.keys", "text", 6)
+@pytest.mark.parametrize("name", ["yunka", "spool"])
+def test_the_guides_examples_are_safe(drop_in: Path, name: str) -> None:
+    results = list(examined(drop_in / f"{name}.py", up_to="silver"))
+    assert [(one.check.name, one.findings, one.reason) for one in results if one.state in {"failed", "blocked"}] == []
+    assert tier_of(results) == "silver"
+    assert sum(one.state == "passed" for one in results) >= 14
 
 
-def test_the_guides_configuration_uses_it(example: Path, tmp_path: Path) -> None:
-    file = tmp_path / "syncd.toml"
-    file.write_text(f'[daemon]\nadapters = ["{example.parent}"]\n' + "".join(blocks(GUIDE, "toml")), encoding="utf-8")
-    assert daemon.check(file) == []
-    # As the guide says, a file that others can write is refused: they could read every key.
-    example.chmod(0o666)
-    assert "could be written by others" in str(daemon.check(file))
-
-
-def run_tests(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_spool.py"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
-
-
-def test_the_guides_tests_of_the_example_pass(example: Path) -> None:
-    done = run_tests(example.parent)
-    assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+def test_the_guides_order_supplier_is_short(drop_in: Path) -> None:
+    """Under 60 lines, without blank ones, the imports and the docstring of the file."""
+    tree = ast.parse((drop_in / "yunka.py").read_text(encoding="utf-8"))
+    body = [node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom)]
+    lines = {line for node in body for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    text = (drop_in / "yunka.py").read_text(encoding="utf-8").splitlines()
+    assert 40 <= sum(bool(text[line - 1].strip()) for line in lines) <= 60
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("name", "right", "wrong", "seen_by"),
     [
-        ("seal(source, target)  #", "target.write(source.read())  #"),  # a copy in the clear
-        ("return self.path.exists() and _stamp(self.path) == self.stamp", "return True"),
-        ('elif not path.with_suffix(".ready").exists():', "elif False:"),
-        ("mkdir(mode=0o700, exist_ok=True)", "mkdir(mode=0o700)"),  # not to be repeated
+        ("spool", "seal(source, target)  #", "target.write(source.read())  #", "no-copy-is-left-in-the-clear"),
+        (
+            "spool",
+            "return self.path.exists() and _stamp(self.path) == self.stamp",
+            "return True",
+            "a-change-is-noticed",
+        ),
+        ("spool", "mkdir(mode=0o700, exist_ok=True)", "mkdir(mode=0o700)", "finish-can-be-repeated"),
+        ("yunka", 'if status in {"partial", "completed"} else []', "", "a-refunded-order-has-no-keys"),
+        ("yunka", ", unlimited=-1)", ")", "the-listing-is-as-documented"),
+        ("yunka", 'card["pin"]}', 'card["pin"].strip()}', "keys-arrive-as-they-were-sent"),
     ],
 )
-def test_negative_control_the_guides_tests_see_its_common_mistakes(example: Path, right: str, wrong: str) -> None:
-    text = example.read_text(encoding="utf-8")
+def test_negative_control_the_kit_sees_the_guides_common_mistakes(
+    drop_in: Path, name: str, right: str, wrong: str, seen_by: str
+) -> None:
+    path = drop_in / f"{name}.py"
+    text = path.read_text(encoding="utf-8")
     assert right in text
-    example.write_text(text.replace(right, wrong), encoding="utf-8")
-    assert run_tests(example.parent).returncode == 1
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+    assert seen_by in {one.check.name for one in examined(path, up_to="silver") if one.state == "failed"}
+
+
+def test_the_guides_test_file_runs(drop_in: Path) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_yunka.py"]
+        return subprocess.run(command, cwd=drop_in, capture_output=True, text=True, check=False, timeout=120)
+
+    done = run()
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 30
+    path = drop_in / "yunka.py"
+    path.write_text(path.read_text(encoding="utf-8").replace(", unlimited=-1)", ")"), encoding="utf-8")
+    assert run().returncode == 1
+
+
+def test_the_guides_configuration_uses_it(drop_in: Path, tmp_path: Path) -> None:
+    (tmp_path / "yunka.key").write_text("a-key")
+    text = block_with("toml", "[suppliers.yunka]").replace("/etc/syncd/yunka.key", str(tmp_path / "yunka.key"))
+    file = tmp_path / "syncd.toml"
+    file.write_text(f'[daemon]\nadapters = ["{drop_in}"]\n{text}', encoding="utf-8")
+    assert daemon.check(file) == []
+    # As the guide says, a file that others can write is refused: they could read every key.
+    (drop_in / "yunka.py").chmod(0o666)
+    assert "could be written by others" in str(daemon.check(file))
+
+
+def test_every_toml_block_of_the_guide_is_of_a_known_form() -> None:
+    for block in blocks(GUIDE, "toml"):
+        if "[suppliers." not in block:
+            examples.parse(tomllib.loads(block))
+    with pytest.raises(ConfigError, match="did you mean request"):  # negative control
+        examples.parse(tomllib.loads(block_with("toml", "[order]").replace("request = ", "reqest = ")))
+
+
+def test_the_guide_names_every_part_of_the_examples() -> None:
+    section = GUIDE.partition("\n## Examples")[2].partition("\n## ")[0]
+    models = [getattr(examples, name) for name in ("Exchange", "Situation", "Expect", "Order", "Signature", "Gives")]
+    for model in [*models, examples.WebhookExample, examples.Feed, examples.ExpectedKey]:
+        for name in model.model_fields:
+            assert re.search(rf"\b{name}\b", section), (model.__name__, name)
 
 
 def test_the_guide_names_all_that_an_adapter_is_given() -> None:
@@ -321,10 +367,21 @@ def test_the_guide_names_all_that_an_adapter_is_given() -> None:
         assert re.search(rf"^\| `{name}(\(\w*\))?` \|", GUIDE, re.MULTILINE), name
     for name in ("product", "label", "media", "size", "open()", "unchanged()", "finish(report, seal)"):
         assert f"\n| `{name}` |" in GUIDE, name
-    core = set(Supplier.model_fields)
-    named = re.search(r"none of the core's settings \(([^)]*)\)", GUIDE)
-    assert named
-    assert set(re.findall(r"`(\w+)`", named[1])) == core
+    for verb in VERBS:
+        assert re.search(rf"`{verb}\b", GUIDE), verb
+    for name in examples.ERRORS:
+        assert f"`{name}" in GUIDE, name
+
+
+def test_every_bundled_adapter_has_its_page_and_it_is_in_step() -> None:
+    names = {one.name for one in registry.catalogue([])}
+    assert {path.stem for path in (ROOT / "docs" / "adapters").glob("*.md")} == names
+    for name in names:
+        place = registry.find(name, [])
+        wanted = page.page(Kit(place), list(examined(place)))
+        assert (ROOT / "docs" / "adapters" / f"{name}.md").read_text(encoding="utf-8") == wanted, (
+            f"syncd adapter docs {name}"
+        )
 
 
 # --- operations: metrics, messages, reasons ---------------------------------------------------------------------------

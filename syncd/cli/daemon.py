@@ -156,7 +156,17 @@ def status(config: ConfigFile = None, json_: AsJson = False) -> None:
     if json_:
         output.as_json(answer)
         return
-    for row in answer.get("suppliers", []):
-        if last := row.get("last_run"):
-            row["last_run"] = f"{last['new']} new of {last['seen']}"
+    answer["suppliers"] = [_supplier(row) for row in answer.get("suppliers", [])]
     output.facts(answer)
+
+
+def _supplier(row: dict[str, Any]) -> dict[str, Any]:
+    """A supplier in a line; the rest of it is in the JSON."""
+    last = row.get("last_run")
+    return {
+        "name": row["name"],
+        "state": row.get("state"),
+        "last_run": f"{last['new']} new of {last['seen']}" if last else None,
+        "last_success_at": row.get("last_success_at"),
+        "last_error": row.get("last_error"),
+    }

@@ -88,6 +88,7 @@ class Sync:
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._runs: dict[str, _Run] = {}
         self._starting: set[str] = set()
+        self._failing: set[str] = set()
         self._stopping = False
 
     async def open(self) -> None:
@@ -192,7 +193,9 @@ class Sync:
             kept = False
         self._runs.pop(name, None)
         self._metrics.sync_ended(name, seconds=elapsed, succeeded_at=None if error else self._clock.now())
-        say = log.info if not error else log.warning
+        # Said loudly once: the runs after it that fail as well are told, but warn of nothing new.
+        say = log.warning if error and name not in self._failing else log.info
+        (self._failing.add if error else self._failing.discard)(name)
         say(
             "sync_ended" if kept else "sync_lost",
             supplier=name,

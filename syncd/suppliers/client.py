@@ -694,8 +694,9 @@ class Client:
             raise BadResponse(f"{what}: an answer packed in a way that was not asked for")
         unpack = zlib.decompressobj(31) if packed == "gzip" else None
         parts = bytearray()
-        broken = False
+        broken = came = False
         async for raw in response.aiter_raw():
+            came = came or bool(raw)
             try:
                 parts += unpack.decompress(raw, most + 1 - len(parts)) if unpack else raw
             except zlib.error:
@@ -703,7 +704,7 @@ class Client:
                 break
             if len(parts) > most:
                 raise BadResponse(f"{what}: an answer of more than {most} bytes", hint="see max_answer")
-        if broken or (unpack and not unpack.eof and response.headers.get("content-length") != "0"):
+        if broken or (unpack and came and (not unpack.eof or unpack.unused_data)):
             raise BadResponse(f"{what}: a packed answer that is cut off or broken")
         return bytes(parts)
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,7 @@ from syncd.adapter import (
     Check,
     Config,
     NotSent,
+    Order,
     OutcomeUnknown,
     Page,
     RateLimited,
@@ -88,8 +90,7 @@ class Verbs:
         """One verb with its deadline. Raises AdapterError."""
         seconds = self.deadlines[call.verb]
         call.deadline = asyncio.get_running_loop().time() + seconds
-        # A repeated order is in doubt from the start: what befalls this try does not tell what the first one did.
-        call.again = call.left = call.buying and bool(args) and args[0].again
+        call.again = call.buying and bool(args) and args[0].again
         started = time.monotonic()
         try:
             with calling(call):
@@ -103,7 +104,7 @@ class Verbs:
             if call.verb == "check" and self._health is not None:
                 self._health.wake()
             self._count(call, started, None)
-            return value
+            return self._quiet(value)
         self._count(call, started, failed)
         raise failed
 
@@ -171,16 +172,19 @@ class Verbs:
 
         The adapter's own errors pass; time-outs become Transient, whatever else it raises BadResponse. From
         place_order come only Refused, Auth, RateLimited and Config, NotSent (nothing was bought, for sure) and
-        OutcomeUnknown: that is everything else once a request has left that may have bought something.
+        OutcomeUnknown: that is everything else once a request has left that may have bought something. An order that
+        is sent again is in doubt from the start: only a supplier that looks its reference up can refuse it for sure.
         """
         known = isinstance(error, AdapterError)
         if not known and not isinstance(error, TimeoutError):
             self._tell(error, call)
         if self._health is not None and isinstance(error, Auth | Config) and not isinstance(error, _MissingVerb):
             self._health.stop(self._redacted(error))
-        if call.buying and not isinstance(error, Refused | OutcomeUnknown):
+        looked_up = call.left and self.adapter.promises.same_reference_same_order
+        refused = isinstance(error, Refused) and (looked_up or not call.again)
+        if call.buying and not refused and not isinstance(error, OutcomeUnknown):
             # An adapter that sends on its own may have sent anything before it failed.
-            doubt = call.left or (not known and not self.client.connected)
+            doubt = call.left or call.again or (not known and not self.client.connected)
             answered = isinstance(error, Auth | RateLimited) and not call.again
             if doubt and not answered:
                 return OutcomeUnknown(f"{self._said(error)}: nobody can say whether it was bought")
@@ -189,6 +193,15 @@ class Verbs:
         if isinstance(error, AdapterError):
             return self._redacted(error)
         return (Transient if isinstance(error, TimeoutError) else BadResponse)(self._said(error))
+
+    def _quiet(self, value: Any) -> Any:
+        """The value, its words for people without a credential that the supplier may have echoed."""
+        if isinstance(value, Order) and value.note:
+            return replace(value, note=self.client.redact(value.note))
+        if isinstance(value, Check):
+            notes = tuple(self.client.redact(note) for note in value.notes)
+            return replace(value, account=self.client.redact(value.account), notes=notes)
+        return value
 
     def _said(self, error: BaseException) -> str:
         if isinstance(error, AdapterError):
@@ -312,7 +325,7 @@ class Link:
     def _given_up(self, call: Call, error: BaseException) -> AdapterError:
         """The link was closed meanwhile; or the adapter blocks its loop, and does not hear that its time is over."""
         if not isinstance(error, TimeoutError):
-            return (OutcomeUnknown if call.left else NotSent)(
+            return (OutcomeUnknown if call.left or call.again else NotSent)(
                 f"supplier {self.name} is closed: {call.verb} was cut off"
             )
         kind = OutcomeUnknown if call.buying else Transient

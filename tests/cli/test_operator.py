@@ -130,13 +130,13 @@ def test_a_fault_of_our_own_is_one_line_without_values(
 
 
 def test_status_shows_facts_and_tables_or_json(syncd: Any, operator: Any) -> None:
-    answer = {"ready": True, "restored_at": None, "suppliers": [{"name": "files", "failures": 0}], "vault": {"keys": 7}}
+    answer = {"ready": True, "restored_at": None, "suppliers": [{"name": "files", "state": "up"}], "vault": {"keys": 7}}
     operator.on("GET", "/v1/status", answer)
     assert syncd("status", "--json").json == answer
     lines = syncd("status").out.splitlines()
     assert "ready        yes" in lines
     assert "restored at  -" in lines
-    assert "files         0" in lines
+    assert "files  up            -                -           -" in lines
     assert "  keys  7" in lines
 
 

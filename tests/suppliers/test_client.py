@@ -466,6 +466,7 @@ async def test_packed_answers_are_unpacked_and_broken_ones_refused():
     for content, headers, right in (
         (packed, {"content-encoding": "gzip"}, True),
         (packed[:-9], {"content-encoding": "gzip"}, False),
+        (packed + packed, {"content-encoding": "gzip"}, False),
         (b"plain", {"content-encoding": "gzip"}, False),
         (body, {"content-encoding": "br"}, False),
         (body, {"content-encoding": "identity"}, True),
@@ -474,6 +475,8 @@ async def test_packed_answers_are_unpacked_and_broken_ones_refused():
             found = await asked(http)
         assert isinstance(found, Answer if right else BadResponse)
         assert not right or found.content == body
+    async with connected(play=lambda _sent: Reply(204, {"content-encoding": "gzip"})) as http:
+        assert (await asked(http)).content == b""
 
 
 async def test_redirects_are_refused_and_nothing_is_sent_on(raw, ok):

@@ -314,7 +314,8 @@ def test_M1_an_order_that_is_sent_again_stays_unknown_whatever_befalls_it(linked
 
     assert type(failed(linked(play=play), "place_order", AGAIN)) is OutcomeUnknown
     assert type(failed(linked(doing("place_order", raising(Auth("x")))), "place_order", AGAIN)) is OutcomeUnknown
-    assert type(failed(linked(doing("place_order", raising(OutOfStock("x")))), "place_order", AGAIN)) is OutOfStock
+    # A no of a supplier that does not promise to look a reference up tells nothing of the first time.
+    assert type(failed(linked(doing("place_order", raising(OutOfStock("x")))), "place_order", AGAIN)) is OutcomeUnknown
     assert linked().call("place_order", AGAIN).id == "7"
 
 
@@ -630,6 +631,9 @@ def test_S4_credentials_and_keys_are_in_no_error_log_metric_or_traceback(linked,
             error = failed(link, verb, *args)
             said += [str(error), repr(error), str(error.__dict__), *traceback.format_exception(error), repr(link)]
             said += [repr(link.health), link.health.line(), repr(link.adapter.http), repr(link._verbs.client)]
+    noted = linked(doing("place_order", lambda self, order: Order("1", "pending", note=f"for {CANARY}")))
+    said.append(noted.call("place_order", ORDER).note)
+    said.append(repr(linked(doing("check", lambda self: Check(CANARY, notes=(CANARY,)))).call("check")))
     order = linked().call("place_order", ORDER)
     said += [repr(order), str(order), repr(order.keys)]
     logging.getLogger("httpx").info("x")
@@ -644,6 +648,64 @@ def test_S4_negative_control_an_error_that_is_not_redacted_is_seen(linked, monke
     monkeypatch.setattr(Client, "redact", lambda self, text: text)
     found = failed(linked(doing("get_balance", raising(BadResponse(f"echo: {CANARY}")))), "get_balance")
     assert CANARY in str(found)
+
+
+# --- all of them side by side -----------------------------------------------------------------------------------------
+
+
+def test_P2_one_dead_one_slow_one_lying_and_the_good_one_is_on_time(linked, raw, capsys):
+    """Real connections: the good supplier's listing takes as long beside the others as it takes alone."""
+    listing = b'{"items": [{"id": 1}]}'
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(listing), listing)
+
+    def trickle(_seen):
+        for byte in whole:
+            time.sleep(0.05)
+            yield bytes([byte])
+
+    dead = raw()
+    dead.close()
+    good_one = raw(lambda _seen: whole)
+    others = [
+        linked(play=None, base=dead.url, name="dead", health=Health("dead")),
+        linked(play=None, base=raw(trickle).url, name="slow", health=Health("slow")),
+        linked(play=None, base=raw(lambda _seen: b"<html>" * 99, keep=False).url, name="lying", health=Health("lying")),
+    ]
+    fine = linked(play=None, base=good_one.url, name="good", health=Health("good"))
+
+    def listed() -> float:
+        started = time.perf_counter()
+        for _ in range(20):
+            assert len(list(fine.pages(None, lambda: False))) == 3
+        return time.perf_counter() - started
+
+    alone = listed()
+    stop = threading.Event()
+
+    def keep_asking(link):
+        while not stop.is_set():
+            try:
+                list(link.pages(None, stop.is_set))
+            except AdapterError:
+                stop.wait(0.01)
+
+    threads = [threading.Thread(target=keep_asking, args=(link,)) for link in others]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    beside = listed()
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    with capsys.disabled():
+        print(f"\n20 listings: {alone:.2f} s alone, {beside:.2f} s beside three that misbehave")
+    assert beside < 3 * alone + 0.5
+    assert [link.health.line().split(":")[0][:10] for link in (*others, fine)] == [
+        "down since",
+        "up",
+        "down since",
+        "up",
+    ]
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""What a check is, how it ends, and the list of all there are. The checks themselves stand in the modules beside.
+
+A check is a generator over a `Kit`: each thing that it finds wrong is yielded as what was seen and what to do. Its
+docstring is the sentence that says why; its name is the function's, with hyphens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from syncd.suppliers.conformance.rig import Kit, Unusable
+
+Tier = Literal["bronze", "silver", "gold"]
+TIERS: Final[tuple[Tier, ...]] = ("bronze", "silver", "gold")
+State = Literal["passed", "failed", "exempt", "inapplicable", "blocked"]
+
+Found = Iterator[tuple[str, str]]
+"""(what was seen, what to do)."""
+MOST: Final = 3
+"""Findings of one check that are shown: the others are of the same kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise, and how it is tried."""
+
+    name: str
+    tier: Tier
+    why: str
+    find: Callable[[Kit], Found]
+    needs: tuple[str, ...] = ()
+    """Verbs without which it says nothing."""
+    unless: Callable[[Kit], str] = lambda _kit: ""
+    """Why else it says nothing of this adapter; "" when it does."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def inapplicable(self, kit: Kit) -> str:
+        """Why it does not apply; "" when it does."""
+        lacking = [verb for verb in self.needs if verb not in kit.verbs]
+        return f"there is no {' and no '.join(lacking)}" if lacking else self.unless(kit)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a check ended."""
+
+    check: Check
+    state: State
+    findings: tuple[tuple[str, str], ...] = ()
+    reason: str = ""
+    """Of what is exempt, inapplicable or blocked."""
+
+
+CHECKS: Final[dict[str, Check]] = {}
+"""Every check, by name, in the order in which they are tried."""
+
+
+def check(
+    tier: Tier, *needs: str, unless: Callable[[Kit], str] = lambda _kit: ""
+) -> Callable[[Callable[[Any], Found]], Callable[[Any], Found]]:
+    """Put a function into the list."""
+
+    def taken(find: Callable[[Any], Found]) -> Callable[[Any], Found]:
+        name = find.__name__.replace("_", "-")
+        CHECKS[name] = Check(name, tier, " ".join((find.__doc__ or "").split()), find, needs, unless)
+        return find
+
+    return taken
+
+
+def tried(one: Check, kit: Kit) -> Result:
+    """Try one check. An exempt one is not tried."""
+    if one.name in kit.examples.exempt:
+        return Result(one, "exempt", reason=kit.examples.exempt[one.name])
+    if reason := one.inapplicable(kit):
+        return Result(one, "inapplicable", reason=reason)
+    try:
+        findings = tuple(found for found, _ in zip(one.find(kit), range(MOST), strict=False))
+    except Unusable as error:
+        return Result(one, "blocked", reason=str(error))
+    except Exception as error:  # noqa: BLE001 - what the adapter raised where nothing maps it: a feed, a constructor
+        return Result(one, "failed", ((f"{type(error).__name__} came out of the adapter", "raise AdapterError"),))
+    return Result(one, "failed" if findings else "passed", findings)
+
+
+def failed(name: str, findings: list[tuple[str, str]]) -> Result:
+    """The one result where there is nothing to try the others on."""
+    return Result(CHECKS[name], "failed", tuple(findings))
+
+
+def tier_of(results: list[Result]) -> Tier | None:
+    """The highest tier that was tried and of which everything holds, and all below it."""
+    reached: Tier | None = None
+    for tier in TIERS:
+        states = {result.state for result in results if result.check.tier == tier}
+        if not states or states & {"failed", "blocked"}:
+            break
+        reached = tier
+    return reached
