@@ -145,7 +145,8 @@ class DujiaoNext(core.Adapter):
 
     async def place_order(self, order: core.OrderRequest) -> Order:
         """POST /orders, once: paid from our wallet. The keys come with `get_order`."""
-        await self._guard(order)
+        if order.max_unit_cost is not None:
+            order.price_of(await self.get_offer(order.offer.sku))
         body: dict[str, str | int] = {"sku_id": int(order.offer.data["sku_id"]), "quantity": order.quantity}
         body |= {"downstream_order_no": order.reference}
         body |= {"callback_url": order.callback_url} if order.callback_url else {}
@@ -210,21 +211,9 @@ class DujiaoNext(core.Adapter):
             # Manual goods wait for a person, and mostly for a form that one fills in.
             for_sale=bool(product["is_active"] and sku["is_active"] and product["fulfillment_type"] == "auto"),
             tiers=tuple((least, each) for least, (_, each) in sorted(tiers.items())),
-            updated_at=_time(product.get("updated_at")),
+            updated_at=core.instant(product.get("updated_at")),
             data={"sku_id": str(int(sku["id"]))},
         )
-
-    async def _guard(self, order: core.OrderRequest) -> None:
-        if order.max_unit_cost is None:
-            return
-        now, limit = await self.get_offer(order.offer.sku), order.max_unit_cost
-        price = [now.price, *(price for least, price in now.tiers if order.quantity >= least)][-1]
-        if not now.for_sale:
-            raise NotForSale(f"{now.sku} is off the shelf")
-        if price is None or price.currency != limit.currency:
-            raise core.Config(f"a limit in {limit.currency} for a site that counts in {self.settings.currency}")
-        if price.amount > limit.amount:
-            raise core.PriceChanged(f"{now.sku} costs {price} now, the limit is {limit}")
 
     def _order(self, said: dict[str, Any], reference: str = "") -> Order:
         word, number, done = said.get("status"), said.get("order_id"), said.get("fulfillment")
@@ -278,14 +267,6 @@ def _keys(payload: Any, data: Any) -> tuple[core.RawKey, ...]:
 def _words(text: Any) -> str:
     """A text in several languages, in Chinese or else in the first."""
     return str(text.get("zh-CN") or next(iter(text.values()), "")) if isinstance(text, dict) else str(text)
-
-
-def _time(text: Any) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return at if at.tzinfo else None
 
 
 ADAPTER = DujiaoNext

@@ -11,6 +11,7 @@ cannot be seen from a method, the adapter promises in `Adapter.promises`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -81,6 +82,7 @@ __all__ = [
     "by_number",
     "by_offset",
     "hmac_sha256_hex",
+    "instant",
     "md5_hex",
     "money",
     "same",
@@ -263,6 +265,15 @@ def money(value: object, currency: str) -> Money:
     return Money(Decimal(text.strip()), currency)
 
 
+def instant(value: object) -> datetime | None:
+    """A time as a supplier writes it, ISO 8601 with its zone; None for whatever is not one."""
+    try:
+        at = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One thing that a supplier lists. ``sku`` is its name there, unique in the listing and stable over time."""
@@ -333,8 +344,32 @@ class OrderRequest:
     Order, nor a refusal of a supplier that keeps `Promises.same_reference_same_order`, tells nothing of the first time.
     """
 
+    def price_of(self, now: Offer) -> Money:
+        """What a unit of this purchase costs by the offer as it is now: a price guard, for a supplier that has none.
+
+        Raises NotForSale, Refused (its rules of quantity), OutOfStock (by an exact stock), PriceChanged, Config.
+        """
+        price = [now.price, *(each for least, each in now.tiers if self.quantity >= least)][-1]
+        most, limit = now.max_quantity or self.quantity, self.max_unit_cost
+        if not now.for_sale or price is None:
+            raise NotForSale(f"{now.sku} is not for sale now", hint="name another offer of the product")
+        if not now.min_quantity <= self.quantity <= most or self.quantity % now.step:
+            rule = f"{now.min_quantity} to {now.max_quantity or 'any number'}, in steps of {now.step}"
+            raise Refused(f"{self.quantity} of {now.sku} cannot be ordered at once", hint=f"it is sold in {rule}")
+        if now.stock.quantity is not None and now.stock.quantity < self.quantity:
+            raise OutOfStock(f"there are {now.stock.quantity} of {now.sku} now", hint="another offer may have it")
+        if limit is not None and limit.currency != price.currency:
+            raise Config(f"a limit in {limit.currency} for {now.sku}, which costs {price}", hint="correct the currency")
+        if limit is not None and price.amount > limit.amount:
+            raise PriceChanged(f"{now.sku} costs {price} now, the limit is {limit}", hint="raise max_cost, or wait")
+        return price
+
 
 OrderStatus = Literal["pending", "partial", "completed", "canceled", "refunded"]
+
+
+_PICTURES: Final = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
+"""How a picture begins: JPEG, PNG, GIF, WebP, BMP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +396,17 @@ class RawKey:
     def of(cls, text: str, *, id: str = "", expires: str = "") -> RawKey:  # noqa: A002 - the field's own name
         """A text, as it came."""
         return cls(text=SecretText(text), id=id, expires=expires)
+
+    @classmethod
+    def picture(cls, text: str, *, kind: str, id: str = "", expires: str = "") -> RawKey:  # noqa: A002
+        """An image in base64. What is none is not lost: its parts are handed over, and a person looks at them."""
+        try:
+            image = base64.b64decode("".join(text.split()), validate=True)
+        except ValueError:
+            image = b""
+        if image.startswith(_PICTURES):
+            return cls(image=image, id=id, expires=expires)
+        return cls.card({"type": kind, "image": text}, id=id, expires=expires)
 
     @classmethod
     def card(cls, fields: Mapping[str, str], *, id: str = "", expires: str = "") -> RawKey:  # noqa: A002

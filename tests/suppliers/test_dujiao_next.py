@@ -399,13 +399,16 @@ def test_too_many_requests_bought_nothing(site, link):
     assert caught.value.retry_after == 7
 
 
+WHOLESALE = {"wholesale_prices": [{"min_quantity": 10, "unit_price": "9.00"}], "skus": [sku(stock_quantity=50)]}
+
+
 @pytest.mark.parametrize(
     ("limit", "now", "quantity", "bought"),
     [
         ("9.90", {}, 1, True),
         ("9.89", {}, 1, False),
-        ("9.00", {"wholesale_prices": [{"min_quantity": 10, "unit_price": "9.00"}]}, 10, True),
-        ("9.00", {"wholesale_prices": [{"min_quantity": 10, "unit_price": "9.00"}]}, 9, False),
+        ("9.00", WHOLESALE, 10, True),
+        ("9.00", WHOLESALE, 9, False),
         ("9.00", {"skus": [sku(price_amount="9.00", member_price="9.00", original_price="9.90")]}, 1, True),
     ],
 )

@@ -165,6 +165,8 @@ class Declared(sdk.Adapter):
         """
         count, cursor, link = 0, "", ""
         seen: set[bytes] = set()
+        known: dict[str, str] = {}
+        before: list[Any] | None = None
         for number in range(_MOST_PAGES):
             pages: Pages = getattr(self.definition.verbs, verb).pages
             first = int(pages.first.line(self.known)) if isinstance(pages.first, Template) else pages.first
@@ -173,11 +175,16 @@ class Declared(sdk.Adapter):
             items = call.items(document)
             if not isinstance(items, list):
                 raise BadResponse(f"{verb}: there is no list at {call.items.text!r}")
-            _new(seen, repr(items) if items else "", verb)
+            # Asked for 0 and then 1, a supplier that counts from 1 may give its first page twice.
+            if not (pages.unique and number == 1 and items == before):
+                _new(seen, repr(items) if items else "", verb)
+            before = items
+            if pages.unique:
+                items = [item for item in items if _first(known, pages.unique(item), item, verb)]
             count += len(items)
             yield call, items
             if pages.type == "none" or (
-                pages.type in {"page", "offset"} and _ended(pages, document, items, count, number)
+                pages.type in {"page", "offset"} and _ended(pages, document, before, count, number)
             ):
                 return
             if pages.type in {"cursor", "next_link"}:
@@ -203,9 +210,9 @@ class Declared(sdk.Adapter):
             yield self._offer(words, item)
             return
         found = words.expand(item)
-        if not isinstance(found, dict | list | None):
+        if not isinstance(found, dict | list):  # missing is not empty: what has none is left out by `only`
             raise BadResponse("expand: neither a list nor an object")
-        parts = [{"key": k, "value": v} for k, v in found.items()] if isinstance(found, dict) else found or []
+        parts = [{"key": k, "value": v} for k, v in found.items()] if isinstance(found, dict) else found
         for each in parts:
             yield self._offer(words, {"item": item, "each": each})
 
@@ -266,6 +273,17 @@ class Declared(sdk.Adapter):
             note=read("note") or "",
         )
 
+    def _parts(self, sku: str) -> dict[str, str]:
+        """``sku.1`` and so on: what a sku was joined of, where get_offer asks by it."""
+        call: Any = self.definition.verbs.get_offer
+        read = (call.offer or self.definition.offer).sku
+        if not any(name.startswith("sku.") for name in call.placeholders):
+            return {}
+        parts = sku.split(read.between)
+        if len(parts) != len(read.join) or not all(parts):
+            raise sdk.NotForSale(f"{sku} is no sku of this supplier's", hint="name one of its offers")
+        return {f"sku.{number}": part for number, part in enumerate(parts, 1)}
+
     async def before_buying(self, order: sdk.OrderRequest, names: Mapping[str, Any]) -> None:
         """Raises what keeps an order from being sent. A limit that is not sent along is compared with the price as it
         is now, where the supplier can be asked for it, else with the listed one.
@@ -317,7 +335,7 @@ class Verbs(Declared):
             yield sdk.Page(found, incremental=since is not None)
 
     async def get_offer(self, sku: str) -> Offer:  # noqa: D102
-        call, document = await self.ask("get_offer", {"sku": sku})
+        call, document = await self.ask("get_offer", {"sku": sku, **self._parts(sku)})
         found = call.item(document)
         items = found if isinstance(found, list) else [found]
         offers = [offer for item in items for offer in self.offers(call.offer, item) if offer.sku == sku]
@@ -450,6 +468,17 @@ def _new(seen: set[bytes], what: str, verb: str) -> None:
     seen.add(digest)
 
 
+def _first(known: dict[str, str], name: Any, item: Any, verb: str) -> bool:
+    """Whether an item is there for the first time. Raises BadResponse where it came before and was another."""
+    if name is None or isinstance(name, list | dict):
+        raise BadResponse(f"{verb}: nothing tells one item from another")
+    digest = hashlib.blake2b(repr(item).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+    first = plain(name) not in known
+    if known.setdefault(plain(name), digest) != digest:
+        raise BadResponse(f"{verb}: an item that came before, and was another")
+    return first
+
+
 def _ended(pages: Pages, document: Any, items: Sequence[Any], count: int, number: int) -> bool:
     """Whether a counted listing ends here. Raises BadResponse where it breaks off, or does not say what it should."""
     ends: list[bool] = []
@@ -461,9 +490,9 @@ def _ended(pages: Pages, document: Any, items: Sequence[Any], count: int, number
     for place, seen in ((pages.total, count), (pages.count, number + 1)):
         whole = sdk.Stock.exact(place(document)).quantity if place else None
         ends += [seen >= whole] if whole is not None else []
-    if not items and not all(ends):
+    if not all(ends) and (not items or (pages.last and ends[0])):
         raise BadResponse("a listing that ends before its own end")
-    return any(ends) if ends else not items
+    return all(ends) if ends else not items
 
 
 def _moment(text: str, zone: tzinfo) -> datetime:

@@ -113,11 +113,13 @@ class WholeValue(Value):
 
 
 class MoneyValue(Value):
-    """An amount as text or number, exact; ``scale`` 2 for an amount in cents."""
+    """An amount as text or number, exact; ``scale`` 2 for an amount in cents. What is charged on top is added to it."""
 
     currency: str | None = Field(None, pattern="^[A-Z]{3}$")
     currency_at: Select | None = None
     scale: int = Field(0, ge=0, le=6)
+    percent: Select | None = None
+    plus: Select | None = None
 
     @model_validator(mode="after")
     def _one_currency(self) -> MoneyValue:
@@ -130,8 +132,21 @@ class MoneyValue(Value):
         found = self.pick(data, what)
         if found is None:
             return None
-        amount = money(found, str(self.currency_at(data)) if self.currency_at else self.currency or "")
-        return Money(amount.amount.scaleb(-self.scale), amount.currency)
+        currency = str(self.currency_at(data)) if self.currency_at else self.currency or ""
+        amount = money(found, currency).amount
+        if self.percent:
+            amount += amount * self._more(self.percent(data), what) / 100
+        if self.plus:
+            amount += self._more(self.plus(data), what)
+        return Money(amount.scaleb(-self.scale), currency)
+
+    @staticmethod
+    def _more(found: Any, what: str) -> Decimal:
+        """What is charged on top. A missing one is refused: nobody knows then what it costs."""
+        more = money(found, "XXX").amount
+        if more < 0:
+            raise BadResponse(f"{what}: what is charged on top is below 0")
+        return more
 
 
 class FlagValue(Value):

@@ -227,8 +227,8 @@ class Pages(Variant):
 
     takes = {
         "none": ("", ""),
-        "page": ("", "first last total count"),
-        "offset": ("", "last total"),
+        "page": ("", "first last total count unique"),
+        "offset": ("", "last total unique"),
         "cursor": ("next", ""),
         "next_link": ("next", ""),
     }
@@ -237,6 +237,7 @@ class Pages(Variant):
     last: Select | None = None
     total: Select | None = None
     count: Select | None = None
+    unique: Select | None = None
     next: Select = Field(default="@", validate_default=True)
 
 
@@ -307,7 +308,7 @@ class _Single(Call):
 
 
 class _OfferCall(_Single):
-    knows = ("sku",)
+    knows = ("sku", "sku.*")
     offer: OfferWords | None = None
 
 
@@ -416,6 +417,11 @@ class Definition(Words):
             for part in ("offer", "order"):
                 if call and part in type(call).model_fields and not (getattr(call, part) or getattr(self, part)):
                     raise wrong(f"nothing says how an {part} of {name} reads", f"add [{part}]")
+        asked = self.verbs.get_offer
+        sku = asked and (asked.offer or self.offer).sku  # type: ignore[union-attr] - checked above
+        parts = {f"sku.{number}" for number in range(1, len(sku.join) + 1)} if sku and sku.between else set()
+        for name in sorted({name for name in asked.placeholders if name.startswith("sku.")} - parts) if asked else ():
+            raise wrong(f"{{{name}}} is no part of the sku", "sku = { join = […], between = … }: its parts count from 1")
         found = self.verbs.find_order
         read = found and (found.order or self.order)
         if read and not read.reference:
