@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
 
-from syncd.errors import ConfigError, Problem, StartError
+from syncd.errors import ConfigError, Problem, StartError, nearest
 from syncd.model import NAME_PATTERN, SKU_PATTERN, Money, SecretText
 
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -453,10 +453,7 @@ def _explained(item: Any, origins: Mapping[str, Path], file: Path) -> Problem:
     kind = item["type"]
     message, fix = str(item["msg"]).removeprefix("Value error, "), "correct it; docs/configuration.md has every setting"
     if kind == "extra_forbidden":
-        names = _names(loc[:-1])
-        near = difflib.get_close_matches(loc[-1], names, 1)
-        message = "there is no such setting"
-        fix = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(names))}"
+        message, fix = "there is no such setting", nearest(loc[-1], _names(loc[:-1]))
     elif kind == "missing":
         message, fix = "it is missing", "add it"
     elif kind == "model_type" and any(_SECRET_WORDS.search(part) for part in loc[-1:]):
