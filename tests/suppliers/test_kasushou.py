@@ -33,7 +33,9 @@ from syncd.adapter import (
     PriceChanged,
     RateLimited,
     Refused,
+    Request,
     SecretText,
+    Signed,
     Stock,
     Transient,
     Webhook,
@@ -122,11 +124,9 @@ def ordered(status, **more):
 
 def test_the_documents_vector_comes_out():
     body = '{"day":10,"external_orderno":"","ordersn":"D100759082558859640832"}'
-    sign = KIND.definition.auth.of(
-        KIND.definition.auth.text,
-        {"timestamp": "1696645385740", "body": body},
-        SecretText("H0YnuPpcVtx7rQdMTbjN6932s5oDOqFa"),
-    )
+    auth, key = KIND.definition.auth, SecretText("H0YnuPpcVtx7rQdMTbjN6932s5oDOqFa")
+    sent = Request("POST", "/", {}, body.encode(), {}, NOW)
+    sign = Signed(auth.hash, auth.text, key).of(sent, timestamp="1696645385740")
     assert sign == "15b8f541eb10e3fbb33efd92c8d52d50ddca0784"
     assert sign == signature("1696645385740", body, "H0YnuPpcVtx7rQdMTbjN6932s5oDOqFa")  # the loopback platform agrees
 
