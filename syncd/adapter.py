@@ -29,6 +29,7 @@ from zoneinfo import ZoneInfo
 
 import jmespath
 import msgspec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from jmespath.exceptions import JMESPathError, JMESPathTypeError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationInfo
 
@@ -87,6 +88,7 @@ __all__ = [
     "Transient",
     "Url",
     "Webhook",
+    "aes_256_ecb",
     "by_cursor",
     "by_number",
     "by_offset",
@@ -387,7 +389,8 @@ class OrderRequest:
     def price_of(self, now: Offer) -> Money:
         """What a unit of this purchase costs by the offer as it is now: a price guard, for a supplier that has none.
 
-        Raises NotForSale, Refused (its rules of quantity), OutOfStock (by an exact stock), PriceChanged, Config.
+        Raises NotForSale, Refused (its rules of quantity), OutOfStock (by its stock, if that says so), PriceChanged,
+        Config.
         """
         price = [now.price, *(each for least, each in now.tiers if self.quantity >= least)][-1]
         most, limit = now.max_quantity or self.quantity, self.max_unit_cost
@@ -396,8 +399,9 @@ class OrderRequest:
         if not now.min_quantity <= self.quantity <= most or self.quantity % now.step:
             rule = f"{now.min_quantity} to {now.max_quantity or 'any number'}, in steps of {now.step}"
             raise Refused(f"{self.quantity} of {now.sku} cannot be ordered at once", hint=f"it is sold in {rule}")
-        if now.stock.quantity is not None and now.stock.quantity < self.quantity:
-            raise OutOfStock(f"there are {now.stock.quantity} of {now.sku} now", hint="another offer may have it")
+        left = 0 if now.stock.level == "out" else now.stock.quantity
+        if left is not None and left < self.quantity:
+            raise OutOfStock(f"there are {left} of {now.sku} now", hint="another offer may have it")
         if limit is not None and limit.currency != price.currency:
             raise Config(f"a limit in {limit.currency} for {now.sku}, which costs {price}", hint="correct the currency")
         if limit is not None and price.amount > limit.amount:
@@ -667,6 +671,20 @@ def md5_hex(text: bytes | str) -> str:
 def sha1_hex(text: bytes | str) -> str:
     """Lower-hex SHA-1 of the text (UTF-8): as `md5_hex`."""
     return hashlib.sha1(_bytes(text), usedforsecurity=False).hexdigest()
+
+
+def aes_256_ecb(secret: SecretText, data: bytes) -> bytes:
+    """What a supplier encrypted with AES-256 in ECB mode under the 32 bytes (UTF-8) of the secret, its padding and all:
+    where a protocol asks for it, not because it is any good. Raises Config for a secret of another length, BadResponse
+    for what are not whole blocks.
+    """
+    key = secret.reveal().encode()
+    if len(key) != 32:  # noqa: PLR2004 - 256 bits
+        raise Config("a secret that is no AES-256 key: it has to have 32 characters", hint="copy it again, whole")
+    if len(data) % 16:
+        raise BadResponse("something encrypted that is not in whole blocks")
+    opened = Cipher(algorithms.AES256(key), modes.ECB()).decryptor()  # noqa: S305 - the supplier's choice
+    return opened.update(data) + opened.finalize()
 
 
 def same(one: str, other: str) -> bool:

@@ -233,6 +233,12 @@ def test_a_table_may_be_spread_over_files(write: Any) -> None:
         ("[suppliers.x]\nadapter = 'feed'\nenabled = 'yes'\n", "suppliers.x.enabled", "boolean"),
         ("[suppliers.x]\nadapter = 'feed'\ntimezone = 'CST8'\n", "suppliers.x.timezone", "IANA"),
         ("[suppliers.x]\nadapter = 'feed'\ninterval = '500ms'\n", "suppliers.x.interval", "shorter than 1s"),
+        ("[suppliers.x]\nadapter = 'feed'\nrate = 5\n", "suppliers.x.rate", "not a rate"),
+        ("[suppliers.x]\nadapter = 'feed'\nrate = '0/s'\n", "suppliers.x.rate", "not a rate"),
+        ("[suppliers.x]\nadapter = 'feed'\nrate = '5/d'\n", "suppliers.x.rate", "not a rate"),
+        ("[suppliers.x]\nadapter = 'feed'\nconcurrency = 0\n", "suppliers.x.concurrency", "greater"),
+        ("[suppliers.x]\nadapter = 'feed'\ntimeout = '0s'\n", "suppliers.x.timeout", "no time at all"),
+        ("[suppliers.x]\nadapter = 'feed'\nproxy = 'socks5://h:1'\n", "suppliers.x.proxy", "not a proxy"),
         ("[shops]\nmine = 'me'\n", "shops.mine", "dictionary"),
         ("sync = 3\n", "sync", "dictionary"),
         ("[store]\nurl = 'sqlite://x'\n", "store.url", "not a database"),
@@ -251,6 +257,14 @@ def test_a_wrong_value_is_named(write: Any, text: str, path: str, said: str) -> 
 def test_durations_are_seconds(write: Any, written: str, seconds: float) -> None:
     loaded = config.load(write(f"[sync]\njitter = '{written}'\n"))
     assert loaded.sync.jitter == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "rate"), [("5/s", (5, 1)), ("60/m", (60, 60)), ("500/h", (500, 3600)), (None, (5, 1))]
+)
+def test_rates_are_requests_in_seconds(write: Any, written: str | None, rate: tuple[int, float]) -> None:
+    line = f"rate = '{written}'\n" if written else ""
+    assert config.load(write(f"[suppliers.x]\nadapter = 'feed'\n{line}")).suppliers["x"].rate == rate
 
 
 def test_the_other_values_as_they_are_read(write: Any) -> None:
@@ -321,6 +335,7 @@ SPILLS = {
     "in an address": f"[daemon]\nlisten = '{CANARY}'\n",
     "in a duration": f"[sync]\ninterval = '{CANARY}'\n",
     "in a price": f"[products.x]\nprice = '{CANARY}'\n",
+    "in a proxy": f"[suppliers.x]\nadapter = 'feed'\nproxy = 'http://me:{CANARY}@h:1'\n",
     "in a switch": f"[suppliers.x]\nadapter = 'feed'\nenabled = '{CANARY}'\n",
     "in a line that is no TOML": f"[vault]\nkek = {CANARY}\n",
     "in a text that does not end": f"[vault]\nkek = '{CANARY}\n",

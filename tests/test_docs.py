@@ -172,7 +172,7 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     assert tried >= 15
 
 
-@pytest.mark.parametrize("name", ["acg_faka", "dujiao_next", "feed"])
+@pytest.mark.parametrize("name", ["acg_faka", "dujiao_next", "feed", "fulu"])
 def test_an_adapters_documented_defaults_are_its_defaults(name: str) -> None:
     model = registry.load(registry.bundled() / f"{name}.py").Settings
     for setting, default in documented(CONFIGURATION)[f"suppliers.NAME {name}"]:

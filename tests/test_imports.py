@@ -46,6 +46,7 @@ def test_arrows_point_down_and_each_dangerous_library_has_one_importer():
         ("storefronts/planted.py", "import httpx", "httpx"),
         ("orders/planted.py", "from cryptography.hazmat.primitives import hashes", "cryptography"),
         ("vault/planted.py", "import cryptography", "cryptography"),
+        ("suppliers/planted.py", "import cryptography", "cryptography"),
         ("daemon.py", "import apscheduler.schedulers.asyncio", "APScheduler"),
         ("orders/planted.py", "from starlette.requests import Request", "web framework"),
         ("store/planted.py", "import fastapi", "web framework"),

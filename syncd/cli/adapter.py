@@ -143,6 +143,11 @@ def docs(
     from syncd.suppliers.conformance.examples import path_of
     from syncd.suppliers.conformance.rig import Kit
 
+    pages = registry.bundled().parent / "docs"
+    if name is None and to is None and not pages.is_dir():
+        raise InvalidRequestError(
+            "there is no checkout to write the pages into", hint="name one, or a folder with --to"
+        )
     names = [name] if name else [one.name for one in registry.catalogue([]) if one.source == "bundled"]
     for one in names:
         place = _place(one, config)
@@ -153,7 +158,7 @@ def docs(
         if to is None and name:
             output.line(page.page(kit, _results(kit)).rstrip("\n"))
             continue
-        path = (to or registry.bundled().parent / "docs" / "adapters") / f"{kit.name}.md"
+        path = (to or pages / "adapters") / f"{kit.name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # a check asks whether it is there
         path.write_text(page.page(kit, _results(kit)), encoding="utf-8")

@@ -112,6 +112,10 @@ class Call:
     """Whether a request has left that may have bought something (only ever in place_order)."""
     again: bool = False
     """Whether this order was sent before, and nobody knows what became of it."""
+    over: bool = False
+    """Whether it has ended, and its end was told: nothing that buys leaves after it."""
+    raised: AdapterError | None = None
+    """The last error that the client raised itself, and not the adapter."""
     unsure: bool = False
     """Whether one of those ended without a certain answer: no other one leaves after it."""
 
@@ -277,8 +281,9 @@ class Answer:
         for element in elements:
             yield self._decoded(_decode, element)
 
-    def _body(self) -> bytes:
-        return self.content.removeprefix(b"\xef\xbb\xbf")
+    def _body(self) -> memoryview:
+        """Without the mark that some put before UTF-8. A view: a traceback with locals does not show what it holds."""
+        return memoryview(self.content)[3 if self.content.startswith(b"\xef\xbb\xbf") else 0 :]
 
     def _decoded(self, decode: Callable[[Any], Any], data: Any, otherwise: str = "") -> Any:
         """Decode, or say what is wrong without a byte of what is there."""
@@ -517,7 +522,19 @@ class Client:
             outcome = await self._once(plan, call)
         if isinstance(outcome, Answer):
             return outcome
+        call.raised = outcome
         raise outcome
+
+    async def again(self, call: Call, tries: int, error: Transient) -> bool:
+        """Whether a reading verb may be asked again after so many tries; waits until then. For what the adapter itself
+        found in an answer: what the client could not send it has repeated already.
+        """
+        wait = self._pause(tries, error)
+        if call.verb not in READING or error is call.raised or not self._worth(call, tries, wait):
+            return False
+        self.retried()
+        await asyncio.sleep(wait)
+        return True
 
     async def _repeated(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         retrying = AsyncRetrying(
@@ -532,18 +549,23 @@ class Client:
         return outcome
 
     def _wait(self, state: RetryCallState) -> float:
-        """Full jitter; where the supplier says how long, that long and a little more, so that not all come at once."""
-        outcome = _last(state)
-        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
-        asked = (outcome.retry_after or 0.0) if isinstance(outcome, RateLimited) else 0.0
-        return float(asked + self._jitter() * longest)
+        return self._pause(state.attempt_number, _last(state))
 
     def _stop(self, state: RetryCallState, call: Call) -> bool:
-        wait = state.upcoming_sleep
         if isinstance(_last(state), BreakerOpen):
             return True
+        return not self._worth(call, state.attempt_number, state.upcoming_sleep)
+
+    def _pause(self, tries: int, error: object) -> float:
+        """Full jitter; where the supplier says how long, that long and a little more, so that not all come at once."""
+        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (tries - 1))
+        asked = (error.retry_after or 0.0) if isinstance(error, RateLimited) else 0.0
+        return float(asked + self._jitter() * longest)
+
+    def _worth(self, call: Call, tries: int, wait: float) -> bool:
+        """Whether one more try is worth it: tries, time and budget are left. Takes it from the budget."""
         late = asyncio.get_running_loop().time() + wait >= call.deadline
-        return state.attempt_number >= _TRIES or late or wait > 2 * _LONGEST_WAIT_S or not self._budget.spend()
+        return tries < _TRIES and not late and wait <= 2 * _LONGEST_WAIT_S and self._budget.spend()
 
     async def _once(self, plan: _Plan, call: Call) -> Answer | AdapterError:
         """One try, and a second one with a new token after a 401."""
@@ -568,7 +590,7 @@ class Client:
         try:
             await plan.auth.ready()
         except AdapterError as error:
-            return error
+            return error.with_traceback(None)
         async with self._slots:
             # Asked before the wait for a turn, so that nobody waits for nothing, and after it, since things change.
             refused = await self._held_up(plan, call, what)
@@ -634,7 +656,7 @@ class Client:
             if not _HEADER_VALUE.fullmatch(value):
                 raise Config(f"the header {name} cannot be sent: it has characters that no header holds")
         limits = self.limits
-        trail = _Trail()
+        trail = _Trail(call if call.buying and not plan.reads else None)
         url = plan.url.copy_merge_params(dict(proof.query)) if proof.query else plan.url
         request = httpx.Request(
             plan.method,
@@ -657,10 +679,9 @@ class Client:
     async def _sent(
         self, request: httpx.Request, trail: _Trail, plan: _Plan, call: Call, what: str
     ) -> Answer | AdapterError:
-        buys = call.buying and not plan.reads
-        before = call.left
         failed: AdapterError
         try:
+            trail.check()
             async with asyncio.timeout(self.limits.total_timeout):
                 response = await self._transport(fresh=call.verb not in READING).handle_async_request(request)
                 trail.left = True
@@ -675,7 +696,7 @@ class Client:
             kind = NotSent if trail.left is False else Transient
             failed = kind(f"{what}: {_why(error)}")
         except AdapterError as error:
-            failed = error
+            failed = error.with_traceback(None)  # its frames hold the body
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}
             outcome = self._outcome(Answer(response.status_code, headers, content, what), plan, what)
@@ -683,7 +704,8 @@ class Client:
                 trail.left = False  # refused at the door: that bought nothing
             return outcome
         finally:
-            call.left = before or (buys and trail.left is not False)
+            if call.buying and not plan.reads and trail.left is not False:
+                call.left = True
         return failed
 
     async def _read(self, response: httpx.Response, what: str) -> bytes:
@@ -785,13 +807,26 @@ class _Unauthorized(Auth):
 class _Trail:
     """How far a try came, as httpcore tells it; None: it has told nothing."""
 
-    left: bool | None = None
+    def __init__(self, purchase: Call | None) -> None:
+        self._purchase = purchase
+        self.left: bool | None = None
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         if event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+            self.check()
             self.left = True
         elif self.left is None:
             self.left = False
+
+    def check(self) -> None:
+        """The last moment before the first byte: raises when the purchase that this belongs to is over."""
+        if self._purchase is not None and self._purchase.over:
+            self.left = False
+            raise _LateError
+
+
+class _LateError(RuntimeError):
+    """A purchase that an adapter left running in the background, after its end was told."""
 
 
 class _Budget:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from datetime import datetime
@@ -25,7 +25,10 @@ from syncd.adapter import (
     BadResponse,
     Check,
     Config,
+    Hint,
+    Money,
     NotSent,
+    Offer,
     Order,
     OutcomeUnknown,
     Page,
@@ -59,6 +62,21 @@ _DEADLINES: Final = {
     "complain": 60.0,
     "parse_webhook": 5.0,
 }
+_KINDS: Final[Mapping[str, Any]] = {
+    "check": Check,
+    "list_offers": Page,
+    "get_offer": Offer,
+    "get_balance": Money,
+    "place_order": Order,
+    "get_order": Order,
+    "find_order": Order | None,
+    "fetch_keys": Sequence,
+    "return_keys": Mapping,
+    "complain": str,
+    "parse_webhook": Hint,
+}
+"""What a verb gives. An adapter that forgot its ``return`` after buying has bought all the same."""
+_END: Final = object()
 _UNSTOPPED: Final = frozenset({"check", "parse_webhook"})
 """Asked even of a supplier that is not asked any more: the one finds out whether it works again."""
 _GRACE_S: Final = 2.0
@@ -93,9 +111,13 @@ class Verbs:
         call.again = call.buying and bool(args) and args[0].again
         started = time.monotonic()
         try:
-            with calling(call):
-                async with asyncio.timeout(seconds):
-                    value = await self._asked(call.verb, args)
+            try:
+                with calling(call):
+                    async with asyncio.timeout(seconds):
+                        value = await self._repeated(call, args)
+            finally:
+                call.over = True  # what the adapter left running in the background buys nothing any more
+            self._promised(call.verb, value)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _cancelled():
                 raise
@@ -122,9 +144,10 @@ class Verbs:
                 call.deadline = loop.time() + seconds
                 with calling(call):
                     async with asyncio.timeout(seconds):
-                        page = await anext(pages, None)
-                if page is None:
+                        page: Any = await anext(pages, _END)
+                if page is _END:
                     break
+                self._promised("list_offers", page)
                 yield page
         except GeneratorExit:
             raise
@@ -139,11 +162,27 @@ class Verbs:
         if failed is not None:
             raise failed
 
+    def _promised(self, verb: str, value: Any) -> None:
+        if not isinstance(value, _KINDS[verb]):
+            raise BadResponse(f"{verb} of the adapter gives something else than it promises: {type(value).__name__}")
+
     def _allowed(self, verb: str) -> None:
         if verb not in self.capabilities and verb != "check":
             raise _MissingVerb(f"the adapter of supplier {self.name} has no {verb}")
         if self._health is not None and verb not in _UNSTOPPED:
             self._health.check()
+
+    async def _repeated(self, call: Call, args: tuple[Any, ...]) -> Any:
+        """One verb; a reading one again when its adapter says that it may work in a moment."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._asked(call.verb, args)
+            except Transient as error:
+                failed = error
+            if not await self.client.again(call, tries, failed):
+                raise failed
 
     async def _asked(self, verb: str, args: tuple[Any, ...]) -> Any:
         self._allowed(verb)
@@ -184,7 +223,7 @@ class Verbs:
         refused = isinstance(error, Refused) and (looked_up or not call.again)
         if call.buying and not refused and not isinstance(error, OutcomeUnknown):
             # An adapter that sends on its own may have sent anything before it failed.
-            doubt = call.left or call.again or (not known and not self.client.connected)
+            doubt = call.left or call.again or not (self.client.connected or isinstance(error, NotSent | Config))
             answered = isinstance(error, Auth | RateLimited) and not call.again
             if doubt and not answered:
                 return OutcomeUnknown(f"{self._said(error)}: nobody can say whether it was bought")
@@ -376,9 +415,9 @@ class Link:
     def halt(self) -> None:
         """Cut off what runs, and ask nothing more."""
         with self._lock:
-            self._closed = True
-            if self._loop is not None and self._thread is not None and self._thread.is_alive():
-                self._loop.call_soon_threadsafe(self._loop.stop)
+            first, self._closed = not self._closed, True
+        if first and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     def join(self, seconds: float) -> None:
         """Wait for the thread's end."""

@@ -125,7 +125,9 @@ def _module(path: Path) -> ModuleType:
 def _declared(path: Path) -> object:
     try:
         declarative = importlib.import_module("syncd.suppliers.declarative")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "syncd.suppliers.declarative":
+            raise
         raise SyncdError(f"{path}: this syncd has no adapters without code", hint="write it in Python") from None
     return _tried(lambda: declarative.load(path), str(path))
 

@@ -1,7 +1,8 @@
 """The vault's cryptography: sealed records and files, keyed hashes, the key-encryption key and its recovery copy.
 
-The only importer of `cryptography`. Called by the key ring, and by the vault for what a seal is bound to. Every layout
-here lies on shops' disks: a change needs a new version byte, and the old one must still open.
+The only importer of `cryptography` for what we keep (`syncd.adapter` opens what suppliers encrypt). Called by the key
+ring, and by the vault for what a seal is bound to. Every layout here lies on shops' disks: a change needs a new version
+byte, and the old one must still open.
 """
 
 from __future__ import annotations

@@ -46,6 +46,16 @@ def test_a_new_adapter_is_silver_at_once_and_its_own_test_passes(syncd: Any, fol
     assert done.returncode == 0, done.stdout
 
 
+def test_the_guides_example_is_what_new_writes(syncd: Any, folder: Path) -> None:
+    assert syncd("adapter", "new", "yunka").code == 0
+    guide = (registry.bundled() / "README.md").read_text(encoding="utf-8")
+    for name, language in (("yunka.py", "python"), ("test_yunka.py", "python"), ("yunka.examples.toml", "toml")):
+        text = (folder / name).read_text(encoding="utf-8")
+        if language == "toml":
+            text = text.partition("\n\n")[2]  # the guide needs no pointer to itself
+        assert f"```{language}\n{text}```" in guide, name
+
+
 def test_a_new_adapter_overwrites_nothing_and_has_a_sound_name(syncd: Any, folder: Path) -> None:
     (folder / "mine.examples.toml").write_text("mine")
     refused = syncd("adapter", "new", "mine")
@@ -102,6 +112,15 @@ def test_a_page_is_written_or_printed(syncd: Any, acme: Path, folder: Path) -> N
     written = syncd("adapter", "docs", "acme", "--to", "pages")
     assert (folder / "pages" / "acme.md").read_text() == printed.out
     assert written.out == "pages/acme.md\n"
+
+
+def test_pages_are_not_written_into_an_installed_program(syncd: Any, folder: Path, monkeypatch: Any) -> None:
+    (folder / "site-packages" / "adapters").mkdir(parents=True)
+    monkeypatch.setattr(registry, "bundled", lambda: folder / "site-packages" / "adapters")
+    refused = syncd("adapter", "docs")
+    assert refused.code == 1
+    assert "--to" in refused.err
+    assert not (folder / "site-packages" / "docs").exists()
 
 
 # --- test -------------------------------------------------------------------------------------------------------------

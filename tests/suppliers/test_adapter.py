@@ -1,4 +1,4 @@
-"""syncd/adapter.py: what several adapters share of values: a price guard, a picture, a time."""
+"""syncd/adapter.py: what several adapters share of values: a price guard, a picture, a time, a cipher."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from decimal import Decimal
 import pytest
 
 from syncd.adapter import (
+    BadResponse,
     Config,
     Money,
     NotForSale,
@@ -20,7 +21,9 @@ from syncd.adapter import (
     PriceChanged,
     RawKey,
     Refused,
+    SecretText,
     Stock,
+    aes_256_ecb,
     instant,
 )
 
@@ -52,6 +55,8 @@ NOW = Offer(
         (52, "10 EUR", {}, Refused),
         (4, "10 EUR", {"stock": Stock.exact(3)}, OutOfStock),
         (4, "10 EUR", {"stock": Stock.unknown()}, "10"),
+        (4, "10 EUR", {"stock": Stock.coarse("out")}, OutOfStock),
+        (4, "10 EUR", {"stock": Stock.coarse("low")}, "10"),
         (4, "10 EUR", {"for_sale": False}, NotForSale),
         (4, "10 EUR", {"price": None}, NotForSale),
     ],
@@ -92,3 +97,21 @@ def test_a_time_has_its_zone_or_is_none():
         == datetime(2020, 10, 24, 9, 34, 13, tzinfo=UTC)
     )
     assert [instant(value) for value in ("2020-10-24T09:34:13", "soon", "", None, 7, [])] == [None] * 6
+
+
+KEY = bytes(range(32)).decode()
+BLOCK = bytes.fromhex("8ea2b7ca516745bfeafc49904b496089")
+
+
+def test_aes_256_is_that_of_fips_197():
+    plain = bytes.fromhex("00112233445566778899aabbccddeeff")
+    assert aes_256_ecb(SecretText(KEY), BLOCK) == plain
+    assert aes_256_ecb(SecretText(KEY), BLOCK * 2) == plain * 2  # block by block, and no padding is taken off
+    assert aes_256_ecb(SecretText(KEY), b"") == b""
+
+
+@pytest.mark.parametrize(("key", "data", "error"), [(KEY[1:], BLOCK, Config), (KEY, BLOCK[1:], BadResponse)])
+def test_what_cannot_be_opened_is_said_without_the_secret(key, data, error):
+    with pytest.raises(error) as caught:
+        aes_256_ecb(SecretText(key), data)
+    assert key not in str(caught.value)

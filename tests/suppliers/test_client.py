@@ -667,6 +667,26 @@ def test_S4_redaction_knows_a_credential_as_it_travels():
         assert client.redact(f"<{text}>") == "<***>"
 
 
+async def test_S4_a_body_is_in_no_traceback_even_with_locals():
+    def play(_sent):
+        return Reply(body=b'{"keys": "CANARY-KEY", "l": [{"n": "CANARY-KEY"}, {"n": ')
+
+    async with connected(play=play) as http:
+        answer = await asked(http)
+    async with connected(play=play, limits=Limits(max_answer=20)) as http:
+        found = [await asked(http)]
+    for read in (answer.json, answer.object, lambda: list(answer.items("l"))):
+        try:
+            read()
+        except BadResponse as error:
+            found.append(error)
+    assert len(found) == 4
+    for error in found:
+        assert isinstance(error, BadResponse)
+        said = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        assert "CANARY-KEY" not in said.replace(repr(play), "")
+
+
 async def test_a_header_that_no_header_may_hold_is_refused_without_it():
     async with connected(play=lambda _sent: Reply(), auth=ApiKey(SecretText("CANARY\nX: 1"))) as http:
         found = await asked(http)

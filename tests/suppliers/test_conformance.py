@@ -369,12 +369,51 @@ def test_negative_control_a_bundled_adapter_without_its_page(tmp_path: Path, mon
     assert red(tmp_path / "adapters" / "acme.py") == set()
 
 
+WORSE = {
+    "an order that claims to read": (
+        "one-request-buys a-lost-answer-is-unknown an-order-in-pieces-is-unknown",
+        ("json=body, expect={409})", "json=body, expect={409}, reads=True)"),
+    ),
+    "an order sent again after an error page": (
+        "a-lost-answer-is-unknown",
+        (POSTED, POSTED.replace("{409}", "{409, 500}") + f"        if answer.status == 500:\n    {POSTED}"),
+    ),
+    "a listing that is empty when it is refused": (
+        "garbage-empties-no-stock refused-credentials-are-auth wrong-types-empty-no-stock half-a-listing-is-none",
+        (ASKED, ASKED.replace("**changed}", "**changed}, expect={302, 401, 403, 404, 500, 503}")),
+        ('for item in body["goods"]]', 'for item in body.get("goods", [])]'),
+        ('body["total"]', 'body.get("total")'),
+        ('body["pages"]', 'body.get("pages", 1)'),
+    ),
+    "a webhook that nobody signs": (
+        "a-changed-webhook-is-refused an-old-webhook-is-refused",
+        ("if not same(sign", "if False and not same(sign"),
+        ("int(stamp)) > 300", "int(stamp)) > 300_000"),
+    ),
+    "a task that goes on to buy after it is cancelled": (
+        "a-cancelled-verb-leaves-nothing-open",
+        (
+            POSTED,
+            POSTED.replace("await self", "await asyncio.shield(asyncio.ensure_future(self").replace(
+                "{409})", "{409})))"
+            ),
+        ),
+        ("from collections.abc", "import asyncio\nfrom collections.abc"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WORSE)
+def test_M1_negative_control_more_ways_to_lose_money(mistake: str, tmp_path: Path) -> None:
+    seen_by, *changes = WORSE[mistake]
+    assert red(mutated(acme(mistake, *changes), tmp_path)) == set(seen_by.split())
+
+
 LEAKS = {
     "a log line": (PLACED, f'        __import__("logging").getLogger("acme").info("%s", answer.content)\n{PLACED}'),
     "a print": (PLACED, f"        print(answer.content)\n{PLACED}"),
     "an error's text": ('("the order is refused", hint', '(f"refused: {found}", hint'),
     "an error's hint": ('hint="see the account\'s page")', "hint=str(found))"),
-    "a note": ("status=STATUSES", "note=self.context.settings.key.reveal(), status=STATUSES"),
     "a repr": (
         "    def sign(self",
         '    def __repr__(self):\n        return f"Acme({self.context.settings.key.reveal()})"\n\n    def sign(self',

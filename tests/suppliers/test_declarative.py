@@ -19,7 +19,6 @@ from syncd import adapter as sdk
 from syncd.adapter import (
     Auth,
     BadResponse,
-    Config,
     Context,
     Forged,
     Hint,
@@ -44,10 +43,10 @@ from syncd.adapter import (
 )
 from syncd.errors import ConfigError
 from syncd.inventory.formats import is_split
+from syncd.placeholders import _FORMS, _OTHERS
 from syncd.suppliers.client import Call as Verb
 from syncd.suppliers.client import Client, Limits, Reply, calling
 from syncd.suppliers.declarative import load, values, words
-from syncd.placeholders import _FORMS, _OTHERS
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "declarative.md").read_text(encoding="utf-8")
@@ -249,7 +248,11 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
         ("[promises]\nreference_length = 40", "promises.reference_length", "less than or equal to 19"),
         ("[auth]\ntype = 'magic'", "auth.type", "it is none of 'api_key'"),
         ("[auth]\ntype = 'bearer'", "auth", "type bearer: missing a required argument: 'token'"),
-        ("[auth]\ntype = 'bearer'\ntoken = '{settings.key}'\nheader = 'X'", "auth", "type bearer: got an unexpected keyword argument 'header'"),
+        (
+            "[auth]\ntype = 'bearer'\ntoken = '{settings.key}'\nheader = 'X'",
+            "auth",
+            "type bearer: got an unexpected keyword argument 'header'",
+        ),
         ("[auth]\ntype = 'bearer'\ntoken = 'abc'", "auth.token", "not one setting of type secret"),
         ("[auth]\ntype = 'bearer'\ntoken = '{settings.user}'", "auth.token", "not one setting of type secret"),
         ("[auth]\ntype = 'bearer'\ntoken = 'x{settings.key}'", "auth.token", "not one setting of type secret"),
@@ -297,7 +300,11 @@ def test_settings_are_typed_and_every_mistake_is_named(kind):
             "no {offer.data.x}",
         ),
         ("[verbs.place_order]\npath = 'x'", "", "nobody could learn what became of an order"),
-        ("[verbs.fetch_keys]\npath = '{page}'\nkeys = { text = 'a' }", "verbs.fetch_keys", "pages are of type none, and the request does not fit"),
+        (
+            "[verbs.fetch_keys]\npath = '{page}'\nkeys = { text = 'a' }",
+            "verbs.fetch_keys",
+            "pages are of type none, and the request does not fit",
+        ),
         (
             "[verbs.fetch_keys]\npath = 'x'\nkeys = { text = 'a' }\npages = { type = 'page' }",
             "verbs.fetch_keys",
@@ -741,7 +748,11 @@ def part(*numbers, **more):
         ('{ type = "page", first = "{settings.first}" }', [part(1, 2, 3), part()], ["1", "2"]),
         ('{ type = "page", last = "end" }', [part(1, 2, end=False), part(3, end=True)], ["1", "2"]),
         ('{ type = "page", total = "n" }', [part(1, 2, n=3), part(3, n="3")], ["1", "2"]),
-        ('{ type = "page", last = "end", total = "n" }', [part(1, 2, n=3, end=False), part(3, n=3, end=True)], ["1", "2"]),
+        (
+            '{ type = "page", last = "end", total = "n" }',
+            [part(1, 2, n=3, end=False), part(3, n=3, end=True)],
+            ["1", "2"],
+        ),
         ('{ type = "page", unique = "id" }', [part(1, 2), part(1, 2), part(2, 3), part()], ["1", "2", "3", "4"]),
         (
             '{ type = "page", first = 0, unique = "id", total = "n" }',
@@ -749,6 +760,7 @@ def part(*numbers, **more):
             ["0", "1", "2"],
         ),
         ('{ type = "offset" }', [part(1, 2), part(3), part()], ["0", "2", "3"]),
+        ('{ type = "offset", unique = "id" }', [part(1, 2), part(2, 3), part()], ["0", "2", "4"]),
         ('{ type = "offset", total = "n" }', [part(1, 2, n=3), part(3, n=3)], ["0", "2"]),
         (
             '{ type = "cursor", next = "next" }',
@@ -818,7 +830,8 @@ async def test_P1_pages_without_an_end_are_given_up(made, monkeypatch):
 
 async def test_negative_control_without_the_memory_a_repeated_page_goes_round(made, monkeypatch):
     monkeypatch.setattr("syncd.adapter._MOST_PAGES", 50)
-    monkeypatch.setattr("syncd.adapter._digest", lambda _, turn=iter(range(999)): next(turn))
+    numbers = iter(range(999))
+    monkeypatch.setattr("syncd.adapter._digest", lambda _: next(numbers))
     script = Script(part(1))
     with pytest.raises(BadResponse, match="more than 50 pages"):
         await skus(made(paged('{ type = "page" }', '{ at = "{page}" }'), play=script))
@@ -934,9 +947,7 @@ def test_K14_keys_come_exactly_as_they_are(how, data, expected):
             list(keys.keys(data))
         return
     found = list(keys.keys(data))
-    shown = [
-        key.text.reveal() if key.text else {n: v.reveal() for n, v in key.fields.items()} for key in found
-    ]
+    shown = [key.text.reveal() if key.text else {n: v.reveal() for n, v in key.fields.items()} for key in found]
     assert shown == expected
     if "id" in how:
         assert (found[0].id, found[0].expires) == ("7", "soon")
@@ -975,9 +986,7 @@ async def test_an_offer_with_everything(made):
     )
 
 
-@pytest.mark.parametrize(
-    "broken", [{"price": None}, {"price": "-1"}, {"name": ""}, {"id": None}, {"stock": None}]
-)
+@pytest.mark.parametrize("broken", [{"price": None}, {"price": "-1"}, {"name": ""}, {"id": None}, {"stock": None}])
 async def test_P1_one_offer_that_does_not_read_refuses_the_listing(made, broken):
     page = {"list": [goods(1, price=1), goods(2, price=1) | broken]}
     with pytest.raises(BadResponse):

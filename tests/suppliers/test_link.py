@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -167,12 +168,13 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def test_every_verb_runs_on_the_suppliers_own_thread(linked):
-    link = linked(doing("get_balance", lambda self: threading.current_thread().name))
-    assert link.call("get_balance") == "supplier-s"
+    link = linked(doing("complain", lambda self, *args: threading.current_thread().name))
+    assert link.call("complain", "1", "x") == "supplier-s"
     assert link.call("place_order", ORDER).id == "7"
     assert link.call("parse_webhook", Webhook("POST", "/", {}, {}, b"signed", datetime.now(UTC))) == Hint("order")
     assert isinstance(failed(link, "parse_webhook", Webhook("POST", "/", {}, {}, b"", datetime.now(UTC))), Forged)
-    assert link.capabilities == {"list_offers", "get_balance", "place_order", "get_order", "parse_webhook"}
+    verbs = {"list_offers", "get_balance", "place_order", "get_order", "parse_webhook", "complain"}
+    assert link.capabilities == verbs
 
 
 async def test_the_daemons_loop_asks_without_waiting_on_a_thread(linked):
@@ -302,7 +304,12 @@ def test_M1_an_adapter_that_sends_on_its_own_is_never_believed_to_have_sent_noth
         async def place_order(self, order):
             raise KeyError("x")
 
+    class Said(Adapter):
+        async def place_order(self, order):
+            raise Transient("x")
+
     assert type(failed(linked(Own), "place_order", ORDER)) is OutcomeUnknown
+    assert type(failed(linked(Said), "place_order", ORDER)) is OutcomeUnknown
 
 
 @pytest.mark.parametrize("cut", ["dns", "refused", "timeout", 401, 429, 404, 500])
@@ -319,10 +326,102 @@ def test_M1_an_order_that_is_sent_again_stays_unknown_whatever_befalls_it(linked
     assert linked().call("place_order", AGAIN).id == "7"
 
 
+@pytest.mark.parametrize("connecting", [False, True])
+def test_M1_nothing_is_bought_after_it_was_said_that_nothing_was(linked, raw, monkeypatch, connecting):
+    """A purchase in a background task, which has not left yet, or is connecting, when the verb ends otherwise."""
+    supplier = raw()
+    background = []
+
+    async def slowly(http):
+        if not connecting:
+            await asyncio.sleep(0.2)
+        return await http.post("/orders")
+
+    async def careless(self, order):
+        background.append(asyncio.ensure_future(slowly(self.http)))
+        await asyncio.sleep(0.05)
+        raise KeyError("x")
+
+    if connecting:
+        real = anyio.connect_tcp
+
+        async def late(*args, **more):
+            await asyncio.sleep(0.2)
+            return await real(*args, **more)
+
+        monkeypatch.setattr(anyio, "connect_tcp", late)
+    link = linked(type("Careless", (Shop,), {"place_order": careless}), play=None, base=supplier.url)
+    assert type(failed(link, "place_order", ORDER)) is NotSent
+    time.sleep(0.5)
+    assert supplier.seen == []
+    assert type(background[0].exception()).__name__ == "_LateError"
+
+
+def test_M1_an_adapter_that_forgets_what_to_give_has_bought_all_the_same(linked):
+    async def forgets(self, order):
+        await self.http.post("/orders")
+
+    assert type(failed(linked(type("Odd", (Shop,), {"place_order": forgets})), "place_order", ORDER)) is OutcomeUnknown
+    assert type(failed(linked(doing("get_order", lambda *args: None)), "get_order", "1")) is BadResponse
+    assert type(failed(linked(doing("get_balance", lambda self: 3)), "get_balance")) is BadResponse
+    assert linked(doing("find_order", lambda *args: None)).call("find_order", "R1") is None
+
+
+def test_P1_a_listing_that_yields_something_else_is_not_a_complete_one(linked):
+    async def odd(self, since):
+        yield Page([offer("1")])
+        yield None
+        yield Page([offer("2")])
+
+    pages = linked(type("Odd", (Shop,), {"list_offers": odd})).pages(None, lambda: False)
+    next(pages)
+    with pytest.raises(BadResponse):
+        next(pages)
+
+
+def test_M1_what_an_adapter_asks_beside_its_order_does_not_make_it_forgotten(linked):
+    """A question that was asked before the order left and ends after it."""
+
+    async def play(sent):
+        if sent.method == "GET":
+            await asyncio.sleep(0.1)
+        return good(sent)
+
+    async def both(self, order):
+        await asyncio.gather(self.http.get("/balance"), self.http.post("/orders"))
+        raise BadResponse("x")
+
+    link = linked(type("Odd", (Shop,), {"place_order": both}), play)
+    assert type(failed(link, "place_order", ORDER)) is OutcomeUnknown
+
+
 def test_negative_control_a_mapping_that_believes_everything_is_seen(linked, monkeypatch):
     monkeypatch.setattr(link_module.Verbs, "verdict", lambda self, error, call: NotSent("x"))
     found = failed(linked(play=lambda _sent: Reply(500)), "place_order", ORDER)
     assert type(found) is not OutcomeUnknown
+
+
+def test_P2_a_reading_verb_is_asked_again_when_its_adapter_says_so_and_no_other_one(linked):
+    asked = []
+
+    def busy(self, *args):
+        asked.append(1)
+        raise Transient("busy, says the body")
+
+    for verb, args, times in (
+        ("get_balance", (), 4),
+        ("check", (), 4),
+        ("get_order", ("1",), 1),
+        ("find_order", ("R1",), 1),
+        ("place_order", (ORDER,), 1),
+    ):
+        asked.clear()
+        failed(linked(doing(verb, busy)), verb, *args)
+        assert len(asked) == times, verb
+    # What the client has repeated is not repeated again: 4 requests, not 16.
+    sent = []
+    failed(linked(play=lambda request: sent.append(request) or Reply(500)), "get_balance")
+    assert len(sent) == 4
 
 
 def test_a_bug_of_an_adapter_is_told_once_with_its_place(linked, caplog):
@@ -417,21 +516,21 @@ def test_P2_an_adapter_that_blocks_is_given_up_and_holds_up_nobody_else(linked, 
 def test_P2_a_busy_adapter_leaves_the_daemons_loop_its_time(linked, capsys):
     """One supplier computes without a pause, one blocks, one fails at once, again and again: the loop's lag."""
 
-    def busy(self):
+    def busy():
         until = time.monotonic() + 1.0
         while time.monotonic() < until:
             sum(range(1000))
 
     misbehaving = [
-        linked(doing("get_balance", busy), name="busy"),
-        linked(doing("get_balance", lambda self: time.sleep(1)), name="blocking"),
+        linked(doing("complain", lambda self, *args: busy() or ""), name="busy"),
+        linked(doing("complain", lambda self, *args: time.sleep(1) or ""), name="blocking"),
     ]
     crashing = linked(doing("get_balance", raising(KeyError("x"))), name="crashing")
     worst = []
 
     async def daemon():
         loop = asyncio.get_running_loop()
-        tasks = [asyncio.create_task(link.acall("get_balance")) for link in misbehaving]
+        tasks = [asyncio.create_task(link.acall("complain", "1", "x")) for link in misbehaving]
         while not all(task.done() for task in tasks):
             before = loop.time()
             await asyncio.sleep(0.005)

@@ -24,7 +24,7 @@ def linked(
     **settings: Any,
 ) -> Link:
     """A link to a supplier that the adapter of this name speaks to. ``variant`` plants a bug in it."""
-    kind = variant(registry.load(registry.bundled() / f"{adapter}.py"))
+    kind = variant(registry.load(registry.find(adapter, [])))
     made = kind.Settings.model_validate(settings)
     secrets = [value.reveal() for value in settings.values() if isinstance(value, SecretText)]
     client = Client(adapter, limits, hidden=secrets, clock=clock, jitter=lambda: 0.0)
