@@ -841,8 +841,12 @@ class Http(Protocol):
         headers: Mapping[str, str] | None = None,
         expect: Collection[int] = (),
         reads: bool = False,
+        again: Callable[[Answer], object] | None = None,
     ) -> Answer:
         """Send one request; ``path`` is joined to the base URL. At most one of ``json``, ``form`` and ``content``.
+
+        ``again`` looks at an Answer in a reading verb: if it raises Transient, this try failed, and is repeated as any
+        other. For a supplier that says "busy" with 200.
 
         ``json`` is sent as compact UTF-8 (slashes and other scripts unescaped) in the order of its keys; ``content`` is
         sent as it is, with ``headers`` saying what it is.

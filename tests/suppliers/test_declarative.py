@@ -838,6 +838,14 @@ async def test_negative_control_without_the_memory_a_repeated_page_goes_round(ma
     assert len(script.sent) == 50
 
 
+async def test_P1_a_page_says_how_many_offers_there_are_where_that_is_what_is_counted(made):
+    how = '{ type = "page", total = "n" }'
+    answers = [part(1, 2, n=3), part(3, n=3)]
+    assert [page.total for page in await pages(made(paged(how, '{ p = "{page}" }'), play=Script(*answers)))] == [3, 3]
+    fewer = paged(how, '{ p = "{page}" }').replace('stock = "stock"', 'stock = "stock"\nonly = { value = true }')
+    assert [page.total for page in await pages(made(fewer, play=Script(*answers)))] == [None, None]
+
+
 async def test_since_is_sent_when_there_is_one(made):
     script = Script(part(1))
     adapter = made(BASE, LIST + 'query = { since = "{since:unix}" }', play=script)
@@ -1196,6 +1204,17 @@ def test_W1_a_signature_in_a_header_over_the_body(made):
             adapter.parse_webhook(forged)
     with pytest.raises(BadResponse):
         adapter.parse_webhook(hook('{"order":{}}'))
+
+
+def test_W1_of_several_secrets_one_has_to_fit(made):
+    text = BASE.replace("[settings]", '[settings]\nkeys = { type = "secrets" }')
+    hooks = HOOK.replace("{settings.key}", "{settings.keys}")
+    old, new, body = SecretText("sesame-0"), SecretText("sesame-1"), '{"order":{"id":5}}'
+    assert made(text, hooks, LIST, keys=[old, new]).parse_webhook(hook(body)).order_id == "5"
+    with pytest.raises(Forged):
+        made(text, hooks, LIST, keys=[old]).parse_webhook(hook(body))
+    with pytest.raises(ValidationError):
+        made(text, hooks, LIST, keys=[])
 
 
 def test_W1_negative_control_with_the_check_gone_a_forgery_passes(made, monkeypatch):

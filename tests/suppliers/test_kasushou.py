@@ -239,6 +239,22 @@ def test_P1_an_offer_is_gone_only_when_the_supplier_says_so(answer, error):
     assert type(raised.value) is error
 
 
+def test_a_busy_platform_is_asked_again_by_the_client_and_an_order_is_not():
+    script = Script(failed("系统错误", 500), failed("请求过于频繁"), ok({"balance": "1.00"}))
+    with linked(script) as link:
+        assert link.call("get_balance") == Money(Decimal("1.00"), "CNY")
+    assert len(script.sent) == 3
+    script = Script(failed("系统错误", 500))
+    with linked(script) as link, pytest.raises(Transient):
+        link.call("get_balance")
+    assert len(script.sent) == 4
+    for verb, asked in (("get_order", "D1"), ("find_order", "AB12"), ("place_order", buy())):
+        script = Script(failed("系统错误", 500))
+        with linked(script) as link, pytest.raises((Transient, OutcomeUnknown)):
+            link.call(verb, asked)
+        assert len(script.sent) == 1
+
+
 # --- buying -----------------------------------------------------------------------------------------------------------
 
 

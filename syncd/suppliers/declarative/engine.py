@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final
 
@@ -57,6 +58,8 @@ class Declared(sdk.Adapter):
             query, body, form = (fill(part, names, zone) for part in (call.query, call.json_, call.form))
         except ValueError as error:
             raise (sdk.NotSent if verb == "place_order" else BadResponse)(f"{verb}: {error}") from None
+        read = partial(self._read, verb, call.success_when or self.definition.answer.success_when)
+        found: list[Any] = []
         answer = await self.http.request(
             call.method,
             path,
@@ -65,8 +68,9 @@ class Declared(sdk.Adapter):
             form=None if form is None else {name: plain(value) for name, value in form.items()},
             expect=self._expected(verb),
             reads=verb != "place_order",
+            again=lambda answer: found.append(read(answer)),
         )
-        return call, self._read(verb, call.success_when or self.definition.answer.success_when, answer)
+        return call, found[-1] if found else read(answer)
 
     def _expected(self, verb: str) -> set[int]:
         """The statuses whose answers the errors table is asked about."""
@@ -75,9 +79,7 @@ class Declared(sdk.Adapter):
         return named | ({*range(400, 500)} - _CLIENTS_OWN.keys() if errors else set())
 
     def _read(self, verb: str, success: Any, answer: sdk.Answer) -> Any:
-        """What a successful answer holds. For another one raises what the first line of the table that fits says, else
-        what its status means.
-        """
+        """What a success holds. Raises what the first line of the table that fits says, else what the status means."""
         words, fine, document = self.definition.answer, 200 <= answer.status < 300, None  # noqa: PLR2004 - HTTP's own
         try:
             document = answer.json()
