@@ -14,23 +14,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Final, Literal, Protocol
+from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
+import jmespath
+import msgspec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from jmespath.exceptions import JMESPathError, JMESPathTypeError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationInfo
 
 from syncd.config import SecretRef
 from syncd.errors import StartError, SyncdError
 from syncd.model import Money, SecretText
+from syncd.placeholders import line, plain
 
 __all__ = [
     "Adapter",
@@ -76,9 +82,11 @@ __all__ = [
     "Secret",
     "SecretText",
     "Settings",
+    "Signed",
     "Signer",
     "Stock",
     "Transient",
+    "Url",
     "Webhook",
     "aes_256_ecb",
     "by_cursor",
@@ -90,7 +98,9 @@ __all__ = [
     "money",
     "reading",
     "same",
+    "select",
     "sha1_hex",
+    "verify",
 ]
 
 Media = Literal["text", "csv", "xlsx"]
@@ -270,13 +280,42 @@ def money(value: object, currency: str) -> Money:
     return Money(Decimal(text.strip()), currency)
 
 
-def instant(value: object) -> datetime | None:
-    """A time as a supplier writes it, ISO 8601 with its zone; None for whatever is not one."""
+def instant(value: object, zone: ZoneInfo | None = None) -> datetime | None:
+    """A time as a supplier writes it: ISO 8601, ten digits (seconds since 1970) or thirteen (milliseconds); None for
+    whatever is not one. ``zone`` is that of a time that says none; without it such a time is none.
+    """
+    text = str(value)
+    if re.fullmatch(r"[0-9]{10}|[0-9]{13}", text):
+        return datetime.fromtimestamp(int(text) / (1000 if len(text) > 10 else 1), UTC)  # noqa: PLR2004
     try:
-        at = datetime.fromisoformat(str(value))
+        at = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return at if at.tzinfo else None
+    return at if at.tzinfo else at.replace(tzinfo=zone) if zone else None
+
+
+def select(expression: str) -> Callable[[Any], Any]:
+    """What a JMESPath expression finds in an answer; None when nothing is there. Raises ValueError for an expression
+    that is none; where it is used, BadResponse for an answer that it cannot work on.
+    """
+    try:
+        compiled = jmespath.compile(expression)
+        with suppress(JMESPathTypeError):
+            compiled.search({})  # the names of functions are looked up only now
+    except (JMESPathError, TypeError) as error:
+        raise ValueError(f"this is not JMESPath: {expression!r} ({str(error).splitlines()[0]})") from None
+    if compiled.parsed["type"] == "field":  # most are a name alone, and a listing has many
+        name = compiled.parsed["value"]
+        return lambda data: data.get(name) if isinstance(data, dict) else None
+
+    def found(data: Any) -> Any:
+        try:
+            return compiled.search(data)
+        except (JMESPathError, TypeError, ValueError, ArithmeticError):
+            pass  # raised outside of the handler, so that no traceback leads to the data
+        raise BadResponse(f"what {expression!r} works on is not what it expects")
+
+    return found
 
 
 @contextmanager
@@ -467,6 +506,10 @@ class Webhook:
     body: bytes = field(repr=False)
     received_at: datetime
 
+    def fields(self) -> dict[str, Any]:
+        """The members of a JSON object or the fields of a form; without a body, the query. Raises BadResponse."""
+        return _fields(self.body) if self.body else dict(self.query)
+
 
 @dataclass(frozen=True, slots=True)
 class Hint:
@@ -509,6 +552,17 @@ def _inside(value: Path, info: ValidationInfo) -> Path:
 
 FolderPath = Annotated[Path, AfterValidator(_inside)]
 """A path in an adapter's settings; a relative one is relative to the configuration file's folder."""
+
+
+def _address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or "@" in value:
+        raise ValueError("this is not an address: write https://HOST, without user, query or fragment")
+    return value.rstrip("/")
+
+
+Url = Annotated[StrictStr, AfterValidator(_address)]
+"""An http address in an adapter's settings, without a slash at its end."""
 
 
 def _secret(value: object, info: ValidationInfo) -> SecretText:
@@ -606,6 +660,10 @@ class Request:
     at: datetime
     """The clock's time: sign with this one, so that a test can know it."""
 
+    def fields(self) -> dict[str, Any]:
+        """Those of the query and of a body that is a JSON object or a form. Raises BadResponse for another body."""
+        return {**self.query, **_fields(self.body)}
+
 
 Signer = Callable[[Request], Mapping[str, str]]  # not a class: a method of the adapter will do
 """Returns the headers to add. Called anew for every try, so that each has its own time."""
@@ -649,6 +707,106 @@ def same(one: str, other: str) -> bool:
 
 def _bytes(text: bytes | str) -> bytes:
     return text.encode() if isinstance(text, str) else text
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A `Signer` by template: ``text`` is hashed, ``headers`` say where ``{signature}`` and ``{timestamp}`` go.
+
+    In ``text`` may stand {method}, {path} (from the root, without the query), {timestamp}, {secret}, {body} (the very
+    bytes), {body_md5}, {fields} (name=value&… by name, not encoded, without empty ones) and {json} (the fields by name
+    as compact JSON; {json:slashes} with slashes escaped, {json:escaped} with slashes and other scripts escaped).
+    """
+
+    hash: Literal["hmac_sha256", "md5", "sha1"]
+    text: str
+    secret: SecretText
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timestamp: Literal["s", "ms"] = "s"
+    encoding: Literal["hex", "base64"] = "hex"
+    without: Collection[str] = ()
+    """Fields that {fields} and {json} leave out."""
+    only: Collection[str] = ()
+    """The only fields of {fields} and {json}."""
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Placeholders besides, and what stands for them."""
+
+    def __call__(self, request: Request) -> dict[str, str]:
+        """The headers of one try."""
+        stamp = str(int(request.at.timestamp() * (1000 if self.timestamp == "ms" else 1)))
+        names = {**self.more, "timestamp": stamp, "signature": self.of(request, timestamp=stamp)}
+        return {name: line(text, names) for name, text in self.headers.items()}
+
+    def of(self, sent: Request | Webhook, **more: str) -> str:
+        """The signature of a request, ours or one that came in. ``more``: placeholders besides, and their values.
+
+        Raises ValueError for a placeholder without a value, BadResponse for fields that cannot be signed.
+        """
+        names = {
+            **self.more,
+            **more,
+            "secret": self.secret,
+            "method": sent.method,
+            "path": sent.path,
+            "body": lambda _: sent.body.decode(errors="replace"),
+            "body_md5": md5_hex(sent.body),
+            "fields": lambda _: _joined(self._fields(sent)),
+            "json": lambda form: _json(self._fields(sent), form),
+        }
+        data = line(self.text, names).encode()
+        if self.hash == "hmac_sha256":
+            digest = hmac.new(self.secret.reveal().encode(), data, hashlib.sha256).digest()
+        else:
+            digest = hashlib.new(self.hash, data, usedforsecurity=False).digest()
+        return digest.hex() if self.encoding == "hex" else base64.b64encode(digest).decode()
+
+    def _fields(self, sent: Request | Webhook) -> dict[str, Any]:
+        fields = sent.fields()
+        return {name: fields[name] for name in sorted(set(self.only or fields) - set(self.without)) if name in fields}
+
+
+def verify(
+    webhook: Webhook, given: str, signers: Iterable[Signed], *, sent_at: datetime | None, within: float = 300
+) -> None:
+    """Raises Forged unless ``given`` is the signature of one of the signers, and was made within so many seconds.
+
+    ``sent_at``: the time that is a part of what is signed (None: it is missing or none, and that is forged), or
+    ``webhook.received_at`` where none is.
+    """
+    try:
+        genuine = any([same(given, signer.of(webhook)) for signer in signers])  # noqa: C419 - all, whichever fits
+    except (BadResponse, ValueError):
+        genuine = False
+    if not genuine or sent_at is None:
+        raise Forged("a webhook whose signature is wrong, or lacks a part")
+    if abs((webhook.received_at - sent_at).total_seconds()) > within:
+        raise Forged("a webhook that is too old, or from the future")
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """Of a JSON object or a form. Raises BadResponse for anything else, and for a name that stands twice in a form."""
+    body = body.removeprefix(b"\xef\xbb\xbf").strip()
+    try:
+        if body.startswith(b"{"):
+            return msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode(body)
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True) if body else []
+        if len(dict(pairs)) == len(pairs):
+            return dict(pairs)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        pass
+    raise BadResponse("a body that is neither a JSON object nor a form")
+
+
+def _joined(fields: Mapping[str, Any]) -> str:
+    if any(isinstance(value, list | dict) for value in fields.values()):
+        raise BadResponse("a field that is a list or an object cannot be signed as name=value")
+    return "&".join(f"{name}={plain(value)}" for name, value in fields.items() if value not in (None, ""))
+
+
+def _json(fields: Mapping[str, Any], form: str) -> str:
+    text = msgspec.json.Encoder(decimal_format="number").encode(fields).decode()
+    text = text.replace("/", "\\/") if form else text
+    return re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text) if form == "escaped" else text
 
 
 class Answer(Protocol):
@@ -696,8 +854,12 @@ class Http(Protocol):
         headers: Mapping[str, str] | None = None,
         expect: Collection[int] = (),
         reads: bool = False,
+        again: Callable[[Answer], object] | None = None,
     ) -> Answer:
         """Send one request; ``path`` is joined to the base URL. At most one of ``json``, ``form`` and ``content``.
+
+        ``again`` looks at an Answer in a reading verb: if it raises Transient, this try failed, and is repeated as any
+        other. For a supplier that says "busy" with 200.
 
         ``json`` is sent as compact UTF-8 (slashes and other scripts unescaped) in the order of its keys; ``content`` is
         sent as it is, with ``headers`` saying what it is.
@@ -752,10 +914,21 @@ class Context:
 # --- listings in pages ------------------------------------------------------------------------------------------------
 #
 # Each asks for one page after the other and ends where the listing ends. A page that came before, a listing that ends
-# before its own total, and one that does not end, raise BadResponse: half a listing is none. Places in an answer are
-# written as names with dots between them ("data.list"); "" is the answer itself.
+# before its own total, and one that does not end, raise BadResponse: half a listing is none.
 
 _MOST_PAGES: Final = 20_000
+
+Place = str | Callable[[Any], Any]
+"""Where something is in an answer: names with dots between them ("data.list"), "" for the answer itself; or a function
+that finds it, and gives None where nothing is.
+"""
+
+
+class Json(Protocol):
+    """What was answered, such as an `Answer`."""
+
+    def json(self) -> Any:
+        """It as JSON. Raises BadResponse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,23 +940,34 @@ class Part:
 
 
 async def by_number(
-    ask: Callable[[int], Awaitable[Answer]], items: str, *, total: str = "", first: int = 1
+    ask: Callable[[int], Awaitable[Json]],
+    items: Place,
+    *,
+    total: Place = "",
+    last: Place = "",
+    unique: Place = "",
+    first: int = 1,
 ) -> AsyncIterator[Part]:
-    """Pages by their number, from ``first`` on: to the ``total`` of elements where the answer says it, else to the
-    first empty page.
+    """Pages by their number, from ``first`` on: to the ``total`` of elements or the page that is true at ``last``,
+    where the answer says them (to both, if it says both), else to the first empty page.
+
+    ``unique`` tells one element from another: one that came before just as it is now is passed over, and the second
+    page may be the first one again, which is what a supplier answers to page 0 that counts from 1.
     """
-    async for part in _by_count(lambda page, _seen: ask(first + page), items, total):
+    async for part in _by_count(lambda page, _seen: ask(first + page), items, total, last, unique):
         yield part
 
 
-async def by_offset(ask: Callable[[int], Awaitable[Answer]], items: str, *, total: str = "") -> AsyncIterator[Part]:
+async def by_offset(
+    ask: Callable[[int], Awaitable[Json]], items: Place, *, total: Place = "", last: Place = "", unique: Place = ""
+) -> AsyncIterator[Part]:
     """As `by_number`, where a page is asked for by the number of elements before it."""
-    async for part in _by_count(lambda _page, seen: ask(seen), items, total):
+    async for part in _by_count(lambda _page, seen: ask(seen), items, total, last, unique):
         yield part
 
 
 async def by_cursor(
-    ask: Callable[[str], Awaitable[Answer]], items: str, *, following: str, start: str = ""
+    ask: Callable[[str], Awaitable[Json]], items: Place, *, following: Place, start: str = ""
 ) -> AsyncIterator[Part]:
     """Pages of which each tells how to ask for the next one, at ``following``: a token, or a link (which the client
     follows only within the supplier's own host). The first one is asked for with ``start``; none told ends it.
@@ -792,9 +976,7 @@ async def by_cursor(
     cursor: Any = start
     while True:
         answer = (await ask(cursor)).json()
-        part = Part(_list(answer, items))
-        seen.new(part.items)
-        yield part
+        yield Part(seen.new(_list(answer, items)))
         cursor = _at(answer, following)
         if cursor in (None, "", False):
             return
@@ -804,51 +986,82 @@ async def by_cursor(
         cursors.add(cursor)
 
 
-async def _by_count(ask: Callable[[int, int], Awaitable[Answer]], items: str, total: str) -> AsyncIterator[Part]:
-    seen = _Seen()
+async def _by_count(
+    ask: Callable[[int, int], Awaitable[Json]], items: Place, total: Place, last: Place, unique: Place
+) -> AsyncIterator[Part]:
+    seen = _Seen(unique)
     for page in range(_MOST_PAGES):
-        answer = (await ask(page, seen.count)).json()
+        answer = (await ask(page, seen.listed)).json()
         whole = _integer(_at(answer, total)) if total else None
         if total and (whole is None or whole < 0):
-            raise BadResponse(f"a listing whose {total} is not a number")
-        part = Part(_list(answer, items), whole)
-        if not part.items and whole is not None and seen.count < whole:
-            raise BadResponse("a listing that ends before its own total")
-        seen.new(part.items)
-        if part.items or not page:
+            raise BadResponse(f"a listing whose {total if isinstance(total, str) else 'total'} is not a number")
+        ended = _at(answer, last) if last else None
+        if last and not isinstance(ended, bool):
+            raise BadResponse("a listing that does not say whether this is its last page")
+        listed = _list(answer, items)
+        part = Part(seen.new(listed), whole)
+        if listed or not page:
             yield part
-        if not part.items or (whole is not None and seen.count >= whole):
+        short = ended is False or (whole is not None and seen.count < whole)
+        if short and (ended or not listed):
+            raise BadResponse("a listing that ends before its own total, or its last page")
+        if not short and (total or last or not listed):
             return
     raise BadResponse(f"a listing of more than {_MOST_PAGES} pages")
 
 
 class _Seen:
-    """The pages so far: how many elements, and a digest of each, so that a repeated one is noticed."""
+    """The pages so far: how many elements, and digests, so that a repeated page or element is noticed."""
 
-    def __init__(self) -> None:
+    def __init__(self, unique: Place = "") -> None:
+        self.listed = 0
         self.count = 0
+        """Without those that came before."""
+        self._unique = unique
+        self._pages = 0
         self._digests: set[bytes] = set()
+        self._elements: dict[str, bytes] = {}
 
-    def new(self, items: Sequence[Any]) -> None:
-        digest = hashlib.blake2b(repr(items).encode("utf-8", "backslashreplace"), digest_size=16).digest()
-        if items and digest in self._digests:
+    def new(self, items: Sequence[Any]) -> Sequence[Any]:
+        """The elements of a page that come for the first time."""
+        digest = _digest(items)
+        if items and digest in self._digests and not (self._unique and self._pages == 1):
             raise BadResponse("a page that came before: the supplier ignores which page is asked for")
-        if len(self._digests) >= _MOST_PAGES:
+        if self._pages >= _MOST_PAGES:
             raise BadResponse(f"a listing of more than {_MOST_PAGES} pages")
         self._digests.add(digest)
+        self._pages += 1
+        self.listed += len(items)
+        items = [item for item in items if self._first(item)] if self._unique else items
         self.count += len(items)
+        return items
+
+    def _first(self, item: Any) -> bool:
+        name = _at(item, self._unique)
+        if name is None or isinstance(name, list | dict):
+            raise BadResponse("a listing in which nothing tells one element from another")
+        digest, count = _digest(item), len(self._elements)
+        if self._elements.setdefault(str(name), digest) != digest:
+            raise BadResponse("an element that came before, and was another")
+        return len(self._elements) > count
 
 
-def _at(answer: Any, place: str) -> Any:
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(repr(value).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+
+
+def _at(answer: Any, place: Place) -> Any:
+    if callable(place):
+        return place(answer)
     for name in place.split(".") if place else ():
         answer = answer.get(name) if isinstance(answer, dict) else None
     return answer
 
 
-def _list(answer: Any, place: str) -> Sequence[Any]:
+def _list(answer: Any, place: Place) -> Sequence[Any]:
     found = _at(answer, place)
     if not isinstance(found, list):
-        raise BadResponse(f"there is no list at {place or 'the answer'}")
+        raise BadResponse(f"there is no list at {place}" if isinstance(place, str) and place else "there is no list")
     return found
 
 

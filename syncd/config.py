@@ -11,16 +11,16 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
 
-from syncd.errors import ConfigError, Problem, StartError
+from syncd.errors import ConfigError, Problem, StartError, nearest
 from syncd.model import NAME_PATTERN, SKU_PATTERN, Money, SecretText
 
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -395,7 +395,7 @@ def examine(path: Path) -> tuple[Settings | None, list[Problem]]:
     tree: dict[str, Any] = {}
     origins: dict[str, Path] = {}
     for file in (path, *sorted((path.parent / "conf.d").glob("*.toml"))):
-        found = _read(file, problems)
+        found = read_toml(file, problems)
         if found is not None:
             _merge(tree, found, origins, file, problems)
     if problems and not tree:
@@ -422,9 +422,10 @@ def diff(old: Settings, new: Settings) -> list[str]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(file: Path, problems: list[Problem]) -> dict[str, Any] | None:
+def read_toml(file: Path, problems: list[Problem], parse_float: Callable[[str], Any] = float) -> dict[str, Any] | None:
+    """A file's tables; None where it cannot be read, with the reason among the problems."""
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"), parse_float=parse_float)
     except FileNotFoundError:
         problems.append(Problem(str(file), "", "there is no such file", "make one with: syncd init"))
     except UnicodeDecodeError:
@@ -554,51 +555,49 @@ def _bundled(name: str) -> Path:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
+def explained(item: Any, root: type[BaseModel], what: str, manual: str) -> tuple[str, str]:
+    """(what is wrong, what to do) of one item of a ValidationError, in a file of ``what`` that ``manual`` describes."""
+    context, message = item.get("ctx", {}), str(item["msg"]).removeprefix("Value error, ")
+    match item["type"]:
+        case "extra_forbidden":
+            return f"there is no such {what}", nearest(str(item["loc"][-1]), words_at(root, item["loc"][:-1]))
+        case "missing":
+            return "it is missing", "add it"
+        case "literal_error":
+            return f"it is none of {context['expected']}", "name one of them"
+    return message, context.get("fix", f"correct it; {manual} has every {what}")
+
+
 def _explained(item: Any, origins: Mapping[str, Path], file: Path) -> Problem:
     loc = [str(part) for part in item["loc"]]
     path = ".".join(loc)
-    kind = item["type"]
-    message, fix = str(item["msg"]).removeprefix("Value error, "), "correct it; docs/configuration.md has every setting"
-    if kind == "extra_forbidden":
-        names = _names(loc[:-1])
-        near = difflib.get_close_matches(loc[-1], names, 1)
-        message = "there is no such setting"
-        fix = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(names))}"
-    elif kind == "missing":
-        message, fix = "it is missing", "add it"
-    elif kind == "model_type" and any(_SECRET_WORDS.search(part) for part in loc[-1:]):
+    message, fix = explained(item, Settings, "setting", "docs/configuration.md")
+    if item["type"] == "model_type" and any(_SECRET_WORDS.search(part) for part in loc[-1:]):
         message = "a secret is never written into the configuration"
         fix = f'{loc[-1]} = {{ credential = "NAME" }}, {{ file = "PATH" }} or {{ env = "NAME" }}'
-    elif ":" in message and kind == "value_error":
+    elif ":" in message and item["type"] == "value_error":
         message, _, fix = message.partition(": ")
-    elif kind == "string_pattern_mismatch":
+    elif item["type"] == "string_pattern_mismatch":
         message, fix = "this name has characters that it may not have", f"it has to match {item['ctx']['pattern']}"
     return Problem(str(_origin(origins, path, file)), path, message, fix)
 
 
-def _names(loc: list[str]) -> list[str]:
-    """The settings that a table may have."""
-    model: type[BaseModel] = Settings
-    tables: dict[str, type[BaseModel]] = {"suppliers": Supplier, "products": Product, "shops": Shop}
-    if loc[:1] == ["products"] and loc[2:3] == ["offers"]:
-        return list(ProductOffer.model_fields)
-    for part in loc:
-        if model is Settings and part in tables:
-            model = tables[part]
-            break
-        field = model.model_fields.get(part)
-        kinds = [kind for kind in _arguments(field.annotation) if issubclass(kind, BaseModel)] if field else []
-        if not kinds:
-            return []
-        model = kinds[0]
-    return [name for name, field in model.model_fields.items() if not field.exclude]
+def words_at(annotation: Any, loc: Iterable[object]) -> set[str]:
+    """The words of the table at a place of a validation error, in models of models, lists and dicts of them."""
+    models = list(_models(annotation))
+    fields = {field.alias or name: field for model in models for name, field in model.model_fields.items()}
+    places = iter(loc)
+    for part in places:
+        if part in fields:
+            return words_at(fields[str(part)].annotation, places)
+    return {name for name, field in fields.items() if not field.exclude}
 
 
-def _arguments(annotation: Any) -> list[type]:
-    inner = getattr(annotation, "__args__", None)
-    if inner and not isinstance(annotation, type):
-        return [kind for argument in inner for kind in _arguments(argument)]
-    return [annotation] if isinstance(annotation, type) else []
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def _crosscheck(settings: Settings) -> list[Problem]:
@@ -700,7 +699,7 @@ def _with_csv(settings: Settings, origins: dict[str, Path], problems: list[Probl
     if file is None:
         return settings
     products = dict(settings.products)
-    columns = _names(["products"])
+    columns = sorted(words_at(Settings, ["products"]))
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):

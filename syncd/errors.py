@@ -5,7 +5,8 @@ A message says what is wrong and where; ``hint`` says what to do. Neither ever c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
@@ -43,6 +44,13 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.file}: {self.path}" if self.path else self.file
         return f"{where}: {self.message}" + (f" -> {self.fix}" if self.fix else "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to do about a word that there is not: ``did you mean …?``, or what there is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'nothing'}"
 
 
 class ConfigError(SyncdError):

@@ -307,6 +307,17 @@ class Answer:
         raise BadResponse(f"{self._what}: {wrong}")
 
 
+def _busy(answer: Answer, again: Callable[[Answer], object]) -> Transient | None:
+    """What an adapter has against an answer, if that is worth another try."""
+    try:
+        again(answer)
+    except Transient as error:
+        return error.with_traceback(None)  # its frames hold the body
+    except AdapterError:
+        pass  # the adapter meets it again, and raises it itself
+    return None
+
+
 def _kind(value: object) -> str:
     kinds = {list: "list", str: "text", bool: "truth value", type(None): "null"}
     return kinds.get(type(value), "number")
@@ -335,6 +346,7 @@ class _Plan:
     expect: Collection[int]
     reads: bool
     auth: Authenticator
+    again: Callable[[Answer], object] | None = None
 
     @property
     def path(self) -> str:
@@ -368,6 +380,7 @@ class _Http:
         headers: Mapping[str, str] | None = None,
         expect: Collection[int] = (),
         reads: bool = False,
+        again: Callable[[Answer], object] | None = None,
     ) -> Answer:
         """Send one request (`syncd.adapter.Http.request`)."""
         method = method.upper()
@@ -381,6 +394,7 @@ class _Http:
             expect,
             reads or method in _NO_BODY,
             self._auth,
+            again,
         )
         del path, query, json, form, content, headers, own, body  # a traceback with locals shows none of it
         return await self._client.perform(plan)
@@ -718,6 +732,8 @@ class Client:
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}
             outcome = self._outcome(Answer(response.status_code, headers, content, what), plan, what)
+            if isinstance(outcome, Answer) and plan.again and call.verb in READING:
+                outcome = _busy(outcome, plan.again) or outcome
             if isinstance(outcome, Auth | RateLimited):
                 trail.left = False  # refused at the door: that bought nothing
             return outcome

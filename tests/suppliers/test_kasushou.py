@@ -33,7 +33,9 @@ from syncd.adapter import (
     PriceChanged,
     RateLimited,
     Refused,
+    Request,
     SecretText,
+    Signed,
     Stock,
     Transient,
     Webhook,
@@ -122,11 +124,9 @@ def ordered(status, **more):
 
 def test_the_documents_vector_comes_out():
     body = '{"day":10,"external_orderno":"","ordersn":"D100759082558859640832"}'
-    sign = KIND.definition.auth.of(
-        KIND.definition.auth.text,
-        {"timestamp": "1696645385740", "body": body},
-        SecretText("H0YnuPpcVtx7rQdMTbjN6932s5oDOqFa"),
-    )
+    auth, key = KIND.definition.auth, SecretText("H0YnuPpcVtx7rQdMTbjN6932s5oDOqFa")
+    sent = Request("POST", "/", {}, body.encode(), {}, NOW)
+    sign = Signed(auth.hash, auth.text, key).of(sent, timestamp="1696645385740")
     assert sign == "15b8f541eb10e3fbb33efd92c8d52d50ddca0784"
     assert sign == signature("1696645385740", body, "H0YnuPpcVtx7rQdMTbjN6932s5oDOqFa")  # the loopback platform agrees
 
@@ -237,6 +237,22 @@ def test_P1_an_offer_is_gone_only_when_the_supplier_says_so(answer, error):
     with linked(Script(answer)) as link, pytest.raises(error) as raised:
         link.call("get_offer", "12")
     assert type(raised.value) is error
+
+
+def test_a_busy_platform_is_asked_again_by_the_client_and_an_order_is_not():
+    script = Script(failed("系统错误", 500), failed("请求过于频繁"), ok({"balance": "1.00"}))
+    with linked(script) as link:
+        assert link.call("get_balance") == Money(Decimal("1.00"), "CNY")
+    assert len(script.sent) == 3
+    script = Script(failed("系统错误", 500))
+    with linked(script) as link, pytest.raises(Transient):
+        link.call("get_balance")
+    assert len(script.sent) == 4
+    for verb, asked in (("get_order", "D1"), ("find_order", "AB12"), ("place_order", buy())):
+        script = Script(failed("系统错误", 500))
+        with linked(script) as link, pytest.raises((Transient, OutcomeUnknown)):
+            link.call(verb, asked)
+        assert len(script.sent) == 1
 
 
 # --- buying -----------------------------------------------------------------------------------------------------------

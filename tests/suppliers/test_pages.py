@@ -92,6 +92,39 @@ async def test_P1_half_a_listing_is_none(tree, said):
         await read(by_number(ask, "l", total="t"))
 
 
+def asked(*trees):
+    turn = iter(trees)
+
+    async def ask(_place):
+        return answer(next(turn))
+
+    return ask
+
+
+async def test_places_may_be_functions_and_a_listing_may_say_which_page_is_its_last():
+    one, two = {"l": [1, 2], "end": False, "t": 3}, {"l": [3], "end": True, "t": 3}
+    assert await read(by_number(asked(one, two), lambda tree: tree["l"], last="end", total="t")) == [[1, 2], [3]]
+    assert await read(by_offset(asked(one, two), "l", last=lambda tree: tree["end"])) == [[1, 2], [3]]
+    for trees in ([one | {"end": True}], [one, {"l": [], "end": False, "t": 3}], [one | {"end": None}]):
+        with pytest.raises(BadResponse):
+            await read(by_number(asked(*trees), "l", last="end", total="t"))
+
+
+async def test_an_element_that_came_before_is_passed_over_unless_it_was_another():
+    a, b, c = ({"id": number, "n": 1} for number in "abc")
+    first, end = {"l": [a, b]}, {"l": []}
+    assert await read(by_number(asked(first, first, {"l": [b, c]}, end), "l", unique="id")) == [[a, b], [], [c]]
+    for trees in (
+        [{"l": [a]}, {"l": [b]}, {"l": [a]}],  # only the second page may be the first one again
+        [{"l": [a]}, {"l": [a | {"n": 2}]}],
+        [{"l": [{"n": 1}]}],
+        [{"l": [{"id": [1]}]}],
+        [first, first, first],
+    ):
+        with pytest.raises(BadResponse):
+            await read(by_number(asked(*trees), "l", unique="id"))
+
+
 async def test_P1_a_page_that_repeats_ends_it_whatever_the_way():
     async def ask(_place):
         return answer({"l": ["x"], "next": "a"})

@@ -1,35 +1,50 @@
 """What can be read out of an answer: each kind of value is a table of words, and reads itself.
 
 ``read`` gives None for what is not there, and raises BadResponse, without the value in it, for what is not as the
-definition says. ``what`` names the value for that message.
+definition says.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
-from zoneinfo import ZoneInfo
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
-from syncd.adapter import UNKNOWN, UNLIMITED, BadResponse, Money, OrderStatus, RawKey, Stock, money
-from syncd.config import Zone
-from syncd.model import SecretText
-from syncd.suppliers.declarative.texts import Select, Selection, plain, wrong
+from syncd.adapter import UNKNOWN, UNLIMITED, BadResponse, Money, OrderStatus, RawKey, Stock, money, select
+from syncd.placeholders import plain
 
-HANDED_OVER: Final = ("partial", "completed")
-"""The statuses in which keys are looked at: the status comes before the keys."""
+T = TypeVar("T")
+Select = Annotated[Callable[[Any], Any], PlainValidator(select)]
+WHOLE: Final = select("@")
+"""The answer itself."""
+
+
+def wrong(message: str, fix: str) -> PydanticCustomError:
+    """A problem of a definition, with what to do about it."""
+    return PydanticCustomError("definition", "{message}", {"message": message, "fix": fix})
 
 
 class Words(BaseModel):
     """A table of a definition: a closed set of words."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Values that have to be there once the file names them."""
+
+    def values(self, data: Any) -> dict[str, Any]:
+        """What is there of the values among the words, by their names."""
+        found: dict[str, Any] = {}
+        for name, value in self:
+            try:
+                found[name] = value.read(data) if isinstance(value, Value) else None
+            except BadResponse as error:
+                raise BadResponse(f"{name}: {error.message}") from None
+            if name in self.needs and value and found[name] in (None, ""):
+                raise BadResponse(f"{name} is missing")
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Value(Words):
@@ -41,7 +56,7 @@ class Value(Words):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: object) -> object:
-        return {"at": value} if isinstance(value, str | Selection) else value
+        return {"at": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> Value:
@@ -50,51 +65,28 @@ class Value(Words):
             raise wrong("it has no source, or one too many", "name exactly one of at, value, join; unknown has none")
         return self
 
-    def pick(self, data: Any, what: str) -> Any:
+    def pick(self, data: Any) -> Any:
         """The scalar; None when it is missing. Raises BadResponse for a list or an object."""
         found = self.at(data) if self.at else getattr(self, "value", None)
         if isinstance(found, list | dict):
-            raise BadResponse(f"{what} is a list or an object")
+            raise BadResponse("a list or an object instead of one value")
         return None if found is None or plain(found) in map(plain, self.none_when) else found
+
+    def read(self, data: Any) -> Any:
+        """The value."""
+        raise NotImplementedError
 
 
 class TextValue(Value):
     """A text, exactly as it came."""
 
     value: str | None = None
-    join: list[Select] = []
+    join: list[Value] = []
     between: str = ""
-    decode: Literal["base64"] | None = None
 
-    def read(self, data: Any, what: str) -> str | None:
-        """The text."""
-        if self.join:
-            parts = [path(data) for path in self.join]
-            if any(isinstance(part, list | dict) for part in parts):
-                raise BadResponse(f"{what} is a list or an object")
-            return None if None in parts else self.between.join(plain(part) for part in parts)
-        found = self.pick(data, what)
-        try:
-            return found if found is None else self.data(found, what).decode() if self.decode else plain(found)
-        except UnicodeDecodeError:
-            pass
-        raise BadResponse(f"{what} is base64 of something else than text")
-
-    def need(self, data: Any, what: str) -> str:
-        """The text. Raises BadResponse when there is none, or an empty one."""
-        found = self.read(data, what)
-        if not found:
-            raise BadResponse(f"{what} is missing")
-        return found
-
-    @staticmethod
-    def data(found: Any, what: str) -> bytes:
-        """The bytes of a text in base64."""
-        try:
-            return base64.b64decode("".join(plain(found).split()), validate=True)
-        except ValueError:
-            pass
-        raise BadResponse(f"{what} is not base64")
+    def read(self, data: Any) -> str | None:  # noqa: D102
+        parts = [one.pick(data) for one in self.join or [self]]
+        return None if None in parts else self.between.join(map(plain, parts))
 
 
 class WholeValue(Value):
@@ -102,14 +94,9 @@ class WholeValue(Value):
 
     value: int | None = None
 
-    def read(self, data: Any, what: str) -> int | None:
-        """The number."""
-        found = self.pick(data, what)
-        try:
-            return found if found is None else Stock.exact(found).quantity
-        except BadResponse:
-            pass
-        raise BadResponse(f"{what} is no whole number")
+    def read(self, data: Any) -> int | None:  # noqa: D102
+        found = self.pick(data)
+        return None if found is None else Stock.exact(found).quantity
 
 
 class MoneyValue(Value):
@@ -127,104 +114,66 @@ class MoneyValue(Value):
             raise wrong("an amount needs its currency", "name exactly one of currency, currency_at")
         return self
 
-    def read(self, data: Any, what: str) -> Money | None:
-        """The amount."""
-        found = self.pick(data, what)
+    def read(self, data: Any) -> Money | None:  # noqa: D102
+        found = self.pick(data)
         if found is None:
             return None
         currency = str(self.currency_at(data)) if self.currency_at else self.currency or ""
         amount = money(found, currency).amount
-        if self.percent:
-            amount += amount * self._more(self.percent(data), what) / 100
-        if self.plus:
-            amount += self._more(self.plus(data), what)
-        return Money(amount.scaleb(-self.scale), currency)
-
-    @staticmethod
-    def _more(found: Any, what: str) -> Decimal:
-        """What is charged on top. A missing one is refused: nobody knows then what it costs."""
-        more = money(found, "XXX").amount
-        if more < 0:
-            raise BadResponse(f"{what}: what is charged on top is below 0")
-        return more
+        # One that is missing is refused: nobody knows then what it costs.
+        percent, plus = (money(at(data), currency).amount if at else Decimal(0) for at in (self.percent, self.plus))
+        if percent < 0 or plus < 0:
+            raise BadResponse("what is charged on top is below 0")
+        return Money((amount + amount * percent / 100 + plus).scaleb(-self.scale), currency)
 
 
-class FlagValue(Value):
-    """Yes or no: JSON's own, or by ``map``."""
+class Mapped(Value, Generic[T]):
+    """One of a closed set: the supplier's values, as text, to ours."""
 
-    value: bool | None = None
-    map: dict[str, bool] = {}
-    unmapped: bool | None = None
+    value: T | None = None
+    map: dict[str, T] = {}
+    unmapped: T | None = None
 
-    def read(self, data: Any, what: str) -> bool:
-        """Whether it is so. Raises BadResponse when nobody says it."""
-        found = self.pick(data, what)
-        known = self.map.get(plain(found), self.unmapped) if self.map and found is not None else found
-        if not isinstance(known, bool):
-            raise BadResponse(f"{what} is neither yes nor no")
-        return known
-
-
-class TimeValue(Value):
-    """A moment: rfc3339, unix, unix_ms, or a pattern; in the supplier's zone where it says none."""
-
-    format: str = "rfc3339"
-    zone: Zone | None = None
-
-    def read(self, data: Any, what: str, zone: ZoneInfo) -> datetime | None:
-        """The moment, in UTC."""
-        found = self.pick(data, what)
-        if found is None:
-            return None
-        try:
-            if self.format in {"unix", "unix_ms"}:
-                return datetime.fromtimestamp(float(found) / (1000 if self.format == "unix_ms" else 1), UTC)
-            rfc = self.format == "rfc3339"
-            read = datetime.fromisoformat(found) if rfc else datetime.strptime(found, self.format)  # noqa: DTZ007 - below
-            return read.replace(tzinfo=read.tzinfo or (ZoneInfo(self.zone) if self.zone else zone)).astimezone(UTC)
-        except (ValueError, TypeError, OverflowError, OSError):
-            pass
-        raise BadResponse(f"{what} is no time of the form {self.format}")
+    def read(self, data: Any) -> T:
+        """Ours. Raises BadResponse where there is none: a value that is absent or not mapped is never guessed."""
+        found = self.pick(data)
+        ours = None if found is None else self.map.get(plain(found), self.unmapped)
+        ours = ours if self.value is None else self.value
+        if ours is None:
+            raise BadResponse("a value that the definition does not map")
+        return ours
 
 
-class StockValue(Value):
-    """How much there is: a number, a word, as much as one likes, or nobody knows."""
+class FlagValue(Mapped[bool]):
+    """Yes or no."""
+
+    map: dict[str, bool] = {"true": True, "false": False}
+
+
+class StatusValue(Mapped[OrderStatus]):
+    """Where an order stands; never completed unless the definition says so."""
+
+    unmapped: Literal["pending"] | None = None
+
+
+class StockValue(Mapped[Literal["out", "low", "plenty", "unlimited", "unknown"]]):
+    """How much there is. One that is missing is refused: unknown is not zero, and has to be said (P1)."""
 
     kind: Literal["exact", "coarse", "unlimited", "unknown"] = "exact"
     unlimited: int | None = None
-    map: dict[str, Literal["out", "low", "plenty", "unlimited", "unknown"]] = {}
 
-    def read(self, data: Any, what: str) -> Stock:
-        """The stock. A missing one is refused: unknown is not zero, and has to be said (P1)."""
-        found = self.pick(data, what) if self.at else None
-        if self.kind == "exact" and not (found is None and self.none_when):
+    def read(self, data: Any) -> Any:  # noqa: D102
+        found = self.pick(data)
+        if found is None and self.none_when:
+            return UNKNOWN
+        if self.kind == "exact":
             return Stock.exact(found, unlimited=self.unlimited)
-        level = self.map.get(plain(found)) if self.kind == "coarse" and found is not None else self.kind
-        if level is None or (level == "coarse" and not self.none_when):
-            raise BadResponse(f"{what} is a word that the definition does not map")
-        if level == "out" or level == "low" or level == "plenty":  # noqa: PLR1714 - mypy narrows this form alone
-            return Stock.coarse(level)
-        return UNLIMITED if level == "unlimited" else UNKNOWN
-
-
-class StatusValue(Value):
-    """Where an order stands."""
-
-    value: OrderStatus | None = None
-    map: dict[str, OrderStatus] = {}
-    unmapped: Literal["refuse", "pending"] = "refuse"
-
-    def read(self, data: Any, what: str) -> OrderStatus:
-        """The status; never completed unless the definition says so."""
-        found = self.pick(data, what)
-        status = self.value or (None if found is None else self.map.get(plain(found)))
-        if status is None and (found is None or self.unmapped == "refuse"):
-            raise BadResponse(f"{what} is one that the definition does not map")
-        return status or "pending"
+        level: Any = super().read(data) if self.kind == "coarse" else self.kind
+        return {"unlimited": UNLIMITED, "unknown": UNKNOWN}.get(level) or Stock.coarse(level)
 
 
 def one_or_more(value: object) -> object:
-    """A table alone where a list of them may stand."""
+    """A thing alone where a list of them may stand."""
     return value if isinstance(value, list) else [value]
 
 
@@ -234,35 +183,29 @@ Flags = Annotated[list[FlagValue], BeforeValidator(one_or_more)]
 class KeyValues(Words):
     """Keys, exactly as they came (K14)."""
 
-    each: Select = Field(default="@", validate_default=True)
+    needs = frozenset({"text"})
+    each: Select = WHOLE
     text: TextValue | None = None
     fields: dict[str, TextValue] = {}
-    image: TextValue | None = None
     id: TextValue | None = None
     expires: TextValue | None = None
 
     @model_validator(mode="after")
     def _one_shape(self) -> KeyValues:
-        if sum(bool(part) for part in (self.text, self.fields, self.image)) != 1:
-            raise wrong("a key is a text, fields or an image", "name exactly one of text, fields, image")
+        if bool(self.text) == bool(self.fields):
+            raise wrong("a key is a text, or fields", "name exactly one of text, fields")
         return self
 
-    def read(self, data: Any, what: str) -> Iterator[RawKey]:
+    def keys(self, data: Any) -> Iterator[RawKey]:
         """The keys. Where no list is, there are none; something else in its place is refused."""
-        found = self.each(data)
-        if not isinstance(found, list | None):
-            raise BadResponse(f"{what}: the keys are no list")
-        for one in found or ():
-            read = {name: SecretText(value.read(one, what) or "") for name, value in self.fields.items()}
-            if self.fields and not any(value.reveal() for value in read.values()):
-                raise BadResponse(f"{what}: a key without any of its fields")
-            yield RawKey(
-                text=SecretText(self.text.need(one, f"{what}: the text of a key")) if self.text else None,
-                fields=read or None,
-                image=self.image.data(self.image.need(one, what), f"{what}: a picture") if self.image else None,
-                id=(self.id and self.id.read(one, what)) or "",
-                expires=(self.expires and self.expires.read(one, what)) or "",
-            )
+        listed = self.each(data)
+        if not isinstance(listed, list | None):
+            raise BadResponse("the keys are no list")
+        for one in listed or ():
+            fields = {name: value.read(one) or "" for name, value in self.fields.items()}
+            if self.fields and not any(fields.values()):
+                raise BadResponse("a key without any of its fields")
+            yield RawKey.card(fields, **self.values(one)) if fields else RawKey.of(**self.values(one))
 
 
 Keys = Annotated[list[KeyValues], BeforeValidator(one_or_more)]

@@ -1,41 +1,27 @@
 """The vocabulary of a definition: every word that a file may use. docs/declarative.md describes each, with examples.
-
-Placeholders are checked here against what has a value at their place; ``loading`` turns what is wrong into problems.
+Placeholders are checked here against what has a value at their place.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, create_model
 
-from syncd.adapter import Promises, SecretText
+from syncd import adapter as sdk
 from syncd.config import Supplier
+from syncd.errors import nearest
+from syncd.placeholders import forms, slots
 from syncd.suppliers.declarative import values
-from syncd.suppliers.declarative.texts import (
-    NOTHING,
-    Body,
-    Credential,
-    Fixed,
-    Select,
-    Template,
-    Text,
-    checked,
-    nearest,
-    one_setting,
-    slots_in,
-    wrong,
-)
-from syncd.suppliers.declarative.values import Words, one_or_more
+from syncd.suppliers.declarative.values import WHOLE, Select, Words, one_or_more, wrong
 
 Verb = Literal[
     "check", "list_offers", "get_offer", "get_balance", "place_order", "get_order", "find_order", "fetch_keys",
-    "return_keys", "complain",
+    "complain",
 ]  # fmt: skip
 Outcome = Literal[
     "Refused", "OutOfStock", "PriceChanged", "InsufficientBalance", "NotForSale", "OutcomeUnknown", "Auth",
@@ -43,127 +29,121 @@ Outcome = Literal[
 ]  # fmt: skip
 
 
-class Variant(Words):
-    """A table whose ``type`` says which other words it needs and which it may have."""
-
-    takes: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    type: str
-
-    @model_validator(mode="after")
-    def _fits(self) -> Variant:
-        needs, may = (set(words.split()) for words in self.takes[self.type])
-        given = self.model_fields_set - {"type"}
-        for name in sorted(given - needs - may):
-            raise wrong(f"{name} does not belong to type {self.type}", nearest(name, needs | may))
-        for name in sorted(needs - given):
-            raise wrong(f"type {self.type} needs {name}", "add it")
-        return self
+def checked(value: Any, info: ValidationInfo, known: Iterable[str] = (), *, secret: bool = True) -> Any:
+    """The same, or a problem: a placeholder that has no meaning here. ``secret``: whether a secret setting has one."""
+    context: Any = info.context
+    names = {*known, *context["settings"], *(context["data"] if "offer.sku" in known else ())}
+    for name, form in slots(value):
+        if name not in names and f"{name.partition('.')[0]}.*" not in names:
+            raise wrong(f"there is no {{{name}}} here", nearest(name, names))
+        if not secret and context["settings"].get(name, "").startswith("secret"):
+            raise wrong(f"{{{name}}} is a secret, and an address ends up in logs", "use [auth], or a body")
+        if form and form not in forms(name) and not ("unix" in forms(name) and "%" in form):
+            raise wrong(f"{{{name}}} has no form {form!r}", f"its forms: {', '.join(forms(name))}")
+    return value
 
 
-class Setting(Variant):
+def knows(*names: str) -> AfterValidator:
+    """Texts in which these placeholders may stand, and settings."""
+    return AfterValidator(lambda value, info: checked(value, info, names))
+
+
+def one_setting(*types: str) -> AfterValidator:
+    """A text that is ``{settings.NAME}`` of one of these types and nothing else."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        context: Any = info.context
+        if isinstance(value, str) and context["settings"].get(value[1:-1]) not in types:
+            raise wrong(f"this is not one setting of type {types[0]}", f"{{settings.NAME}} of a {types[0]} setting")
+        return value
+
+    return AfterValidator(check)
+
+
+Fixed = Annotated[str, knows()]
+"""A text in which only settings may stand."""
+Credential = Annotated[str, one_setting("secret")]
+
+
+class Setting(Words):
     """One setting that a supplier's table has to have, or may have where it has a default."""
 
-    takes = dict.fromkeys(("text", "url", "bool", "number"), ("", "default help")) | {
-        "secret": ("", "help"),
-        "choice": ("choices", "default help"),
-    }
-    type: Literal["text", "secret", "url", "choice", "bool", "number"]
-    default: Any = None
+    type: Literal["text", "secret", "secrets", "url", "choice", "bool", "number"]
+    default: str | bool | int | None = None
     choices: list[str] = []
     help: str = ""
 
-    @model_validator(mode="after")
-    def _default_fits(self) -> Setting:
-        kind: Any = {"bool": bool, "number": int}.get(self.type, str)
-        if self.default is not None and type(self.default) is not kind:
-            raise wrong("its default is of another type", f"give a {self.type}")
-        if self.choices and self.default not in {None, *self.choices}:
-            raise wrong("its default is none of its choices", f"one of {', '.join(self.choices)}")
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Setting:
+        if (self.type == "choice") != bool(self.choices):
+            raise wrong("a choice has choices, and nothing else has", "name them, or take them out")
+        kind = {"bool": bool, "number": int, "secret": None, "secrets": None}.get(self.type, str)
+        fits = type(self.default) is kind and (not self.choices or self.default in self.choices)
+        if self.default is not None and not fits:
+            raise wrong(f"that is no default of a {self.type}", "a secret has none, a choice has one of its choices")
         return self
 
 
-class _PromiseWords(Words):
+class PromiseWords(Words):
+    """`Promises`, without what the requests tell."""
+
     same_reference_same_order: bool = False
     exact_stock: bool = False
     serial_trades: bool = False
     repeat_after: Annotated[float | None, Field(strict=False, gt=0)] = None
-    reference_length: int = Field(default=Promises().reference_length, ge=8, le=19)
-    reference_alphabet: str = Field(default=Promises().reference_alphabet, min_length=10)
+    reference_length: int = Field(default=sdk.Promises().reference_length, ge=8, le=19)
+    reference_alphabet: str = Field(default=sdk.Promises().reference_alphabet, min_length=10)
 
 
-class Signature(Words):
-    """How a signature comes about."""
+class Auth(Words):
+    """What proves who we are: one of five classes of the interface, whose arguments are the words."""
 
+    makes: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "api_key": sdk.ApiKey,
+        "bearer": sdk.Bearer,
+        "basic": sdk.Basic,
+        "oauth2": sdk.OAuth2,
+        "signed": sdk.Signed,
+    }
+    type: Literal["api_key", "bearer", "basic", "oauth2", "signed"]
+    key: Credential = ""
+    header: str = ""
+    query: str = ""
+    token: Credential = ""
+    user: Fixed = ""
+    password: Credential = ""
+    token_url: Fixed = ""
+    client_id: Fixed = ""
+    client_secret: Credential = ""
+    extra: dict[str, Fixed] = {}
+    send_as: Literal["form", "json", "query"] = "form"
     hash: Literal["hmac_sha256", "md5", "sha1"] = "hmac_sha256"
-    secret: Credential = NOTHING
+    secret: Credential = ""
+    text: Annotated[str, knows("method", "path", "body", "body_md5", "fields", "json", "secret", "timestamp")] = ""
+    timestamp: Literal["s", "ms"] = "s"
     encoding: Literal["hex", "base64"] = "hex"
+    headers: Annotated[dict[str, str], knows("signature", "timestamp")] = {}
     without: list[str] = []
     only: list[str] = []
 
-    def of(self, text: Template, names: Mapping[str, Any], secret: SecretText) -> str:
-        """The signature of a text."""
-        data = text.line({**names, "secret": secret}).encode()
-        if self.hash == "hmac_sha256":
-            digest = hmac.new(secret.reveal().encode(), data, hashlib.sha256).digest()
-        else:
-            digest = hashlib.new(self.hash, data, usedforsecurity=False).digest()
-        return digest.hex() if self.encoding == "hex" else base64.b64encode(digest).decode()
-
-    def signed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that are a part of what is signed."""
-        names = set(self.only or fields) - set(self.without)
-        return {name: value for name, value in fields.items() if name in names}
-
-
-class Auth(Signature, Variant):
-    """What proves who we are: one of five."""
-
-    takes = {
-        "api_key": ("key", "header query"),
-        "bearer": ("token", ""),
-        "basic": ("user password", ""),
-        "oauth2": ("token_url client_id client_secret", "extra send_as"),
-        "signed": ("hash text secret", "encoding timestamp headers add without only"),
-    }
-    type: Literal["api_key", "bearer", "basic", "oauth2", "signed"]
-    key: Credential = NOTHING
-    header: str = "X-Api-Key"
-    query: str = ""
-    token: Credential = NOTHING
-    user: Fixed = NOTHING
-    password: Credential = NOTHING
-    token_url: Fixed = NOTHING
-    client_id: Fixed = NOTHING
-    client_secret: Credential = NOTHING
-    extra: dict[str, Fixed] = {}
-    send_as: Literal["form", "json", "query"] = "form"
-    text: Text = NOTHING
-    timestamp: Literal["s", "ms"] = "s"
-    headers: dict[str, Text] = {}
-    add: dict[str, Text] = {}
-
-    @field_validator("text", "headers", "add")
-    @classmethod
-    def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        own = (
-            ("method", "path", "body", "body_md5", "fields", "secret") if info.field_name == "text" else ("signature",)
-        )
-        return checked(value, info, (*own, "timestamp"))
-
-    @model_validator(mode="after")
-    def _placed(self) -> Auth:
-        if self.type != "signed":
-            return self
-        if bool(self.headers) == bool(self.add):
-            raise wrong("signature and timestamp go to one place", "use headers or add; [headers] takes the rest")
-        if [slot.name for slot in slots_in([self.headers, self.add])].count("signature") != 1:
-            raise wrong("the signature goes nowhere, or twice", "name {signature} once")
-        if self.add and {slot.name for slot in self.text.slots} & {"body", "body_md5"}:
-            raise wrong("a body that holds its own signature cannot be signed as a whole", "sign {fields}")
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Auth:
+        try:
+            inspect.signature(self.makes[self.type]).bind(**self.given())
+        except TypeError as error:
+            raise wrong(f"type {self.type}: {error}", "docs/declarative.md tells its words") from None
+        if self.type == "signed" and ("signature", "") not in slots(self.headers):
+            raise wrong("the signature goes nowhere", "name {signature} in headers")
         return self
 
+    def given(self) -> dict[str, Any]:
+        """The words that the file has, but for the type."""
+        return {name: getattr(self, name) for name in self.model_fields_set - {"type"}}
 
-class _AnswerWords(Words):
+
+class AnswerWords(Words):
+    """How every answer tells whether it went well."""
+
     success_when: Select | None = None
     code: Select | None = None
     message: Select | None = None
@@ -178,14 +158,14 @@ class Failure(Words):
     verbs: Annotated[list[Verb], BeforeValidator(one_or_more)] = []
     raise_: Outcome = Field(alias="raise")
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _sound(self) -> Failure:
         if not (self.status or self.code or self.message):
             raise wrong("it fits every failure", "name a status, a code or a message")
         if self.raise_ == "Absent" and self.verbs != ["find_order"]:
             raise wrong("Absent is an answer to find_order alone", 'add verbs = ["find_order"]')
         try:
-            re.compile(self.message.text if self.message and not self.message.slots else "")
+            re.compile("" if any(slots(self.message)) else self.message or "")
         except re.error as error:
             raise wrong(f"message is no regular expression: {error}", "correct it") from None
         return self
@@ -194,6 +174,7 @@ class Failure(Words):
 class OfferWords(Words):
     """How one listed thing reads."""
 
+    needs = frozenset({"sku", "title", "price"})
     sku: values.TextValue
     title: values.TextValue
     price: values.MoneyValue | None = None
@@ -204,7 +185,6 @@ class OfferWords(Words):
     step: values.WholeValue | None = None
     region: values.TextValue | None = None
     group: values.TextValue | None = None
-    updated_at: values.TimeValue | None = None
     data: dict[str, values.TextValue] = {}
     only: values.Flags = []
     expand: Select | None = None
@@ -213,6 +193,7 @@ class OfferWords(Words):
 class OrderWords(Words):
     """How an order reads."""
 
+    needs = frozenset({"id"})
     id: values.TextValue
     status: values.StatusValue
     reference: values.TextValue | None = None
@@ -222,23 +203,25 @@ class OrderWords(Words):
     keys: values.Keys = []
 
 
-class Pages(Variant):
+class Pages(Words):
     """How pages follow each other: one of five."""
 
-    takes = {
-        "none": ("", ""),
-        "page": ("", "first last total count unique"),
-        "offset": ("", "last total unique"),
-        "cursor": ("next", ""),
-        "next_link": ("next", ""),
-    }
     type: Literal["none", "page", "offset", "cursor", "next_link"] = "none"
-    first: Annotated[Any, one_setting("number", int)] = 1
+    first: Annotated[int | str, one_setting("number")] = 1
     last: Select | None = None
     total: Select | None = None
-    count: Select | None = None
     unique: Select | None = None
-    next: Select = Field(default="@", validate_default=True)
+    next: Select | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Pages:
+        counted = {"page": {"first", "last", "total", "unique"}, "offset": {"last", "total", "unique"}}
+        takes = {"none": set(), **counted}.get(self.type, {"next"})
+        if self.model_fields_set - {"type"} - takes or {"next"} & takes - self.model_fields_set:
+            raise wrong(
+                f"type {self.type} takes {' '.join(sorted(takes)) or 'nothing'}", "next is needed where it is one"
+            )
+        return self
 
 
 PAGED: Final = {"page", "offset", "cursor"}
@@ -249,147 +232,100 @@ class Call(Words):
 
     knows: ClassVar[tuple[str, ...]] = ()
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
-    path: Text
-    query: dict[str, Body] = {}
-    json_: dict[str, Body] | None = Field(None, alias="json")
-    form: dict[str, Body] | None = None
+    path: str
+    query: dict[str, Any] = {}
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    form: dict[str, Any] | None = None
     success_when: Select | None = None
 
-    @field_validator("path", "query", "json_", "form")
+    @pydantic.field_validator("path", "query", "json_", "form")
     @classmethod
     def _known(cls, value: Any, info: ValidationInfo) -> Any:
         known = {*cls.knows, "now", *(PAGED if "pages" in cls.model_fields else ())}
-        known |= {f"offer.data.{name}" for name in (info.context or {}).get("data", ()) if "offer.sku" in known}
         return checked(value, info, known, secret=info.field_name in {"json_", "form"})
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _sound(self) -> Call:
-        bodies = sum(body is not None for body in (self.json_, self.form))
-        if bodies > (self.method != "GET"):
+        if sum(body is not None for body in (self.json_, self.form)) > (self.method != "GET"):
             raise wrong("it has a body too many", 'keep one of json, form; a GET has none: method = "POST"')
-        pages: Pages = getattr(self, "pages", Pages())
-        if self.placeholders & PAGED != {pages.type} & PAGED:
-            uses = f"the request has to use {{{pages.type}}}" if pages.type in PAGED else "the request names a page"
-            raise wrong(f"pages are of type {pages.type}, and {uses}", "make pages and the request fit")
+        how = getattr(self, "pages", Pages()).type
+        if self.placeholders & PAGED != {how} & PAGED:
+            uses = f"it has to use {{{how}}}" if how in PAGED else "it must not name a page"
+            raise wrong(f"pages are of type {how}, and the request does not fit", uses)
         return self
 
     @property
     def placeholders(self) -> set[str]:
         """The names that the request uses."""
-        return {slot.name for slot in slots_in([self.path, self.query, self.json_, self.form])}
+        return {name for name, _ in slots([self.path, self.query, self.json_, self.form])}
 
 
-class _CheckCall(Call):
-    account: values.TextValue | None = None
-    balance: values.MoneyValue | None = None
+def _call(*known: str, **own: Any) -> Any:
+    """A verb's request: the placeholders that it has besides those of all, and the words of its own."""
+    return create_model("Call", __base__=Call, knows=(ClassVar[tuple[str, ...]], known), **own)
 
 
-class _BalanceCall(Call):
-    balance: values.MoneyValue
+_TEXT: Any = (values.TextValue | None, None)
+_OFFER: Any = {"offer": (OfferWords | None, None)}
+_ORDER: Any = {"item": (Select, WHOLE), "order": (OrderWords | None, None)}
+_PAGES: Any = {"items": (Select, WHOLE), "pages": (Pages, Pages())}
+CALLS: Final[dict[str, Any]] = {
+    "check": _call(account=_TEXT, balance=(values.MoneyValue | None, None)),
+    "list_offers": _call("since", **_PAGES, **_OFFER),
+    "get_offer": _call("sku", "sku.*", item=(Select, WHOLE), **_OFFER),
+    "get_balance": _call(balance=(values.MoneyValue, ...), needs=(ClassVar[frozenset[str]], frozenset({"balance"}))),
+    "place_order": _call("reference", "quantity", "offer.sku", "max_unit_cost", "callback_url", **_ORDER),
+    "get_order": _call("order.id", **_ORDER),
+    "find_order": _call("reference", **_ORDER, empty_is_absent=(Annotated[bool | str, one_setting("bool")], False)),
+    "fetch_keys": _call("order.id", "order.reference", **_PAGES, keys=(values.Keys, ...)),
+    "complain": _call("order.id", "text", id=_TEXT),
+}
+_CALLS: dict[str, Any] = {verb: (call | None, None) for verb, call in CALLS.items()}
+_Verbs: Any = create_model("Verbs", __base__=Words, **_CALLS)
+_CAME: Final = ("field.*", "header.*", "query.*")
+_HASHED: Final = knows(*_CAME, "method", "path", "body", "body_md5", "fields", "json", "secret")
 
 
-class _Paged(Call):
-    items: Select = Field(default="@", validate_default=True)
-    pages: Pages = Pages()
-
-
-class _ListCall(_Paged):
-    knows = ("since",)
-    offer: OfferWords | None = None
-
-
-class _KeysCall(_Paged):
-    knows = ("order.id", "order.reference")
-    keys: values.Keys
-
-
-class _Single(Call):
-    item: Select = Field(default="@", validate_default=True)
-
-
-class _OfferCall(_Single):
-    knows = ("sku", "sku.*")
-    offer: OfferWords | None = None
-
-
-class _PlaceCall(_Single):
-    knows = ("reference", "quantity", "offer.sku", "max_unit_cost", "callback_url")
-    order: OrderWords | None = None
-
-
-class _GetCall(_Single):
-    knows = ("order.id",)
-    order: OrderWords | None = None
-
-
-class _FindCall(_Single):
-    knows = ("reference",)
-    order: OrderWords | None = None
-    empty_is_absent: Annotated[Any, one_setting("bool", bool)] = False
-
-
-class _ReturnCall(Call):
-    knows = ("order.id", "key_ids")
-    each: Select
-    id: values.TextValue
-    taken: values.FlagValue
-
-
-class _ComplainCall(Call):
-    knows = ("order.id", "text")
-    id: values.TextValue | None = None
-
-
-class _VerbWords(Words):
-    check: _CheckCall | None = None
-    list_offers: _ListCall | None = None
-    get_offer: _OfferCall | None = None
-    get_balance: _BalanceCall | None = None
-    place_order: _PlaceCall | None = None
-    get_order: _GetCall | None = None
-    find_order: _FindCall | None = None
-    fetch_keys: _KeysCall | None = None
-    return_keys: _ReturnCall | None = None
-    complain: _ComplainCall | None = None
-
-
-class Hook(Signature):
+class Hook(Words):
     """One kind of request that the supplier sends to us. It is a hint: nothing in it is taken for a fact."""
 
     event: Literal["order", "offer", "test"]
     when: Select | None = None
-    text: Annotated[list[Text], BeforeValidator(one_or_more)]
-    signature: Text
-    time: Text | None = None
+    hash: Literal["hmac_sha256", "md5", "sha1"] = "hmac_sha256"
+    secret: Annotated[str, one_setting("secret", "secrets")]
+    text: Annotated[list[Annotated[str, _HASHED]], BeforeValidator(one_or_more), Field(min_length=1)]
+    encoding: Literal["hex", "base64"] = "hex"
+    without: list[str] = []
+    only: list[str] = []
+    signature: Annotated[str, knows(*_CAME)]
+    time: Annotated[str, knows(*_CAME)] = ""
     within: int = Field(300, ge=1)
     order_id: values.TextValue | None = None
     reference: values.TextValue | None = None
     sku: values.TextValue | None = None
     reply: str = ""
 
-    @field_validator("text", "signature", "time")
-    @classmethod
-    def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        own = ("method", "path", "body", "body_md5", "fields", "json", "secret") if info.field_name == "text" else ()
-        return checked(value, info, ("field.*", "header.*", "query.*", *own))
-
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _sound(self) -> Hook:
-        secrets = ["secret" in {slot.name for slot in one.slots} or self.hash == "hmac_sha256" for one in self.text]
-        if not self.secret.parts or not secrets or not all(secrets):
-            raise wrong("anybody could make this signature", "name secret, and put {secret} into the text")
+        if self.hash != "hmac_sha256" and not all(("secret", "") in slots(text) for text in self.text):
+            raise wrong("anybody could make this signature", "put {secret} into the text")
         if not {"order": self.order_id or self.reference, "offer": self.sku, "test": True}[self.event]:
             raise wrong("nothing says what it is about", "name order_id, reference or sku")
         return self
 
+    def signers(self, secrets: Any, more: Mapping[str, Any]) -> list[sdk.Signed]:
+        """Whose signature may be the right one: each text under each secret."""
+        words: Any = {"encoding": self.encoding, "without": self.without, "only": self.only, "more": more}
+        secrets = secrets if isinstance(secrets, list) else [secrets]
+        return [sdk.Signed(self.hash, text, secret, **words) for text in self.text for secret in secrets]
 
-def _setting_names(value: dict[str, Setting]) -> dict[str, Setting]:
-    for name in value:
-        if name in Supplier.model_fields:
-            raise wrong(f"{name} is a setting of every supplier", "choose another name")
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or hasattr(BaseModel, name) or name.startswith("model_"):
-            raise wrong(f"{name} cannot name a setting", "lower-case letters, digits and _, such as api_key")
-    return value
+
+def _setting(name: str) -> str:
+    if name in Supplier.model_fields:
+        raise wrong(f"{name} is a setting of every supplier", "choose another name")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or hasattr(BaseModel, name) or name.startswith("model_"):
+        raise wrong(f"{name} cannot name a setting", "lower-case letters, digits and _, such as api_key")
+    return name
 
 
 class Definition(Words):
@@ -399,34 +335,29 @@ class Definition(Words):
     base_url: Fixed
     split: str = Field("auto", pattern="^(auto|line|labelled|csv|pair(:.+)?)$")
     unverified: list[str] = []
-    settings: Annotated[dict[str, Setting], AfterValidator(_setting_names)] = {}
-    promises: _PromiseWords = _PromiseWords()
+    settings: dict[Annotated[str, AfterValidator(_setting)], Setting] = {}
+    promises: PromiseWords = PromiseWords()
     headers: dict[str, Fixed] = {}
     auth: Auth | None = None
-    answer: _AnswerWords = _AnswerWords()
+    answer: AnswerWords = AnswerWords()
     errors: list[Failure] = []
     offer: OfferWords | None = None
     order: OrderWords | None = None
-    verbs: _VerbWords
+    verbs: _Verbs
     webhooks: list[Hook] = []
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _whole(self) -> Definition:
-        for name in type(self.verbs).model_fields:
-            call: Any = getattr(self.verbs, name)
-            for part in ("offer", "order"):
-                if call and part in type(call).model_fields and not (getattr(call, part) or getattr(self, part)):
+        for name, call in self.verbs:
+            for part in {"offer", "order"} & set(type(call).model_fields if call else ()):
+                if not self.read_by(call, part):
                     raise wrong(f"nothing says how an {part} of {name} reads", f"add [{part}]")
-        asked = self.verbs.get_offer
-        words = asked and (asked.offer or self.offer)
-        if asked and words:
-            parts = {f"sku.{number}" for number in range(1, len(words.sku.join) + 1)} if words.sku.between else set()
-            for name in sorted({name for name in asked.placeholders if name.startswith("sku.")} - parts):
-                raise wrong(f"{{{name}}} is no part of the sku", "join and between of sku say its parts, from 1 on")
-        found = self.verbs.find_order
-        read = found and (found.order or self.order)
-        if read and not read.reference:
+        if self.verbs.find_order and not self.read_by(self.verbs.find_order, "order").reference:
             raise wrong("find_order cannot tell whether an order is ours", "add reference to [order]")
         if self.verbs.place_order and not self.verbs.get_order:
             raise wrong("nobody could learn what became of an order", "add [verbs.get_order]")
         return self
+
+    def read_by(self, call: Any, part: str) -> Any:
+        """How an ``offer`` or an ``order`` in the answer to a verb reads: as the verb says, else as the file does."""
+        return getattr(call, part) or getattr(self, part)
