@@ -12,6 +12,8 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 from zoneinfo import ZoneInfo, available_timezones
@@ -25,6 +27,10 @@ _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 60480
 _SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SECRET_WORDS: Final = re.compile(r"kek|secret|password|token|key$", re.IGNORECASE)
 DEFAULT_TIMEZONE: Final = "Asia/Shanghai"
+PROSE: Final = "prose"
+"""The built-in format of goods that are text; a product gets it by ``allow_prose`` alone."""
+MAX_QUANTITY: Final = 1000
+"""Keys of one delivery, at most."""
 RESERVED_SHOP: Final = "operator"
 _LIVE: Final = {"daemon.log_level", "daemon.adapters", "daemon.formats", "daemon.products_csv", "daemon.max_body"}
 """Of [daemon], what a reload takes over."""
@@ -76,6 +82,32 @@ def _money(value: object) -> Money:
     return Money.parse(value)
 
 
+def _exchange(value: object) -> Decimal:
+    if isinstance(value, Decimal):
+        return value
+    if not isinstance(value, str) or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) or not Decimal(value):
+        raise ValueError(
+            'this is not a rate: write what one unit costs in the base currency, in quotes, such as "7.12"'
+        )
+    return Decimal(value)
+
+
+def _offers(value: object) -> object:
+    """A cell of the products' table: ``wang:1001 li:STEAM-50``."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition(":") for part in value.split()]
+    if not all(colon and supplier and sku for supplier, colon, sku in parts):
+        raise ValueError('these are not offers: write SUPPLIER:SKU, with blanks between, such as "wang:1001 li:S-50"')
+    return [{"supplier": supplier, "sku": sku} for supplier, _, sku in parts]
+
+
+def _shortage(value: object) -> object:
+    if value == "buy":
+        raise ValueError('this syncd cannot buy by itself yet: write "wait" or "refuse"')
+    return value
+
+
 def _zone(value: object) -> str:
     if not isinstance(value, str) or value not in available_timezones():
         near = difflib.get_close_matches(str(value), available_timezones(), 1)
@@ -105,6 +137,9 @@ Rate = Annotated[tuple[int, float], BeforeValidator(_rate)]
 Proxy = Annotated[str, BeforeValidator(_proxy)]
 Size = Annotated[int, BeforeValidator(_size)]
 Price = Annotated[Money, BeforeValidator(_money)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Factor = Annotated[float, Field(gt=1)]
+Exchange = Annotated[Decimal, BeforeValidator(_exchange)]
 Zone = Annotated[str, BeforeValidator(_zone)]
 PathText = Annotated[Path, BeforeValidator(_path)]
 Listen = Annotated[tuple[str, int], BeforeValidator(_listen)]
@@ -193,6 +228,11 @@ class SyncDefaults(_Table):
     jitter: Duration = Field(30.0, description="A run starts up to this much later, so that runs do not bunch.")
     lease: Duration = Field(60.0, description="How long a run is another daemon's before it may be taken over.")
     settle: Duration = Field(2.0, description="A file is taken when it has not changed for this long.")
+    full_every: Duration = Field(86400.0, description="All offers are listed anew at least this often.")
+    overlap: Duration = Field(300.0, description="A listing of changes begins this long before the last good one.")
+    max_drop: Percent = Field(50.0, description="Percent of offers that may go at once before a listing is held.")
+    max_jump: Factor = Field(3.0, description="A price that moves by more than this factor is held.")
+    max_jumps: Percent = Field(20.0, description="Percent of prices that may jump before a whole listing is held.")
 
 
 class Supplier(_Table):
@@ -206,6 +246,11 @@ class Supplier(_Table):
     jitter: Duration | None = Field(None, description="Default: sync.jitter.")
     timezone: Zone = Field(DEFAULT_TIMEZONE, description="Zone of its dates without a zone.")
     override: bool = Field(default=False, description="Whether a drop-in adapter may shadow a bundled one.")
+    full_every: Duration | None = Field(None, description="Default: sync.full_every.")
+    overlap: Duration | None = Field(None, description="Default: sync.overlap.")
+    max_drop: Percent | None = Field(None, description="Default: sync.max_drop.")
+    max_jump: Factor | None = Field(None, description="Default: sync.max_jump.")
+    max_jumps: Percent | None = Field(None, description="Default: sync.max_jumps.")
     rate: Rate = Field((5, 1.0), description="Most requests in a time, evenly spread.")
     concurrency: int = Field(4, ge=1, le=64, description="Most requests at the same time.")
     connect_timeout: Timeout = Field(5.0, description="Longest wait for a connection.")
@@ -229,6 +274,14 @@ class Supplier(_Table):
         return ZoneInfo(self.timezone)
 
 
+class ProductOffer(_Table):
+    """A supplier's offer that can serve a product."""
+
+    supplier: str = Field(description="The supplier's name in [suppliers].")
+    sku: str = Field(min_length=1, max_length=200, description="The supplier's own name of the offer.")
+    refresh: Timeout | None = Field(None, description="How often it is asked for by itself, between two listings.")
+
+
 class Product(_Table):
     """What the shop sells, by its own sku."""
 
@@ -239,12 +292,60 @@ class Product(_Table):
     price: Price | None = Field(None, description="Sale price, shown with the stock.")
     min_life: Duration = Field(0.0, description="A key is delivered only while it is good for at least this long.")
     issuer: str = Field("", description="Scope of de-duplication: only keys of one issuer can be the same key.")
+    offers: Annotated[list[ProductOffer], BeforeValidator(_offers)] = Field(
+        default=[], description="What suppliers list that can serve it."
+    )
+    max_cost: Price | None = Field(None, description="What one unit may cost at most, in any currency with a rate.")
+    on_shortage: Annotated[Literal["wait", "refuse"], BeforeValidator(_shortage)] = Field(
+        "refuse", description="Whether a paid order that finds too few keys waits for them."
+    )
+    min_quantity: int = Field(1, ge=1, le=MAX_QUANTITY, description="Fewest keys of one delivery.")
+    max_quantity: int = Field(MAX_QUANTITY, ge=1, le=MAX_QUANTITY, description="Most keys of one delivery.")
+    display: str = Field(
+        "", max_length=2000, description="How the customer sees a key, with {fields}; default: as its format says."
+    )
+    fields: Literal["merge", "split"] = Field(
+        "merge", description="A key of several parts: in one text, or a line each."
+    )
+    instructions: str = Field(
+        "", max_length=4000, description="What the customer is told with each key; may hold {fields}."
+    )
+    redeem_url: str = Field("", max_length=2000, description="Where the customer redeems a key; may hold {fields}.")
+    allow_prose: bool = Field(default=False, description="Its goods are text: what reads as a sentence is a key too.")
+    reusable: bool = Field(default=False, description="Always false: a card that is sold again and again is refused.")
+
+    @property
+    def takes(self) -> range:
+        """The quantities that one delivery may have."""
+        return range(self.min_quantity, self.max_quantity + 1)
+
+    @property
+    def reads_as(self) -> str:
+        """The format by which its keys are read."""
+        return PROSE if self.allow_prose else self.format
 
 
 class Shop(_Table):
     """A storefront."""
 
     unix_users: list[str] = Field(default=[], description="Users of this machine that speak for it on api_socket.")
+
+
+class Currency(_Table):
+    """What costs are compared in."""
+
+    base: str = Field("CNY", pattern=r"^[A-Z]{3}$", description="The currency that costs are compared in.")
+    rates: dict[str, Exchange] = Field(default={}, description="What one unit of another currency costs in it.")
+    rates_date: date | None = Field(None, description="Of which day the rates are.")
+
+    def landed(self, price: Money | None) -> Decimal | None:
+        """What a price is in the base currency; None without a rate."""
+        if price is None:
+            return None
+        if price.currency == self.base:
+            return price.amount
+        rate = self.rates.get(price.currency)
+        return None if rate is None else price.amount * rate
 
 
 class Settings(_Table):
@@ -255,6 +356,7 @@ class Settings(_Table):
     store: Store
     vault: Vault
     sync: SyncDefaults
+    currency: Currency = Field(default_factory=lambda: Currency.model_validate({}))
     suppliers: dict[str, Supplier] = {}
     products: dict[str, Product] = {}
     shops: dict[str, Shop] = {}
@@ -263,6 +365,11 @@ class Settings(_Table):
     def problem(self, path: str, message: str, fix: str = "") -> Problem:
         """A problem at a dotted path, with the file in which that path was written."""
         return Problem(str(_origin(self._origins, path, self.file)), path, message, fix)
+
+    def of(self, name: str, setting: str) -> float:
+        """A setting of `SyncDefaults` as it holds for one supplier."""
+        own = getattr(self.suppliers.get(name), setting, None)  # a run may outlive its supplier's configuration
+        return float(getattr(self.sync, setting) if own is None else own)
 
     def interval(self, name: str) -> tuple[float, float]:
         """(interval, jitter) of a supplier, in seconds."""
@@ -516,6 +623,8 @@ def _crosscheck(settings: Settings) -> list[Problem]:
         own = settings.suppliers[name].interval
         if own is not None and own < 1:
             problems.append(settings.problem(f"suppliers.{name}.interval", "it is shorter than 1s", 'write "10m"'))
+    problems += _offers_problems(settings)
+    problems += [problem for sku in settings.products for problem in _product_problems(settings, sku)]
     for at, least, usual in (("interval", settings.sync.interval, "10m"), ("lease", settings.sync.lease, "60s")):
         if least < 1:
             problems.append(settings.problem(f"sync.{at}", "it is shorter than 1s", f'write "{usual}"'))
@@ -528,6 +637,60 @@ def _crosscheck(settings: Settings) -> list[Problem]:
     if password is not None and not problems and password.read() is None:
         problems.append(settings.problem("store.password", f"{password.where} is not there", "put the password there"))
     return problems
+
+
+def _offers_problems(settings: Settings) -> list[Problem]:
+    """What is wrong with the offers of products, and with rates."""
+    problems: list[Problem] = []
+    for sku, product in settings.products.items():
+        at = f"products.{sku}.offers"
+        for offer in product.offers:
+            if offer.supplier not in settings.suppliers:
+                near = difflib.get_close_matches(offer.supplier, settings.suppliers, 1)
+                known = ", ".join(sorted(settings.suppliers)) or "none"
+                fix = f"did you mean {near[0]}?" if near else f"there are: {known}"
+                problems.append(settings.problem(at, f"there is no supplier {offer.supplier!r}", fix))
+        named = [(offer.supplier, offer.sku) for offer in product.offers]
+        if len(set(named)) < len(named):
+            problems.append(settings.problem(at, "an offer stands in it twice", "take one of the two out"))
+    currency = settings.currency
+    wrong = [name for name in currency.rates if not re.fullmatch(r"[A-Z]{3}", name) or name == currency.base]
+    if wrong:
+        fix = "name other currencies than the base by their ISO 4217 codes"
+        problems.append(settings.problem("currency.rates", f"this is no currency to convert: {wrong[0]}", fix))
+    if currency.rates and currency.rates_date is None:
+        problems.append(settings.problem("currency.rates_date", "it is missing", "say of which day the rates are"))
+    return problems
+
+
+def _product_problems(settings: Settings, sku: str) -> list[Problem]:
+    product, at = settings.products[sku], f"products.{sku}"
+    found: list[Problem] = []
+    if product.reusable:
+        found.append(
+            settings.problem(
+                f"{at}.reusable",
+                "a reusable card (循环卡密), sold again and again, cannot be delivered exactly once",
+                "sell it elsewhere, or give each customer a key of their own and take this setting out",
+            )
+        )
+    if product.min_quantity > product.max_quantity:
+        found.append(
+            settings.problem(
+                f"{at}.min_quantity",
+                f"it is more than max_quantity, which is {product.max_quantity}",
+                "no quantity is left that could be delivered: lower it, or raise max_quantity",
+            )
+        )
+    if product.allow_prose and product.format not in {"auto", "opaque"}:
+        found.append(
+            settings.problem(
+                f"{at}.allow_prose",
+                f"a text fits no format, and format is {product.format!r}",
+                'take one of the two out, or write format = "opaque"',
+            )
+        )
+    return found
 
 
 def _with_csv(settings: Settings, origins: dict[str, Path], problems: list[Problem]) -> Settings:
@@ -555,7 +718,7 @@ def _with_csv(settings: Settings, origins: dict[str, Path], problems: list[Probl
             problems.append(Problem(str(file), line, f"{sku} is set in {first} already", "keep one of the two"))
             continue
         try:
-            products[sku] = Product.model_validate({name: cell for name, cell in row.items() if name and cell})
+            products[sku] = Product.model_validate_strings({name: cell for name, cell in row.items() if name and cell})
         except ValidationError as error:
             for item in error.errors(include_url=False, include_input=False):
                 found = _explained(item, {}, file)

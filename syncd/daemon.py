@@ -21,15 +21,19 @@ import uvloop
 from sqlalchemy import func, select
 
 from syncd import __version__, audit, config, logs, systemd
+from syncd.adapter import capabilities
 from syncd.config import Settings
 from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
+from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format, is_split, load_formats
 from syncd.inventory.intake import Intake
-from syncd.inventory.quarantine import Quarantine
+from syncd.inventory.offers import Offers
+from syncd.inventory.quarantine import Quarantine, waiting
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
 from syncd.orders.deliveries import Deliveries
+from syncd.orders.presentation import Presentation, presentations
 from syncd.orders.stock import Stock
 from syncd.schedule import Schedule
 from syncd.store.database import Database, Lane, Tx, Work, Writer, highest_id
@@ -67,6 +71,7 @@ class Loaded:
     settings: Settings
     formats: Mapping[str, Format]
     suppliers: Mapping[str, registry.Built]
+    shown: Mapping[str, Presentation]
 
 
 def complete(settings: Settings) -> Loaded:
@@ -78,17 +83,36 @@ def complete(settings: Settings) -> Loaded:
     except ConfigError as error:
         problems += error.problems
     for sku, product in settings.products.items():
-        if formats and product.format not in formats:
-            known = ", ".join(sorted(formats))
+        if product.format == config.PROSE:
+            problems.append(
+                settings.problem(f"products.{sku}.format", "goods that are text say so", "write allow_prose = true")
+            )
+        elif formats and product.format not in formats:
+            known = ", ".join(sorted(formats.keys() - {config.PROSE}))
             problems.append(settings.problem(f"products.{sku}.format", "there is no such format", f"known: {known}"))
         if product.split is not None and not is_split(product.split):
-            fix = "auto, line, pair, labelled, csv or pair:SEP"
+            fix = "auto, line, pair, labelled, csv, json, pair:SEP, or a template such as {number}----{pin}"
             problems.append(settings.problem(f"products.{sku}.split", "there is no such splitter", fix))
+    shown, wrong = presentations(settings, formats)
+    problems += wrong
     suppliers, wrong = registry.build(settings)
     problems += wrong
+    for sku, product in settings.products.items():
+        for offer in product.offers:
+            built = suppliers.get(offer.supplier)
+            verbs = capabilities(type(built.adapter)) if built else {"list_offers", "get_offer"}
+            for verb, wanted in (("list_offers", True), ("get_offer", offer.refresh is not None)):
+                if wanted and verb not in verbs:
+                    adapter = settings.suppliers[offer.supplier].adapter
+                    what = "list offers" if verb == "list_offers" else "be asked for one offer: take refresh out"
+                    problems.append(
+                        settings.problem(
+                            f"products.{sku}.offers", f"supplier {offer.supplier} cannot {what}", f"see {adapter}"
+                        )
+                    )
     if problems:
         raise ConfigError(problems)
-    return Loaded(settings, formats, suppliers)
+    return Loaded(settings, formats, suppliers, shown)
 
 
 def check(path: Path) -> list[Problem]:
@@ -146,7 +170,13 @@ class Daemon:
             ids = IdSource(self.clock.now, node=writer.node, floor=highest_id(database))
             vault = Vault(database, writer, ring, ids)
             deliveries = Deliveries(
-                vault, writer, ids, self._products, self.metrics, fenced=restored_at(database) is not None
+                vault,
+                writer,
+                ids,
+                self._products,
+                self.metrics,
+                shown=lambda: self.loaded.shown,
+                fenced=restored_at(database) is not None,
             )
 
             def arrived(product: str) -> None:
@@ -162,17 +192,20 @@ class Daemon:
             links = Links(database, writer, self.metrics, lambda digest: ring.fingerprint(_CONFIGURED, digest).hex())
             stack.callback(links.close)
             links.take_over(self.loaded.suppliers)
-            sync = Sync(writer, ids, intake, self.metrics, self.loaded.settings, links)
+            offers = Offers(writer, self.metrics, self._settings, self.loaded.settings.daemon.state_dir)
+            catalogue = Catalogue(database, self._settings)
+            sync = Sync(writer, ids, intake, offers, self.metrics, self.loaded.settings, links)
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
             status = functools.partial(self._status, database, writer, sync, deliveries)
-            self.metrics.levels = functools.partial(_levels, database, writer, self.clock)
+            self.metrics.levels = functools.partial(_levels, database, writer, self.clock, catalogue)
             parts = Parts(
-                settings=lambda: self.loaded.settings,
+                settings=self._settings,
                 deliveries=deliveries,
-                stock=Stock(writer, self._products, functools.partial(self._synced, database)),
-                quarantine=Quarantine(writer, vault, lambda: self.loaded.settings, self._formats, arrived),
+                stock=Stock(writer, self._products, functools.partial(self._synced, database), catalogue.upstream),
+                catalogue=catalogue,
+                quarantine=Quarantine(writer, vault, self._settings, self._formats, arrived, links.get),
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -190,6 +223,8 @@ class Daemon:
             stack.push_async_callback(server.stop)
             schedule = Schedule()
             schedule.every(1, sync.tick)
+            schedule.every(1, sync.refresh)
+            schedule.every(5, deliveries.fill_waiting)
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
                 schedule.every(5, access.refresh)
@@ -201,8 +236,7 @@ class Daemon:
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             watchdog = asyncio.create_task(self._watch(ping))
             stack.callback(watchdog.cancel)
-            for product in self.loaded.settings.products:
-                await deliveries.fill(product)
+            await deliveries.fill_waiting()
             self._announce(server.port, tokens, fenced=deliveries.fenced)
             systemd.ready(f"serving on {self.loaded.settings.daemon.listen[0]}:{server.port}")
             await self.stop.wait()
@@ -330,6 +364,9 @@ class Daemon:
         self.metrics.know(products=settings.products, shops=settings.shops, suppliers=[*settings.suppliers, "import"])
         self.metrics.config_last_success.set(self.clock.now())
 
+    def _settings(self) -> Settings:
+        return self.loaded.settings
+
     def _products(self) -> Mapping[str, config.Product]:
         return self.loaded.settings.products
 
@@ -349,10 +386,13 @@ class Daemon:
         return last, 2 * max(intervals, default=settings.sync.interval)
 
     def _status(self, database: Database, writer: Writer, sync: Sync, deliveries: Deliveries) -> dict[str, Any]:
-        levels = _levels(database, writer, self.clock)
+        levels = _levels(database, writer, self.clock, Catalogue(database, self._settings))
         vault: dict[str, dict[str, int]] = {}
         for (product, state), number in levels.vault_keys.items():
             vault.setdefault(product, {})[state] = number
+        held: dict[str, dict[str, int]] = {}
+        for (product, reason), number in levels.quarantine_held.items():
+            held.setdefault(product, {})[reason] = number
         return {
             "version": __version__,
             "started_at": utc(self.started_at),
@@ -360,7 +400,8 @@ class Daemon:
             "fenced": deliveries.fenced,
             "suppliers": sync.suppliers(),
             "vault": vault,
-            "quarantine": dict(levels.quarantine_held),
+            "quarantine": held,
+            "oldest_quarantine_s": int(levels.oldest_quarantine_seconds),
             "pending": dict(levels.deliveries_pending),
             "oldest_pending_s": int(levels.oldest_pending_seconds),
             "wal_bytes": levels.wal_bytes,
@@ -373,25 +414,39 @@ async def _expire(writer: Writer, vault: Vault) -> None:
         await asyncio.sleep(0.01)
 
 
-def _levels(database: Database, writer: Writer, clock: Clock) -> Levels:
+def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalogue) -> Levels:
     """How much there is, from the database."""
     with database.read() as connection:
-        held = connection.exec_driver_sql(
-            "SELECT reason, count(*) FROM quarantine WHERE state = 'held' GROUP BY reason"
-        ).all()
+        held, oldest = waiting(connection)
         pending = connection.execute(
             select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
             .where(delivery.c.state == "pending")
             .group_by(delivery.c.product)
         ).all()
     wal = Path(f"{database.path}-wal")
+    listings = catalogue.known()
+    balances = {
+        (name, currency): float(amount)
+        for name, known in listings.items()
+        for amount, _, currency in [(known.balance or "").partition(" ")]
+        if currency
+    }
     return Levels(
         vault_keys=key_counts(database),
-        quarantine_held={row[0]: row[1] for row in held},
+        quarantine_held=held,
+        oldest_quarantine_seconds=0.0 if oldest is None else max(0.0, clock.now() - oldest),
         deliveries_pending={row[0]: row[1] for row in pending},
         oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
         queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},
         wal_bytes=wal.stat().st_size if not database.postgresql and wal.exists() else 0,
+        offers={name: known.offers for name, known in listings.items()},
+        offers_stale={
+            name: known.offers if catalogue.stale(name, known) else known.held for name, known in listings.items()
+        },
+        offers_held={name: known.held for name, known in listings.items()},
+        listing_held={name: int(known.pending is not None) for name, known in listings.items()},
+        listed_at={name: known.full_at for name, known in listings.items() if known.full_at is not None},
+        balances=balances,
     )
 
 

@@ -6,8 +6,9 @@ A message says what is wrong and where; ``hint`` says what to do. Neither ever c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: systemd must not restart into the same fault
@@ -19,6 +20,8 @@ class SyncdError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
+    members: Mapping[str, object] = MappingProxyType({})
+    """What its problem document says besides, ready for JSON."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

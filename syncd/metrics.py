@@ -49,8 +49,10 @@ class Levels:
 
     vault_keys: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(product, state) → keys."""
-    quarantine_held: Mapping[str, int] = field(default_factory=dict)
-    """Reason → slices that wait for an operator."""
+    quarantine_held: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(product, reason) → slices that wait for an operator."""
+    oldest_quarantine_seconds: float = 0.0
+    """Age of the oldest of them; 0 when none waits."""
     deliveries_pending: Mapping[str, int] = field(default_factory=dict)
     """Product → paid order lines that wait for keys."""
     oldest_pending_seconds: float = 0.0
@@ -59,6 +61,18 @@ class Levels:
     """Lane of the writer → units that wait in it."""
     wal_bytes: int = 0
     """Size of SQLite's write-ahead log; 0 on PostgreSQL."""
+    offers: Mapping[str, int] = field(default_factory=dict)
+    """Supplier → offers that it lists."""
+    offers_stale: Mapping[str, int] = field(default_factory=dict)
+    """Of them, those that were read too long ago."""
+    offers_held: Mapping[str, int] = field(default_factory=dict)
+    """Of them, those whose price waits to be confirmed."""
+    listing_held: Mapping[str, int] = field(default_factory=dict)
+    """Supplier → 1 while a whole listing waits to be confirmed."""
+    listed_at: Mapping[str, float] = field(default_factory=dict)
+    """Supplier → Unix time of its last complete listing."""
+    balances: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(supplier, currency) → what our account holds."""
 
 
 class Metrics:
@@ -131,6 +145,9 @@ class Metrics:
         self._repeated = counter("keys_repeated_total", "Keys that the same source had brought before.", "supplier")
         self._quarantined = counter("keys_quarantined_total", "Slices set aside for an operator.", "supplier", "reason")
 
+        self._offer_changes = counter("offer_changes_total", "Offers written anew, or removed.", "supplier")
+        self._alarms = counter("listing_alarms_total", "Changes of listings that were held.", "supplier", "kind")
+
         self.writer_batches = counter("writer_batches_total", "Transactions committed by the writer.")
         self.writer_failures = counter("writer_failures_total", "Batches that were rolled back.")
         self.writer_units = counter("writer_units_total", "Units of work committed.", "kind")
@@ -162,8 +179,17 @@ class Metrics:
             for product in self._products:
                 self._deliveries.labels(shop, product)
         for supplier in self._suppliers:
-            for metric in (self._runs, self._run_failures, self._run_seconds, self._running, self._repeated):
+            for metric in (
+                self._runs,
+                self._run_failures,
+                self._run_seconds,
+                self._running,
+                self._repeated,
+                self._offer_changes,
+            ):
                 metric.labels(supplier)
+            for kind in ("drop", "price", "currency", "offer"):
+                self._alarms.labels(supplier, kind)
             self._retries.labels(supplier)
 
     # --- deliveries -------------------------------------------------------------------------------------------------
@@ -217,6 +243,14 @@ class Metrics:
     def quarantined(self, supplier: str, reason: str, slices: int = 1) -> None:
         """Slices were set aside; ``reason`` is a word of the code."""
         self._quarantined.labels(self._supplier(supplier), _word(reason)).inc(slices)
+
+    def offers_changed(self, supplier: str, offers: int) -> None:
+        """Offers were written anew, or removed."""
+        self._offer_changes.labels(self._supplier(supplier)).inc(offers)
+
+    def listing_alarm(self, supplier: str, kind: str) -> None:
+        """A change was held; ``kind``: drop, price, currency (of a whole listing), or offer."""
+        self._alarms.labels(self._supplier(supplier), _word(kind)).inc()
 
     def supplier_verbs(self, supplier: str, verbs: Collection[str]) -> None:
         """What a supplier may be asked: its counts begin at 0."""
@@ -302,22 +336,46 @@ class _AtScrape(Collector):
 
 
 def _gauges(levels: Levels) -> Iterator[Metric]:
-    keys = GaugeMetricFamily("syncd_vault_keys", "Keys in the vault.", labels=["product", "state"])
-    for (product, state), count in levels.vault_keys.items():
-        keys.add_metric([product, state], count)
-    yield keys
+    for name, text, labels, amounts in (
+        ("vault_keys", "Keys in the vault.", ["product", "state"], levels.vault_keys),
+        ("quarantine_held", "Slices that wait for an operator.", ["product", "reason"], levels.quarantine_held),
+    ):
+        family = GaugeMetricFamily(f"syncd_{name}", text, labels=labels)
+        for values, count in amounts.items():
+            family.add_metric(values, count)
+        yield family
     for name, text, label, counts in (
-        ("quarantine_held", "Slices that wait for an operator.", "reason", levels.quarantine_held),
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
         ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
+        ("offers", "Offers that a supplier lists.", "supplier", levels.offers),
+        ("offers_stale", "Offers that were read too long ago to be believed.", "supplier", levels.offers_stale),
+        ("offers_held", "Offers whose price waits to be confirmed.", "supplier", levels.offers_held),
+        ("listing_held", "Whether a listing waits to be confirmed: 1 or 0.", "supplier", levels.listing_held),
+        (
+            "listing_last_complete_timestamp_seconds",
+            "Unix time of the last complete listing that was taken.",
+            "supplier",
+            levels.listed_at,
+        ),
     ):
         family = GaugeMetricFamily(f"syncd_{name}", text, labels=[label])
-        for value, count in counts.items():
-            family.add_metric([value], count)
+        for value, number in counts.items():
+            family.add_metric([value], number)
         yield family
+    balances = GaugeMetricFamily(
+        "syncd_supplier_balance", "What our account at a supplier holds.", labels=["supplier", "currency"]
+    )
+    for (supplier, currency), balance in levels.balances.items():
+        balances.add_metric([supplier, currency], balance)
+    yield balances
     yield GaugeMetricFamily(
         "syncd_oldest_pending_delivery_age_seconds",
         "Age of the oldest order line that waits for keys; 0 when none does.",
         value=levels.oldest_pending_seconds,
+    )
+    yield GaugeMetricFamily(
+        "syncd_oldest_quarantine_age_seconds",
+        "Age of the oldest slice that waits for an operator; 0 when none does.",
+        value=levels.oldest_quarantine_seconds,
     )
     yield GaugeMetricFamily("syncd_wal_bytes", "Size of SQLite's write-ahead log.", value=levels.wal_bytes)

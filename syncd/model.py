@@ -52,7 +52,7 @@ class SecretText:
         raise TypeError(msg)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, repr=False)  # not frozen: that takes four times as long, a million times an import
 class CardKey:
     """One key as read: its fields in order, the form for de-duplication, the form for the customer, its expiry.
 
@@ -116,6 +116,9 @@ class QuarantineState(StrEnum):
     HELD = "held"
     RELEASED = "released"
     DROPPED = "dropped"
+    RETURNING = "returning"
+    """Offered back to its supplier, whose answer is not known yet, or never came: it is not sold meanwhile."""
+    RETURNED = "returned"
 
 
 class Right(StrEnum):

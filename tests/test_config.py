@@ -170,7 +170,11 @@ def test_a_byte_order_mark_of_a_windows_editor_is_no_problem(tmp_path: Path) -> 
         ("[products.x]\nformatt = 'auto'\n", "products.x.formatt", "did you mean format?"),
         ("[shops.x]\nunix_user = ['me']\n", "shops.x.unix_user", "did you mean unix_users?"),
         ("[vault]\nkek = { files = 'x' }\n", "vault.kek.files", "did you mean file?"),
-        ("[sync]\nqqq = 1\n", "sync.qqq", "known here: interval, jitter, lease, settle"),
+        (
+            "[sync]\nqqq = 1\n",
+            "sync.qqq",
+            "known here: full_every, interval, jitter, lease, max_drop, max_jump, max_jumps, overlap, settle",
+        ),
     ],
 )
 def test_an_unknown_setting_comes_with_a_suggestion(write: Any, text: str, path: str, fix: str) -> None:
@@ -242,6 +246,13 @@ def test_a_table_may_be_spread_over_files(write: Any) -> None:
         ("[shops]\nmine = 'me'\n", "shops.mine", "dictionary"),
         ("sync = 3\n", "sync", "dictionary"),
         ("[store]\nurl = 'sqlite://x'\n", "store.url", "not a database"),
+        ("[products.x]\nmin_quantity = 0\n", "products.x.min_quantity", "greater than or equal to 1"),
+        ("[products.x]\nmax_quantity = 1001\n", "products.x.max_quantity", "less than or equal to 1000"),
+        ("[products.x]\nmin_quantity = 5\nmax_quantity = 4\n", "products.x.min_quantity", "more than max_quantity"),
+        ("[products.x]\nmax_quantity = '4'\n", "products.x.max_quantity", "integer"),
+        ("[products.x]\nfields = 'apart'\n", "products.x.fields", "'merge' or 'split'"),
+        ("[products.x]\nreusable = true\n", "products.x.reusable", "循环卡密"),
+        ("[products.x]\nallow_prose = true\nformat = 'steam'\n", "products.x.allow_prose", "fits no format"),
     ],
 )
 def test_a_wrong_value_is_named(write: Any, text: str, path: str, said: str) -> None:
@@ -265,6 +276,12 @@ def test_durations_are_seconds(write: Any, written: str, seconds: float) -> None
 def test_rates_are_requests_in_seconds(write: Any, written: str | None, rate: tuple[int, float]) -> None:
     line = f"rate = '{written}'\n" if written else ""
     assert config.load(write(f"[suppliers.x]\nadapter = 'feed'\n{line}")).suppliers["x"].rate == rate
+
+
+def test_goods_that_are_text_are_read_as_text(write: Any) -> None:
+    loaded = config.load(write("[products.x]\nallow_prose = true\n[products.y]\nformat = 'steam'\n[products.z]\n"))
+    assert [loaded.products[sku].reads_as for sku in "xyz"] == ["prose", "steam", "auto"]
+    assert loaded.products["z"].takes == range(1, 1001)
 
 
 def test_the_other_values_as_they_are_read(write: Any) -> None:
@@ -432,6 +449,16 @@ def test_products_come_from_a_table_too(write: Any, tmp_path: Path) -> None:
     assert (loaded.products["a"].title, loaded.products["a"].min_life) == ("卡密", 604800)
 
 
+def test_a_table_has_numbers_and_switches_as_well(write: Any, tmp_path: Path) -> None:
+    rows = 'a,2,5,true,"{code}, with a comma"\nb,x,,,\nc,,,maybe,\n'
+    (tmp_path / "p.csv").write_text(f"sku,min_quantity,max_quantity,allow_prose,display\n{rows}")
+    settings, found = config.examine(write('[daemon]\nproducts_csv = "p.csv"\n'))
+    assert settings
+    a = settings.products["a"]
+    assert (a.takes, a.allow_prose, a.display) == (range(2, 6), True, "{code}, with a comma")
+    assert [p.path for p in found] == ["line 3, min_quantity", "line 4, allow_prose"]
+
+
 def test_every_bad_row_of_the_table_is_named_with_its_line(write: Any, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("sku,title,price\na,x,9.90\nbad sku,x,\nc,x,\nok,x,1 CNY\nok,x,\n")
     found = problems(write('[daemon]\nproducts_csv = "p.csv"\n[products.c]\n[shops.operator]\n'))
@@ -494,3 +521,104 @@ def test_negative_control_a_mistake_planted_in_the_sample_is_found(
     found = daemon.check(file)
     assert path in {problem.path for problem in found}
     assert all(problem.file == str(file) and problem.fix for problem in found)
+
+
+# --- offers of products, currencies -----------------------------------------------------------------------------------
+
+OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said", "fix"),
+    [
+        (
+            OFFERS + '[products.a]\noffers = [{ supplier = "wnag", sku = "1" }]\n',
+            "products.a.offers",
+            "there is no supplier 'wnag'",
+            "did you mean wang?",
+        ),
+        (
+            '[products.a]\noffers = [{ supplier = "wang", sku = "1" }]\n',
+            "products.a.offers",
+            "there is no supplier 'wang'",
+            "there are: none",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = [{ supplier = "wang", sku = "1", refrsh = "1m" }]\n',
+            "products.a.offers.0.refrsh",
+            "there is no such setting",
+            "did you mean refresh?",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1 wang:1"\n',
+            "products.a.offers",
+            "an offer stands in it twice",
+            "take one of the two out",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang"\n',
+            "products.a.offers",
+            "these are not offers",
+            'write SUPPLIER:SKU, with blanks between, such as "wang:1001 li:S-50"',
+        ),
+        (
+            '[products.a]\non_shortage = "buy"\n',
+            "products.a.on_shortage",
+            "this syncd cannot buy by itself yet",
+            'write "wait" or "refuse"',
+        ),
+        (
+            '[currency]\nrates = { USD = "7.12" }\n',
+            "currency.rates_date",
+            "it is missing",
+            "say of which day the rates are",
+        ),
+        (
+            "[currency]\nrates = { USD = 7.12 }\nrates_date = 2026-11-01\n",
+            "currency.rates.USD",
+            "this is not a rate",
+            'write what one unit costs in the base currency, in quotes, such as "7.12"',
+        ),
+        (
+            '[currency]\nrates = { CNY = "1" }\nrates_date = 2026-11-01\n',
+            "currency.rates",
+            "this is no currency to convert: CNY",
+            "name other currencies than the base by their ISO 4217 codes",
+        ),
+    ],
+)
+def test_what_is_wrong_with_offers_and_rates_is_named(write: Any, text: str, path: str, said: str, fix: str) -> None:
+    found = only(write(text))
+    assert (found.path, found.message, found.fix) == (path, said, fix)
+
+
+@pytest.mark.parametrize("setting", ["max_drop = 101", "max_drop = -1", "max_jump = 1", "max_jumps = 101"])
+def test_limits_of_listings_are_checked(write: Any, setting: str) -> None:
+    assert only(write(f"[sync]\n{setting}\n")).path == f"sync.{setting.split(maxsplit=1)[0]}"
+    file = write(f'[suppliers.wang]\nadapter = "feed"\n{setting}\n')
+    assert only(file).path == f"suppliers.wang.{setting.split(maxsplit=1)[0]}"
+
+
+def test_a_suppliers_own_limit_goes_before_that_of_all(write: Any) -> None:
+    loaded = config.load(write('[sync]\nmax_drop = 30\n[suppliers.wang]\nadapter = "feed"\nmax_jump = 4\n'))
+    assert (loaded.of("wang", "max_drop"), loaded.of("wang", "max_jump"), loaded.of("gone", "max_jumps")) == (30, 4, 20)
+
+
+def test_offers_stand_in_the_table_of_products_too(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("sku,offers,on_shortage\na,wang:1001 wang:S:50,wait\nb,,\nc,li:1,\n")
+    file = write(f'[daemon]\nproducts_csv = "products.csv"\n{OFFERS}')
+    found = only(file)
+    assert (Path(found.file).name, found.message) == ("products.csv", "there is no supplier 'li'")
+    (tmp_path / "products.csv").write_text("sku,offers,on_shortage\na,wang:1001 wang:S:50,wait\nb,,\n")
+    loaded = config.load(file)
+    assert [(one.supplier, one.sku) for one in loaded.products["a"].offers] == [("wang", "1001"), ("wang", "S:50")]
+    assert (loaded.products["a"].on_shortage, loaded.products["b"].offers) == ("wait", [])
+
+
+def test_costs_are_compared_in_the_base_currency(write: Any) -> None:
+    text = '[currency]\nbase = "EUR"\nrates = { CNY = "0.125" }\nrates_date = 2026-11-01\n'
+    currency = config.load(write(text)).currency
+    assert currency.landed(Money(Decimal("10.00"), "CNY")) == Decimal("1.25")
+    assert currency.landed(Money(Decimal("10.00"), "EUR")) == Decimal("10.00")
+    assert currency.landed(Money(Decimal("10.00"), "USD")) is None
+    assert currency.landed(None) is None

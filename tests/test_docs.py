@@ -28,9 +28,9 @@ from syncd import config, daemon
 from syncd.adapter import VERBS, Pull
 from syncd.cli.app import app
 from syncd.cli.operator import EXIT_UNREACHABLE
-from syncd.config import Product, SecretRef, Settings, Shop, Supplier
+from syncd.config import Product, ProductOffer, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
-from syncd.inventory.quarantine import HELD
+from syncd.inventory.quarantine import HELD, UNANSWERED
 from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
 from syncd.suppliers.conformance import examined, examples, page, tier_of
@@ -64,6 +64,7 @@ def inner_models(annotation: Any) -> Iterator[type[BaseModel]]:
 NAMED: Mapping[type[BaseModel], str] = {
     Supplier: "suppliers.NAME",
     Product: "products.SKU",
+    ProductOffer: "products.SKU.offers",
     Shop: "shops.NAME",
     SecretRef: "secret",
 }
@@ -126,7 +127,7 @@ def test_no_setting_is_documented_twice() -> None:
 def test_the_walk_over_the_models_sees_all_of_it() -> None:
     # A walk that finds nothing would find every document whole.
     sections = modelled()
-    assert set(sections) == {"daemon", "store", "vault", "sync", *NAMED.values()}
+    assert set(sections) == {"daemon", "store", "vault", "sync", "currency", *NAMED.values()}
     assert {"listen", "max_body"} <= sections["daemon"]
     assert sections["secret"] == {"credential", "file", "env"}
     assert "sku" not in sections["products.SKU"]  # the table's name, no setting
@@ -172,12 +173,12 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     assert tried >= 15
 
 
-@pytest.mark.parametrize("name", ["acg_faka", "dujiao_next", "feed", "fulu"])
+@pytest.mark.parametrize("name", ["acg_faka", "codeswholesale", "dujiao_next", "feed", "fulu", "kinguin"])
 def test_an_adapters_documented_defaults_are_its_defaults(name: str) -> None:
     model = registry.load(registry.bundled() / f"{name}.py").Settings
     for setting, default in documented(CONFIGURATION)[f"suppliers.NAME {name}"]:
         field = model.model_fields[setting]
-        written = None if default == "required" else tomllib.loads(f"x = {default.strip('`')}")["x"]
+        written = None if default in {"none", "required"} else tomllib.loads(f"x = {default.strip('`')}")["x"]
         assert (field.is_required(), None if field.is_required() else field.default) == (default == "required", written)
 
 
@@ -201,7 +202,8 @@ def shown(text: str) -> dict[str, set[str]]:
             found[f"{section}.{kinds[section]}"] = {name for one in table.values() for name in one}
         else:
             found[section] = set(table)
-    return found
+    offers = [offer for one in tree.get("products", {}).values() for offer in one.get("offers", [])]
+    return found | {"products.SKU.offers": {name for offer in offers for name in offer}}
 
 
 def expected_in_a_sample() -> dict[str, set[str]]:
@@ -495,7 +497,7 @@ def every_error(kind: type[SyncdError]) -> Iterator[type[SyncdError]]:
 
 
 def test_every_reason_of_quarantine_has_its_line() -> None:
-    reasons = {HELD, "duplicate", "respelled"}
+    reasons = {HELD, UNANSWERED, "duplicate", "respelled"}
     for path in (ROOT / "syncd" / "inventory" / "formats").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args:

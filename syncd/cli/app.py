@@ -1,8 +1,8 @@
 """The command line: its tree, and how it ends. Called by `syncd.__main__`.
 
-Commands talk to the running daemon over its operator socket; only init, check, db, audit, backup, restore and adapter
-work without one (design decision K12). Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 75 no daemon answers,
-78 the configuration, a key or the schema forbids it.
+Commands talk to the running daemon over its operator socket; only init, check, formats, db, audit, backup, restore and
+adapter work without one (design decision K12). Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 75 no daemon
+answers, 78 the configuration, a key or the schema forbids it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,21 @@ from typing import Annotated
 import typer
 
 from syncd import __version__
-from syncd.cli import adapter, audit, daemon, database, keys, output, products, stock, suppliers, token, vault
+from syncd.cli import (
+    adapter,
+    audit,
+    daemon,
+    database,
+    formats,
+    keys,
+    offers,
+    output,
+    products,
+    stock,
+    suppliers,
+    token,
+    vault,
+)
 from syncd.cli.options import group
 from syncd.errors import SyncdError
 
@@ -52,7 +66,10 @@ _PLAIN: tuple[Callable[..., None], ...] = (
 for command in _PLAIN:
     app.command()(command)
 app.add_typer(keys.commands, name="keys")
+app.add_typer(offers.commands, name="offers")
+app.add_typer(formats.commands, name="formats")
 app.add_typer(products.commands, name="products")
+app.add_typer(products.commands, name="product", hidden=True)  # whoever speaks of one is understood
 app.add_typer(token.commands, name="token")
 app.add_typer(vault.commands, name="vault")
 app.add_typer(audit.commands, name="audit")

@@ -167,6 +167,8 @@ def _supplier(row: dict[str, Any]) -> dict[str, Any]:
         "name": row["name"],
         "state": row.get("state"),
         "last_run": f"{last['new']} new of {last['seen']}" if last else None,
+        "offers": row.get("offers"),
+        "balance": row.get("balance"),
         "last_success_at": row.get("last_success_at"),
         "last_error": row.get("last_error"),
     }

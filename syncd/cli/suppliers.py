@@ -11,7 +11,19 @@ from syncd.cli import operator, output
 from syncd.cli.operator import Operator, RefusedError
 from syncd.cli.options import AsJson, ConfigFile
 
-_COLUMNS: Final = ("supplier", "run", "seen", "new", "repeats", "duplicates", "quarantined", "outcome")
+_COLUMNS: Final = (
+    "supplier",
+    "run",
+    "seen",
+    "new",
+    "repeats",
+    "duplicates",
+    "quarantined",
+    "offers",
+    "changed",
+    "removed",
+    "outcome",
+)
 _POLL_S: Final = 0.25
 _UNSEEN: Final = 3
 
@@ -25,11 +37,15 @@ def sync(
     """Sync one supplier, or all, now. Exit code 1 if a run failed."""
     daemon = Operator.of(config)
     runs = {name: _start(daemon, name)} if name else {each: _start_or_tell(daemon, each) for each in _enabled(daemon)}
-    ended = [_end(daemon, each, run) if wait and "id" in run else run for each, run in runs.items()]
-    if json_:
+    show([end(daemon, each, run) if wait and "id" in run else run for each, run in runs.items()], as_json=json_)
+
+
+def show(ended: list[dict[str, Any]], *, as_json: bool) -> None:
+    """What came of runs: those that have ended, or have only been started. Exit code 1 if one failed."""
+    if as_json:
         output.as_json(ended)
-    elif wait:
-        output.table([_told(row) for row in ended], _COLUMNS, empty="the configuration has no suppliers")
+    elif any("seen" in row for row in ended):
+        output.table([_told(row) for row in ended], _COLUMNS)
     else:
         output.table(
             [{"supplier": row["supplier"], "run": row.get("id"), "outcome": row.get("error")} for row in ended],
@@ -64,7 +80,8 @@ def _start_or_tell(daemon: Operator, name: str) -> dict[str, Any]:
         return {"supplier": name, "error": refused.message}
 
 
-def _end(daemon: Operator, name: str, run: dict[str, Any]) -> dict[str, Any]:
+def end(daemon: Operator, name: str, run: dict[str, Any]) -> dict[str, Any]:
+    """A run's row once it has ended; waits for that."""
     unseen = 0
     with output.progress(name) as tell:
         while True:
@@ -81,4 +98,10 @@ def _end(daemon: Operator, name: str, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "run": row.get("id"), "outcome": row.get("error") or ("done" if row.get("ended_at") else "running")}
+    counts = {"changed": row.get("offers_changed"), "removed": row.get("offers_removed")}
+    return {
+        **row,
+        **counts,
+        "run": row.get("id"),
+        "outcome": row.get("error") or ("done" if row.get("ended_at") else "running"),
+    }

@@ -182,11 +182,11 @@ class Intake:
     # --- first pass -------------------------------------------------------------------------------------------------
 
     def _survey(self, consignment: Consignment, product: Product) -> tuple[str, Reading]:
-        split = product.split or "auto"
+        split = self._formats()[product.reads_as].splitter(product.split)
         if not is_split(split):
             raise InvalidRequestError(f"product {product.sku} names an unknown splitter", hint="see products.*.split")
         if consignment.media == "xlsx":
-            with consignment.open() as stream, _rows(stream, consignment.label) as rows:
+            with consignment.open() as stream, sheet_rows(stream, consignment.label) as rows:
                 reading = survey_rows((row for _, row in rows), split)
             return self._digest(consignment), reading
         survey = Survey(consignment.media)
@@ -210,10 +210,10 @@ class Intake:
     def _cards(
         self, consignment: Consignment, mark: _Mark, product: Product, zone: ZoneInfo
     ) -> Generator[Card, None, None]:
-        fmt = self._formats()[product.format]
+        fmt = self._formats()[product.reads_as]
         with consignment.open() as stream:
             if consignment.media == "xlsx":
-                with _rows(stream, consignment.label) as rows:
+                with sheet_rows(stream, consignment.label) as rows:
                     rest = (row for number, row in rows if number > mark.position)
                     yield from read_rows(rest, mark.reading, fmt, position=mark.position, timezone=zone)
                 return
@@ -420,7 +420,7 @@ class Upload(Consignment):
 
 
 @contextlib.contextmanager
-def _rows(stream: IO[bytes], label: str) -> Iterator[Iterator[tuple[int, list[str]]]]:
+def sheet_rows(stream: IO[bytes], label: str) -> Iterator[Iterator[tuple[int, list[str]]]]:
     """(row number, cells as text) of a workbook's first sheet. Raises AdapterError for what is no sound workbook."""
     import openpyxl
 

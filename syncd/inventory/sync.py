@@ -20,10 +20,13 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import RowMapping, select
 
-from syncd.adapter import Consignment, Pull
+from syncd.adapter import AdapterError, BadResponse, Consignment, NotForSale, Pull
 from syncd.config import Settings
 from syncd.errors import ConflictError, LeaseLostError, NotFoundError, SyncdError
+from syncd.inventory.catalogue import Catalogue, Known, hot
 from syncd.inventory.intake import Ask, Intake, Progress
+from syncd.inventory.listing import row_of
+from syncd.inventory.offers import Claim, Offers, Reading, Taken, Task
 from syncd.metrics import Metrics
 from syncd.model import IdSource, utc
 from syncd.store import leases
@@ -46,6 +49,8 @@ class AlreadyRunningError(ConflictError):
     def __init__(self, message: str, *, run: int | None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.run = run
+        if run is not None:
+            self.members = {"run": str(run)}
 
 
 class _Run:
@@ -55,6 +60,7 @@ class _Run:
         self.id = run_id
         self.lease = lease
         self.progress = Progress()
+        self.taken: Taken | None = None
         self.stop = threading.Event()
         self.problems: list[str] = []
         """What failed: payloads that could not be taken."""
@@ -73,6 +79,7 @@ class Sync:
         writer: Writer,
         ids: IdSource,
         intake: Intake,
+        offers: Offers,
         metrics: Metrics,
         settings: Settings,
         links: Mapping[str, Link],
@@ -82,12 +89,16 @@ class Sync:
         self._clock = writer.database.clock
         self._ids = ids
         self._intake = intake
+        self._offers = offers
         self._metrics = metrics
         self._settings = settings
         self._links = links
+        self._catalogue = Catalogue(self._database, lambda: self._settings)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._runs: dict[str, _Run] = {}
         self._starting: set[str] = set()
+        self._asked_at: dict[tuple[str, str], float] = {}
+        self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._failing: set[str] = set()
         self._stopping = False
 
@@ -126,6 +137,15 @@ class Sync:
                 f"supplier {name} is being synced already", run=here.id if here else None, hint="wait for that run"
             )
         return started
+
+    async def accept(self, name: str, by: str) -> int:
+        """Accept what is held of a supplier's listing: the run that this starts takes it over, if it is no worse.
+
+        Returns the run's id. Raises NotFoundError, AlreadyRunningError, ConflictError when nothing is held.
+        """
+        if name in self._links and name not in self._runs:
+            await self._writer.submit(self._offers.ACCEPT, (name, by))
+        return await self.start(name, by)
 
     async def _begin(self, name: str, asked_by: str, *, only_due: bool) -> int | None:
         if name in self._starting or self._stopping:
@@ -171,7 +191,7 @@ class Sync:
             next_in = min(next_in, run.next_in)
         if run.stop.is_set():
             next_in = 0.0  # stopped half-way: goes on at the next start
-        counts = run.progress.counts
+        counts, taken = run.progress.counts, run.taken or Taken("interrupted")
         outcome = leases.Outcome(
             run.lease,
             run.id,
@@ -181,6 +201,9 @@ class Sync:
                 "repeats": counts.repeats,
                 "duplicates": counts.duplicates,
                 "quarantined": counts.quarantined,
+                "offers": taken.seen,
+                "offers_changed": taken.changed,
+                "offers_removed": taken.removed,
             },
             error,
             next_in,
@@ -203,6 +226,9 @@ class Sync:
             sealed=counts.sealed,
             repeats=counts.repeats,
             quarantined=counts.quarantined,
+            offers=taken.seen,
+            changed=taken.changed,
+            removed=taken.removed,
             problem=error,
             left_out=left_out,
         )
@@ -222,9 +248,26 @@ class Sync:
                 return
 
     def _pull(self, name: str, run: _Run, *, by_hand: bool) -> None:
-        """Take everything that the supplier hands over. Runs in the run's own thread."""
-        supplier = self._settings.suppliers[name]
-        ask = Ask(name, supplier.tz, run.lease, run.progress, run.stop.is_set)
+        """Do what the supplier can: keys, offers, balance. Runs in the run's own thread."""
+        link = self._links[name]
+        parts: dict[str, Callable[[], None]] = {
+            "pull_keys": lambda: self._pull_keys(name, link, run, by_hand=by_hand),
+            "list_offers": lambda: self._list_offers(name, link, run, by_hand=by_hand),
+            "get_balance": lambda: self._get_balance(link, run),
+        }
+        for verb, part in parts.items():
+            if verb not in link.capabilities or run.stop.is_set():
+                continue
+            try:
+                part()
+            except LeaseLostError:
+                raise
+            except SyncdError as error:  # what one part cannot, another may
+                run.problems.append(str(error))
+
+    def _pull_keys(self, name: str, link: Link, run: _Run, *, by_hand: bool) -> None:
+        """Take every payload that the supplier hands over."""
+        ask = Ask(name, self._settings.suppliers[name].tz, run.lease, run.progress, run.stop.is_set)
 
         def later(seconds: float) -> None:
             run.next_in = seconds
@@ -237,11 +280,71 @@ class Sync:
             run.complaints.append,
             later,
         )
-        for consignment in self._links[name].adapter.pull_keys(pull):
+        for consignment in link.adapter.pull_keys(pull):
             if run.stop.is_set():
                 return
             run.progress.total += consignment.size
             self._take(consignment, ask, run)
+
+    def _list_offers(self, name: str, link: Link, run: _Run, *, by_hand: bool) -> None:
+        """Take the supplier's listing, if it can be believed."""
+        incremental = link.adapter.promises.incremental
+        run.taken = self._offers.take(
+            Task(name, run.lease, run.id, link.pages, incremental, by_hand=by_hand, stopping=run.stop.is_set)
+        )
+        if run.taken.problem:
+            run.problems.append(run.taken.problem)
+        if run.taken.left_out:
+            run.complaints.append(run.taken.left_out)
+
+    def _get_balance(self, link: Link, run: _Run) -> None:
+        """Ask what our account holds, of a supplier that has answered; not to know it is no failure."""
+        if run.problems:
+            return
+        try:
+            self._offers.balance(run.lease, link.call("get_balance"))
+        except AdapterError as error:
+            run.complaints.append(f"its balance is not known: {error}")
+
+    # --- offers that are asked for by themselves --------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Ask for the offers that have an interval of their own, and are due."""
+        now, due = time.monotonic(), []
+        for (name, sku), refresh in hot(self._settings).items():
+            link = self._links.get(name)
+            if link is None or link.stopped or "get_offer" not in link.capabilities or (name, sku) in self._asking:
+                continue
+            if self._asked_at.get((name, sku), 0.0) <= now and not self._stopping:
+                self._asked_at[name, sku] = now + refresh
+                due.append(Claim(name, sku, refresh))
+        if not due:
+            return
+        for claim in await self._writer.submit(self._offers.CLAIM, due):
+            self._asking[claim.supplier, claim.sku] = asyncio.create_task(self._ask(claim))
+
+    async def _ask(self, claim: Claim) -> None:
+        """One offer. A supplier that does not answer is no news: its offer grows stale."""
+        try:
+            await self._ask_now(claim)
+        except SyncdError as error:
+            log.info("offer_not_refreshed", supplier=claim.supplier, sku=claim.sku, why=_why(error))
+        finally:
+            self._asking.pop((claim.supplier, claim.sku), None)
+
+    async def _ask_now(self, claim: Claim) -> None:
+        link = self._links.get(claim.supplier)
+        if link is None:
+            return
+        at = int(self._clock.now())
+        try:
+            row = row_of(await link.acall("get_offer", claim.sku))
+        except NotForSale:
+            row = None
+        if row is not None and row[0] != claim.sku:
+            raise BadResponse("another offer was answered")
+        if await self._writer.submit(self._offers.READ, Reading(claim, at, row)):
+            self._metrics.listing_alarm(claim.supplier, "offer")
 
     def _take(self, consignment: Consignment, ask: Ask, run: _Run) -> None:
         """One payload; what is wrong with it never stops the next one."""
@@ -265,7 +368,9 @@ class Sync:
         runs = list(self._runs.values())
         for run in runs:
             run.stop.set()
-        tasks = [run.task for run in runs if run.task]
+        tasks = [*(run.task for run in runs if run.task), *self._asking.values()]
+        for asking in self._asking.values():
+            asking.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_S)
 
@@ -286,16 +391,20 @@ class Sync:
         """Every configured supplier with its state, and its last run."""
         with self._database.read() as connection:
             rows = {row["name"]: row for row in connection.execute(select(supplier_table)).mappings()}
+        listings = self._catalogue.known()
         found = []
         for name, supplier in self._settings.suppliers.items():
             row = rows.get(name)
             last = self.runs(name, 1)
+            known = listings.get(name)
             found.append(
                 {
                     "name": name,
                     "adapter": supplier.adapter,
                     "enabled": supplier.enabled,
-                    "state": self._state(name),
+                    "state": self._state(name, row, known),
+                    "offers": known.offers if known else None,
+                    "balance": known.balance if known else None,
                     "interval_s": self._settings.interval(name)[0],
                     "due_at": utc(row["due_at"]) if row else None,
                     "running": bool(last and last[0]["ended_at"] is None),
@@ -307,12 +416,21 @@ class Sync:
             )
         return found
 
-    def _state(self, name: str) -> str:
-        """How it does, in one line."""
+    def _state(self, name: str, row: RowMapping | None, known: Known | None) -> str:
+        """How it does, in one line: the worst first."""
         link = self._links.get(name)
         if link is None:
             return "disabled"
-        return link.health.line() if link.health is not None else "up"
+        health = link.health.line() if link.health is not None else "up"
+        if health != "up":
+            return health
+        if known and known.pending:
+            return f"up; listing held since {utc(known.pending_at or 0)}: {'; '.join(known.pending.alarms.values())}"
+        if row is not None and row["failures"]:
+            return f"failing, {row['failures']} in a row"
+        if known and known.watermark is not None and self._catalogue.stale(name, known):
+            return f"up; its offers are stale: last read {utc(known.watermark)}"
+        return f"up; {known.held} offers held" if known and known.held else health
 
     def runs(self, name: str, limit: int) -> list[dict[str, Any]]:
         """The last runs of a supplier, newest first."""
@@ -330,9 +448,7 @@ class Sync:
 
 
 def _shown(row: RowMapping) -> dict[str, Any]:
-    shown = {
-        name: row[name] for name in ("supplier", "asked_by", "seen", "new", "repeats", "duplicates", "quarantined")
-    }
+    shown = {name: row[name] for name in ("supplier", "asked_by", *leases.COUNTS)}
     times = {name: _time(row[name]) for name in ("started_at", "ended_at")}
     return {"id": str(row["id"]), **shown, **times, "error": row["error"]}
 

@@ -7,13 +7,16 @@ after the commit, and a key that does not open is replaced before anybody is ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from syncd.audit import HEAD
+from syncd.config import MAX_QUANTITY
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
 from syncd.model import DeliveryState, IdSource
 from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Work, Writer
@@ -22,14 +25,20 @@ from syncd.vault.vault import KeyRow, OpenedKey, Vault
 if TYPE_CHECKING:
     from syncd.config import Product
     from syncd.metrics import Metrics
+    from syncd.orders.presentation import Presentation
 
 log = structlog.get_logger(__name__)
 
-MAX_QUANTITY: Final = 1000
+BACKORDERED: Final = "backordered"
+"""Why a delivery is pending: there were too few keys, and its product's orders wait for them."""
 MAX_WAIT_S: Final = 30
 _LOOK_S: Final = 0.25
 """How often a request that waits looks for its keys: another daemon on the same database may have brought them."""
 _FILL_AT_ONCE: Final = 100
+_MANY: Final = 200
+"""So many that wait for one product are not counted: everybody waits behind them until some have their keys."""
+_ALL: Final = 2**40
+_ANY: Final = range(1, MAX_QUANTITY + 1)
 
 
 class InsufficientStockError(ConflictError):
@@ -57,6 +66,18 @@ class UnknownProductError(NotFoundError):
     code = "unknown_product"
 
 
+class QuantityNotAllowedError(SyncdError):
+    """The product is not sold in this quantity: nothing was recorded. ``allowed`` in its problem says what is."""
+
+    code = "quantity_not_allowed"
+    status = 422
+
+    def __init__(self, takes: range) -> None:
+        least, most = takes[0], takes[-1]
+        super().__init__(f"this product is sold {least} to {most} at a time", hint="ask for a quantity in between")
+        self.members = {"allowed": {"min": least, "max": most}}
+
+
 class FencedError(UnavailableError):
     """The database was restored from a backup: no key leaves until `syncd recover` has run (T3)."""
 
@@ -65,10 +86,11 @@ class FencedError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for.
+    """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for; ``takes`` are the
+    quantities in which it is sold, now: what was delivered in another one before is answered for ever.
 
     A product that is no longer ``known`` to the configuration is not delivered anew, but what was delivered of it is
-    answered for ever.
+    answered for ever. ``waits``: too few keys are no refusal; the order is recorded and gets its keys when they come.
     """
 
     shop: str
@@ -77,6 +99,8 @@ class Request:
     quantity: int
     min_life: int = 0
     known: bool = True
+    takes: range = _ANY
+    waits: bool = False
 
 
 @dataclass(slots=True, repr=False)
@@ -109,7 +133,9 @@ class Delivery:
 
 
 class Deliveries:
-    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``fence`` is T3's."""
+    """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``shown`` how its keys are
+    shown, where that is not as they were sealed; ``fenced`` is T3's.
+    """
 
     def __init__(
         self,
@@ -119,6 +145,7 @@ class Deliveries:
         products: Callable[[], Mapping[str, Product]],
         metrics: Metrics,
         *,
+        shown: Callable[[], Mapping[str, Presentation]] = dict,
         fenced: bool = False,
     ) -> None:
         self._vault = vault
@@ -126,7 +153,11 @@ class Deliveries:
         self._ids = ids
         self._products = products
         self._metrics = metrics
+        self._shown = shown
         self.fenced = fenced
+        self._waiters: dict[asyncio.Event, int] = {}
+        """What each request that waits is told by → the id of its delivery."""
+        self._looking: asyncio.Task[None] | None = None
         self._allot: Work[Request, Allotted] = Work("deliver", Lane.DELIVERY, self._run_allot)
         self._replace: Work[tuple[int, list[int], int], Allotted] = Work("replace", Lane.DELIVERY, self._run_replace)
         self._fill: Work[tuple[str, int], int] = Work("fill_pending", Lane.CONTROL, self._run_fill)
@@ -137,16 +168,17 @@ class Deliveries:
     async def deliver(self, shop: str, order_ref: str, product: str, quantity: int, *, wait_s: float = 0) -> Delivery:
         """Deliver one order line, or say again what was delivered for it.
 
-        Raises UnknownProductError, InsufficientStockError (nothing recorded), OrderRefReusedError,
-        DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet: for ``wait_s`` seconds
-        this waits for them.
+        Raises UnknownProductError, QuantityNotAllowedError and InsufficientStockError (nothing recorded),
+        OrderRefReusedError, DeliveryCancelledError, FencedError. A delivery of state ``pending`` has no keys yet: for
+        ``wait_s`` seconds this waits for them.
         """
         if self.fenced:
             msg = "this database was restored from a backup"
             raise FencedError(msg, hint="the operator must run: syncd recover")
         known = self._products().get(product)
-        min_life = int(known.min_life) if known else 0
-        request = Request(shop, order_ref, product, quantity, min_life, known is not None)
+        min_life, takes = (int(known.min_life), known.takes) if known else (0, _ANY)
+        waits = known is not None and known.on_shortage == "wait"
+        request = Request(shop, order_ref, product, quantity, min_life, known is not None, takes, waits)
         allotted = await self._writer.submit(self._allot, request)
         answer = await self._opened(order_ref, allotted, request.min_life)
         if wait_s and answer.state == DeliveryState.PENDING:
@@ -155,16 +187,44 @@ class Deliveries:
 
     async def _awaited(self, request: Request, answer: Delivery, seconds: float) -> Delivery:
         """The delivery once it has its keys, or as it is when the time is over."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while (left := until - loop.time()) > 0:
-            await asyncio.sleep(min(_LOOK_S, left))
-            found = await asyncio.to_thread(self.find, request.shop, request.order_ref)
-            if found is not None and found.state != DeliveryState.PENDING:
-                allotted = await self._writer.submit(self._allot, request)
-                allotted.repeat = answer.repeat
-                return await self._opened(request.order_ref, allotted, request.min_life)
-        return answer
+        told = asyncio.Event()
+        self._waiters[told] = answer.id
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_out())
+        try:
+            async with asyncio.timeout(seconds):
+                await told.wait()
+        except TimeoutError:
+            return answer
+        finally:
+            del self._waiters[told]
+        allotted = await self._writer.submit(self._allot, request)
+        allotted.repeat = answer.repeat
+        return await self._opened(request.order_ref, allotted, request.min_life)
+
+    async def _look_out(self) -> None:
+        """Tell those who wait that their delivery is pending no longer: one look for all of them, however many."""
+        while self._waiters:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(SQLAlchemyError):  # the database is away: they go on waiting
+                settled = await asyncio.to_thread(self._settled, set(self._waiters.values()))
+                for told, delivery_id in self._waiters.items():
+                    if delivery_id in settled:
+                        told.set()
+
+    def _settled(self, ids: Collection[int]) -> set[int]:
+        """Which of these deliveries are pending no longer."""
+        database, wanted = self._vault.database, [(delivery_id,) for delivery_id in ids]
+        found: set[int] = set()
+        with database.read() as connection:
+            for start in range(0, len(wanted), database.bulk_rows):
+                statement, bound = database.bulk_statement(
+                    "SELECT d.id FROM rows JOIN delivery d ON d.id = rows.id WHERE d.state <> 'pending'",
+                    "id int",
+                    wanted[start : start + database.bulk_rows],
+                )
+                found.update(row[0] for row in connection.exec_driver_sql(statement, tuple(bound)))
+        return found
 
     async def reveal(self, shop: str, order_ref: str) -> Delivery | None:
         """The delivery of an order line with its keys, recorded like a repeated request; None if there is none."""
@@ -178,15 +238,35 @@ class Deliveries:
     async def cancel(self, shop: str, order_ref: str) -> Delivery:
         """Cancel a pending delivery for ever. Raises NotFoundError, or ConflictError when it cannot be any more."""
         allotted = await self._writer.submit(self._cancel, (shop, order_ref))
+        await self.fill(allotted.product)  # others may have waited behind it
         return _answer(order_ref, allotted, [])
 
     async def fill(self, product: str) -> int:
-        """Give keys that arrived to deliveries that wait for them, oldest first; returns how many were completed."""
+        """Give keys that arrived to deliveries that wait for them, oldest first; returns how many were completed.
+
+        None while the restore fence stands: what was available at the backup may have left since (T3).
+        """
         known = self._products().get(product)
-        filled = await self._writer.submit(self._fill, (product, int(known.min_life) if known else 0))
+        filled, some = 0, _FILL_AT_ONCE
+        while some == _FILL_AT_ONCE and not self.fenced:
+            some = await self._writer.submit(self._fill, (product, int(known.min_life) if known else 0))
+            filled += some
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
         return filled
+
+    async def fill_waiting(self) -> int:
+        """`fill` every configured product that orders wait for; to be called now and then.
+
+        Whoever took keys in may have died before it filled, or the order came in just then at another daemon.
+        """
+        waiting = await asyncio.to_thread(self._waited_for)
+        return sum([await self.fill(product) for product in waiting if product in self._products()])
+
+    def _waited_for(self) -> list[str]:
+        with self._vault.database.read() as connection:
+            found = connection.exec_driver_sql("SELECT DISTINCT product FROM delivery WHERE state = 'pending'")
+            return sorted(row[0] for row in found)
 
     def find(self, shop: str, order_ref: str) -> Delivery | None:
         """The recorded delivery without its keys. Blocks on the database: call it from a thread."""
@@ -215,6 +295,10 @@ class Deliveries:
                     log.error("key_unreadable", key_id=row.id, product=allotted.product, why=error.message)  # noqa: TRY400
                     unreadable.append(row.id)
             if not unreadable:
+                shown = self._shown().get(allotted.product)
+                if shown is not None:
+                    for key in keys:
+                        shown.show(key)
                 return _answer(order_ref, allotted, keys)
             repeat = allotted.repeat
             allotted = await self._writer.submit(self._replace, (allotted.id, unreadable, min_life))
@@ -224,20 +308,23 @@ class Deliveries:
     # --- units of work ----------------------------------------------------------------------------------------------
 
     def _run_allot(self, tx: Tx, requests: Sequence[Request]) -> list[Allotted | BaseException]:
-        """Allot a batch: one look for repeats and keys, one insert a table.
+        """Allot a batch: one look for repeats, keys and what is owed, one insert a table.
 
-        Keys are looked up before it is known which orders are repeats, since the two questions then travel together.
+        Keys are looked up before it is known which orders are repeats, since the questions then travel together.
         """
         first: dict[tuple[str, str], int] = {}
         for index, request in enumerate(requests):
             first.setdefault((request.shop, request.order_ref), index)
         need = _need([requests[index] for index in first.values()])
-        rows, keys = tx.ask(_who_has(first), _what_is_there(tx, need)) if need else (*tx.ask(_who_has(first)), [])
+        about_stock = (_what_is_there(tx, need), _what_is_owed(need)) if need else ()
+        rows, *there = tx.ask(_who_has(first), *about_stock)
+        keys, owed = there or ([], [])
         recorded = self._as_recorded(tx, rows)
         first = {order: index for order, index in first.items() if order not in recorded}
         wanted = [requests[index] for index in first.values()]
         stock = self._stacked(tx, need, keys)
-        granted = dict(zip(first.values(), self._grant(tx, wanted, stock), strict=True))
+        lacks = {product: int(units) for product, units in owed if units}
+        granted = dict(zip(first.values(), self._grant(tx, wanted, stock, lacks), strict=True))
         outcomes: list[Allotted | BaseException] = []
         for index, request in enumerate(requests):
             own = granted.get(index)
@@ -266,30 +353,59 @@ class Deliveries:
         tx.audit("delivery.repeated", delivery=known.id, shop=request.shop, state=known.state)
         return known
 
-    def _grant(self, tx: Tx, requests: Sequence[Request], stock: _Stock) -> list[Allotted | BaseException]:
-        """Claim keys for new orders, in the order they came; an order gets all its keys or none."""
+    def _grant(
+        self, tx: Tx, requests: Sequence[Request], stock: _Stock, owed: Mapping[str, int]
+    ) -> list[Allotted | BaseException]:
+        """Claim keys for new orders, in the order they came; an order gets all its keys or none.
+
+        What is ``owed`` to orders that wait is theirs, and an order that waits from now on is one of them.
+        """
         if not requests:
             return []
-        stock = self._enough(tx, _need(requests), stock)
+        need = _need(requests)
+        stock = self._enough(tx, need, stock)
+        free = {which: len(keys) for which, keys in stock.items()}
+        free.update((which, min(free[which], units)) for which, units in _what_is_spare(tx, need, owed).items())
         ids = self._ids.take(len(requests))
         outcomes: list[Allotted | BaseException] = []
         deliveries: list[tuple[int, str, str, str, int]] = []
         allotments: list[tuple[int, int, int]] = []
+        waiting: list[tuple[int, str, str, str, int]] = []
         for row_id, request in zip(ids, requests, strict=True):
             if not request.known:
                 outcomes.append(
                     UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
                 )
                 continue
-            held = stock[request.product, request.min_life]
-            if len(held) < request.quantity:
+            if request.quantity not in request.takes:
+                outcomes.append(QuantityNotAllowedError(request.takes))
+                continue
+            which = request.product, request.min_life
+            enough = free[which] >= request.quantity
+            if enough or request.waits:
+                free[which] -= request.quantity
+            if not enough and request.waits:
+                waiting.append((row_id, request.shop, request.order_ref, request.product, request.quantity))
+                tx.audit(
+                    "delivery.pending",
+                    delivery=row_id,
+                    shop=request.shop,
+                    order_ref=request.order_ref,
+                    product=request.product,
+                    reason=BACKORDERED,
+                )
+                outcomes.append(
+                    Allotted(row_id, request.product, request.quantity, "pending", BACKORDERED, tx.at, False, [])  # noqa: FBT003
+                )
+                continue
+            if not enough:
                 outcomes.append(
                     InsufficientStockError(
                         "there are not enough keys of this product", hint="nothing was recorded: try again later"
                     )
                 )
                 continue
-            keys = [held.pop() for _ in range(request.quantity)]
+            keys = [stock[which].pop() for _ in range(request.quantity)]
             deliveries.append((row_id, request.shop, request.order_ref, request.product, request.quantity))
             allotments.extend((key.id, row_id, unit) for unit, key in enumerate(keys))
             tx.audit(
@@ -310,6 +426,19 @@ class Deliveries:
         }
         if tx.postgresql and short and self._recorded(tx, short):
             raise RetryBatch  # another daemon delivered these very orders while we waited for its keys
+        if waiting and tx.change(
+            [
+                Change(
+                    "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, reason, created_at)"
+                    " SELECT id, shop, order_ref, product, quantity, 'pending', ?, ? FROM rows WHERE true"
+                    " ON CONFLICT (shop, order_ref) DO NOTHING",
+                    "id int, shop text, order_ref text, product text, quantity int",
+                    waiting,
+                    (BACKORDERED, tx.at),
+                )
+            ]
+        ) != [len(waiting)]:
+            raise RetryBatch  # another daemon recorded one of these orders just now
         if deliveries:
             recorded = Change(
                 "INSERT INTO delivery (id, shop, order_ref, product, quantity, state, created_at, completed_at)"
@@ -325,6 +454,8 @@ class Deliveries:
     def _hand_over(self, tx: Tx, allotments: Sequence[tuple[int, int, int]], *before: Change) -> None:
         """Write allotments (key, delivery, unit) and mark their keys delivered; ``before`` is what they refer to.
 
+        With it, this is the last that its kind locks, and the audit's head may be locked with it. Without, there may be
+        more to come: another daemon that held a key for it would wait for the head, and both for ever.
         Raises RetryBatch when another daemon recorded one of the orders, or took one of the keys, just now.
         """
         changes = [
@@ -343,7 +474,7 @@ class Deliveries:
                 [(key_id,) for key_id, _, _ in allotments],
             ),
         ]
-        if tx.change(changes, foresee=HEAD) != [len(change.rows) for change in changes]:
+        if tx.change(changes, foresee=HEAD if before else "") != [len(change.rows) for change in changes]:
             raise RetryBatch
 
     def _claim(self, tx: Tx, need: _Need) -> _Stock:
@@ -500,7 +631,7 @@ _Stock = dict[tuple[str, int], list[KeyRow]]
 def _need(requests: Sequence[Request]) -> dict[tuple[str, int], int]:
     need: dict[tuple[str, int], int] = {}
     for request in requests:
-        if request.known:
+        if request.known and request.quantity in request.takes:
             product = (request.product, request.min_life)
             need[product] = need.get(product, 0) + request.quantity
     return need
@@ -532,6 +663,36 @@ def _what_is_there(tx: Tx, need: _Need, lock: str = " FOR UPDATE SKIP LOCKED") -
         "which int, id int, sealed_sku text, source_id int, expires_at int, sealed bytes",
         params=params,
     )
+
+
+def _what_is_owed(need: _Need) -> Question:
+    """Product → units that its orders still wait for, null for none, or more than there can be where many wait."""
+    return Question(
+        "SELECT rows.product, (SELECT CASE WHEN count(*) < ? THEN sum(lacks) ELSE ? END FROM (SELECT d.quantity"
+        " - (SELECT count(*) FROM allotment a WHERE a.delivery_id = d.id AND a.withdrawn_at IS NULL) AS lacks"
+        " FROM delivery d WHERE d.state = 'pending' AND d.product = rows.product ORDER BY d.id LIMIT ?) w) FROM rows",
+        "product text",
+        [(product,) for product in sorted({product for product, _ in need})],
+        (_MANY, _ALL, _MANY),
+    )
+
+
+def _what_is_spare(tx: Tx, need: _Need, owed: Mapping[str, int]) -> dict[tuple[str, int], int]:
+    """How many keys may be sold of each product that orders wait for already: what is there, less what they lack."""
+    spare = {(product, life): -owed[product] for product, life in need if product in owed}
+    asked = [(product, tx.at + life) for product, life in spare if owed[product] < _ALL]
+    if asked:
+        most = max(need[which] - units for which, units in spare.items() if units > -_ALL)
+        found = tx.bulk(
+            "SELECT rows.product, rows.floor, (SELECT count(*) FROM (SELECT 1 FROM vault_key WHERE state = 'available'"
+            " AND product = rows.product AND expires_at > rows.floor LIMIT ?) k) FROM rows",
+            "product text, floor int",
+            asked,
+            (most,),
+        )
+        for product, floor, units in found:
+            spare[product, floor - tx.at] += units
+    return spare
 
 
 def _answer(order_ref: str, allotted: Allotted, keys: list[OpenedKey]) -> Delivery:

@@ -44,6 +44,7 @@ class _Snapshot:
     head: int
     synced_at: int | None
     stale_after: float
+    counted_at: float
     at: float
     cost: float
 
@@ -51,7 +52,8 @@ class _Snapshot:
 class Stock:
     """Counts what is there.
 
-    ``synced`` tells, blocking, when keys were last pulled (Unix seconds), and after how long that is stale.
+    ``synced`` tells, blocking, when keys were last pulled (Unix seconds), and after how long that is stale;
+    ``upstream`` what suppliers hold of these products, with ``at``, the Unix seconds at which that was read.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Stock:
         writer: Writer,
         products: Callable[[], Mapping[str, Product]],
         synced: Callable[[], tuple[int | None, float]],
+        upstream: Callable[[Connection, Mapping[str, Product]], Mapping[str, dict[str, Any]]],
     ) -> None:
         self._database = writer.database
         self._clock = writer.database.clock
         self._products = products
         self._synced = synced
+        self._upstream = upstream
         self._lock = asyncio.Lock()
         self._last: _Snapshot | None = None
 
@@ -71,7 +75,8 @@ class Stock:
         """(a row a product, JSON-ready, and an ETag that changes when anything but the age does).
 
         A row: product, title, cached (keys that can be delivered now), reserved, upstream, sellable (cached less what
-        paid orders still wait for), price, age_s, stale. Never what the shop pays. Raises UnknownProductError.
+        paid orders still wait for; nothing buys what is upstream, so it cannot be sold), price, age_s, stale. Never
+        what the shop pays. Raises UnknownProductError.
         """
         if product is not None and product not in self._products():
             raise UnknownProductError("there is no such product", hint="add [products.SKU] to the configuration")
@@ -85,24 +90,40 @@ class Stock:
         stale = age is None or age > found.stale_after
         chosen = found.rows.values() if product is None else [found.rows[product]]
         rows = [{**row, "stale": stale} for row in chosen]
-        tag = hashlib.sha256(_encode(rows)).hexdigest()[:32]
-        return [{**row, "age_s": age} for row in rows], tag
+        ageless = [{**row, "upstream": {**row["upstream"], "at": None}} for row in rows]
+        tag = hashlib.sha256(_encode(ageless)).hexdigest()[:32]
+        return [{**row, "age_s": age, "upstream": self._aged(row["upstream"])} for row in rows], tag
+
+    def _aged(self, upstream: dict[str, Any]) -> dict[str, Any]:
+        """With its age in place of its time."""
+        shown = dict(upstream)
+        at = shown.pop("at", None)
+        if at is not None:
+            shown["age_s"] = max(0, int(self._clock.now() - at))
+        return shown
 
     def _serves(self, found: _Snapshot) -> bool:
         young = self._clock.monotonic() - found.at < _COST_FACTOR * found.cost
         return young and found.products is self._products()
 
     def _renewed(self, last: _Snapshot | None) -> _Snapshot:
-        """The stock now. If nothing was committed, here or by another daemon, the last one's counts still hold."""
+        """The stock now. If nothing was committed, here or by another daemon, the last one's counts still hold.
+
+        What is upstream is always read anew: it grows stale by itself, and its changes are in no audit.
+        """
         products = self._products()
         begun = self._clock.monotonic()
         synced_at, stale_after = self._synced()
         with self._database.read() as connection:
             head = int(connection.exec_driver_sql("SELECT seq FROM audit_head WHERE id = 1").scalar() or 0)
-            if last and last.products is products and last.head == head and begun - last.at < _LONGEST_S:
-                return last
-            rows = self._count(connection, products)
-        return _Snapshot(rows, products, head, synced_at, stale_after, begun, self._clock.monotonic() - begun)
+            upstream = self._upstream(connection, products)
+            if last and last.products is products and last.head == head and begun - last.counted_at < _LONGEST_S:
+                rows, counted_at = last.rows, last.counted_at
+            else:
+                rows, counted_at = self._count(connection, products), begun
+        rows = {sku: {**row, "upstream": upstream[sku]} for sku, row in rows.items()}
+        cost = self._clock.monotonic() - begun
+        return _Snapshot(rows, products, head, synced_at, stale_after, counted_at, begun, cost)
 
     def _count(self, connection: Connection, products: Mapping[str, Product]) -> dict[str, dict[str, Any]]:
         now = self._clock.now()
@@ -119,7 +140,7 @@ class Stock:
                 "title": product.title,
                 "cached": cached[sku],
                 "reserved": 0,
-                "upstream": {"kind": "none"},
+                "upstream": {},
                 "sellable": max(0, cached[sku] - owed.get(sku, 0)),
                 "price": None if product.price is None else str(product.price),
             }

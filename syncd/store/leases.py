@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from syncd.errors import LeaseLostError
 from syncd.store.database import Lane, Tx, Work
 
 ERROR_CHARS = 2000
+COUNTS: Final = (
+    "seen",
+    "new",
+    "repeats",
+    "duplicates",
+    "quarantined",
+    "offers",
+    "offers_changed",
+    "offers_removed",
+)
+"""What a run's row counts: of keys, then of offers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +158,17 @@ def _end_one(tx: Tx, outcome: Outcome) -> bool:
     if given_back != 1:
         return False
     tx.execute(
-        "UPDATE run SET ended_at = ?, seen = ?, new = ?, repeats = ?, duplicates = ?, quarantined = ?, error = ?"
+        f"UPDATE run SET ended_at = ?, {', '.join(f'{name} = ?' for name in COUNTS)}, error = ?"  # noqa: S608 - constants
         " WHERE id = ?",
         (
             tx.at,
-            *(counts.get(name, 0) for name in ("seen", "new", "repeats", "duplicates", "quarantined")),
+            *(counts.get(name, 0) for name in COUNTS),
             error,
             outcome.run_id,
         ),
     )
-    tx.audit("run.ended", run=outcome.run_id, supplier=lease.supplier, failed=failed, new=counts.get("new", 0))
+    told = {name: counts[name] for name in ("offers_changed", "offers_removed") if counts.get(name)}
+    tx.audit("run.ended", run=outcome.run_id, supplier=lease.supplier, failed=failed, new=counts.get("new", 0), **told)
     return True
 
 

@@ -128,9 +128,87 @@ run = Table(
     Column("repeats", BigInteger, nullable=False),
     Column("duplicates", BigInteger, nullable=False),
     Column("quarantined", BigInteger, nullable=False),
+    Column("offers", BigInteger, nullable=False, server_default=text("0")),
+    Column("offers_changed", BigInteger, nullable=False, server_default=text("0")),
+    Column("offers_removed", BigInteger, nullable=False, server_default=text("0")),
     Column("error", Text),
     Index("ix_run_supplier_id", "supplier", "id"),
     comment="One row a sync run: what it saw, what was new, what went wrong.",
+)
+
+listing = Table(
+    "listing",
+    metadata,
+    Column("supplier", Text, primary_key=True),
+    Column("watermark", BigInteger),
+    Column("good_at", BigInteger),
+    Column("full_at", BigInteger),
+    Column("offers", BigInteger, nullable=False),
+    Column("held_offers", BigInteger, nullable=False),
+    Column("pending", Text),
+    Column("pending_at", BigInteger),
+    Column("accepted_at", BigInteger),
+    Column("balance", Text),
+    Column("balance_at", BigInteger),
+    comment="How far each supplier's listing is known: last good run, last complete one, a change that waits (P1).",
+)
+
+offer = Table(
+    "offer",
+    metadata,
+    Column("supplier", Text, primary_key=True),
+    Column("sku", Text, primary_key=True),
+    Column("hash", LargeBinary, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("price", Text),
+    Column("currency", Text),
+    Column("stock_kind", Text, nullable=False),
+    Column("stock_quantity", BigInteger),
+    Column("stock_level", Text),
+    Column("for_sale", Boolean, nullable=False),
+    Column("min_quantity", BigInteger, nullable=False),
+    Column("max_quantity", BigInteger),
+    Column("step", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("removed_at", BigInteger),
+    Column("recorded", BigInteger, nullable=False),
+    Column("held", Text),
+    Column("held_at", BigInteger),
+    Column("refresh_at", Float),
+    _one_of("stock_kind", "exact", "coarse", "unlimited", "unknown"),
+    sqlite_with_rowid=False,
+    comment="What suppliers list, as last accepted. held is a price that waits to be confirmed (P1).",
+)
+Index(
+    "ix_offer_removed",
+    offer.c.supplier,
+    offer.c.removed_at,
+    sqlite_where=text("removed_at IS NOT NULL"),
+    postgresql_where=text("removed_at IS NOT NULL"),
+)
+Index(
+    "ix_offer_held",
+    offer.c.supplier,
+    sqlite_where=text("held IS NOT NULL"),
+    postgresql_where=text("held IS NOT NULL"),
+)
+
+offer_history = Table(
+    "offer_history",
+    metadata,
+    Column("supplier", Text, primary_key=True),
+    Column("sku", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("until_at", BigInteger, nullable=False),
+    Column("price", Text),
+    Column("currency", Text),
+    Column("stock_kind", Text, nullable=False),
+    Column("stock_quantity", BigInteger),
+    Column("stock_level", Text),
+    sqlite_with_rowid=False,
+    comment="What an offer cost and held before: a ring of slots an offer, so that it never grows.",
 )
 
 source = Table(
@@ -154,6 +232,7 @@ source = Table(
     Column("quarantined", BigInteger, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
+    Column("order_id", Text),
     _one_of("state", "taking", "taken", "changed"),
     UniqueConstraint("product", "name"),
     comment="Where keys came from (feed:SHA256), and how far each payload has been taken: bytes, last line.",
@@ -207,7 +286,10 @@ quarantine = Table(
     Column("state", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("resolved_at", BigInteger),
-    _one_of("state", "held", "released", "dropped"),
+    Column("supplier_key", Text),
+    Column("complained_at", BigInteger),
+    Column("complaint", Text),
+    _one_of("state", "held", "released", "dropped", "returning", "returned"),
     UniqueConstraint("source_id", "position", "raw_fp"),
     comment="Slices that could not be read or were seen before, sealed; an operator decides (K6).",
 )
@@ -218,6 +300,13 @@ Index(
     quarantine.c.id,
     sqlite_where=text("state = 'held'"),
     postgresql_where=text("state = 'held'"),
+)
+Index(
+    "ix_quarantine_returning",
+    quarantine.c.product,
+    quarantine.c.id,
+    sqlite_where=text("state = 'returning'"),
+    postgresql_where=text("state = 'returning'"),
 )
 
 delivery = Table(
@@ -306,7 +395,13 @@ TRANSITIONS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("expired", "returned"),
     ),
     "delivery": (("pending", "delivered"), ("pending", "cancelled"), ("delivered", "pending")),
-    "quarantine": (("held", "released"), ("held", "dropped")),
+    "quarantine": (
+        ("held", "released"),
+        ("held", "dropped"),
+        ("held", "returning"),
+        ("returning", "held"),
+        ("returning", "returned"),
+    ),
 }
 # Tables in which no row is ever changed or deleted, or (delete only) never deleted.
 APPEND_ONLY: Final = {"audit": ("UPDATE", "DELETE"), "delivery": ("DELETE",), "allotment": ("DELETE",)}
@@ -321,15 +416,19 @@ def rules(dialect: str) -> list[str]:
             "$$BEGIN RAISE EXCEPTION 'syncd: % on % is not allowed', TG_OP, TG_TABLE_NAME "
             "USING ERRCODE = 'integrity_constraint_violation'; END$$"
         )
-    for table, allowed in TRANSITIONS.items():
-        pairs = ", ".join(f"'{old}>{new}'" for old, new in allowed)
-        illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
-        statements.append(_trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal))
+    statements += [transition_rule(dialect, table) for table in TRANSITIONS]
     for table, operations in APPEND_ONLY.items():
         statements += [
             _trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, "") for operation in operations
         ]
     return statements
+
+
+def transition_rule(dialect: str, table: str) -> str:
+    """The trigger that enforces a table's TRANSITIONS."""
+    pairs = ", ".join(f"'{old}>{new}'" for old, new in TRANSITIONS[table])
+    illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
+    return _trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal)
 
 
 def _trigger(dialect: str, name: str, table: str, operation: str, condition: str) -> str:

@@ -192,9 +192,8 @@ def install(app: FastAPI, access: Access, max_body: Callable[[], int]) -> None:
 async def _answer(request: Request, error: Exception) -> Response:
     found = translated(error)
     request.scope["syncd.problem"] = found.code
-    more = {"run": str(run)} if (run := getattr(found, "run", None)) else {}
     raw = problems.headers(found)
-    body = problems.document(found, **more)
+    body = problems.document(found)
     response = Response(body, found.status)
     response.raw_headers = [*raw, (b"content-length", b"%d" % len(body))]
     return response

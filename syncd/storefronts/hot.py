@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from syncd.config import MAX_QUANTITY
 from syncd.errors import InvalidRequestError, SyncdError
 from syncd.model import NEVER, ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, utc
-from syncd.orders.deliveries import MAX_QUANTITY, MAX_WAIT_S, Deliveries, Delivery
+from syncd.orders.deliveries import MAX_WAIT_S, Deliveries, Delivery
 from syncd.storefronts import problems
 from syncd.storefronts.guard import SHOP_DELIVER, admit, check_media, limited
 from syncd.storefronts.problems import NO_STORE, send_problem
@@ -46,12 +47,16 @@ class DeliveryRequest(BaseModel):
 
 
 class DeliveredKey(BaseModel):
-    """One key. ``text`` is what the customer is shown, ``fields`` the same in its parts."""
+    """One key. ``fields`` are its parts, for ever the same; ``text`` is what the customer is shown, as the product's
+    display says today.
+    """
 
     id: str
     fields: dict[str, str]
     text: str
     expires_at: str | None = Field(description="RFC 3339 in UTC; null when it never expires.")
+    instructions: str | None = Field(None, description="What to tell the customer, where the product says something.")
+    redeem_url: str | None = Field(None, description="Where to redeem it, where the product says so.")
 
 
 class DeliveryAnswer(BaseModel):
@@ -78,11 +83,13 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     wait_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 0
 
 
-class _Key(msgspec.Struct):
+class _Key(msgspec.Struct, omit_defaults=True):
     id: str
     fields: dict[str, str]
     text: str
     expires_at: str | None
+    instructions: str | None = None
+    redeem_url: str | None = None
 
 
 class _Answer(msgspec.Struct, omit_defaults=True):
@@ -105,7 +112,14 @@ def encoded(delivery: Delivery, *, with_keys: bool) -> bytes:
     keys = None
     if with_keys and delivery.state == DeliveryState.DELIVERED:
         keys = [
-            _Key(str(key.id), key.fields, key.text, None if key.expires_at >= NEVER else utc(key.expires_at))
+            _Key(
+                str(key.id),
+                key.fields,
+                key.text,
+                None if key.expires_at >= NEVER else utc(key.expires_at),
+                key.instructions,
+                key.redeem_url,
+            )
             for key in delivery.keys
         ]
     return encode(

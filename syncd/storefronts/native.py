@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from syncd import __version__
 from syncd.config import Settings
 from syncd.errors import NotFoundError
+from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.intake import Intake
 from syncd.inventory.quarantine import Quarantine
 from syncd.inventory.sync import Sync
@@ -45,6 +46,7 @@ class Parts:
     settings: Callable[[], Settings]
     deliveries: Deliveries
     stock: Stock
+    catalogue: Catalogue
     quarantine: Quarantine
     sync: Sync
     intake: Intake
@@ -57,6 +59,18 @@ class Parts:
     ping: Callable[[], Awaitable[object]]
 
 
+class Upstream(BaseModel):
+    """What suppliers hold of a product, at a price that it may cost. It is not sold from, and not in ``sellable``."""
+
+    kind: Literal["none", "exact", "coarse", "unlimited", "unknown"] = Field(
+        description="`none`: no supplier's offer is named for it."
+    )
+    quantity: int | None = Field(None, description="Units, for `exact`.")
+    level: Literal["low", "plenty"] | None = Field(None, description="For `coarse`.")
+    age_s: int | None = Field(None, description="Seconds since it was read.")
+    stale: bool | None = Field(None, description="Whether that is longer ago than it should be.")
+
+
 class StockRow(BaseModel):
     """What can be sold of a product."""
 
@@ -64,7 +78,7 @@ class StockRow(BaseModel):
     title: str
     cached: int = Field(description="Keys in the vault that can be delivered now.")
     reserved: int
-    upstream: dict[str, str] = Field(description="What suppliers hold beyond that; `kind` is `none` without any.")
+    upstream: Upstream
     sellable: int = Field(description="How many can be sold now: cached, less what paid orders still wait for.")
     price: str | None
     age_s: int | None = Field(description="Seconds since keys were last pulled; null before the first time.")

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
 import structlog
 from fastapi import FastAPI, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
-from syncd.errors import NotFoundError
+from syncd.errors import InvalidRequestError, NotFoundError
 from syncd.inventory.intake import TAKEN_FILE
+from syncd.inventory.quarantine import Filter
 from syncd.model import NAME_PATTERN, SKU_PATTERN, Right, SecretText
 from syncd.orders.deliveries import UnknownProductError
 from syncd.store.database import Lane, Tx, Work
@@ -36,12 +37,26 @@ log = structlog.get_logger(__name__)
 _MOST_ROWS: Final = 64 << 20
 """Bytes of an uploaded workbook: it is unpacked in memory."""
 
+_PRINTED: Final = r"^[^\x00-\x1f\x7f]*$"
+
+
+def _fits(number: str) -> str:
+    if int(number) >= 2**63:
+        raise ValueError("there is no such id")
+    return number
+
+
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 Sku = Annotated[str, Path(pattern=SKU_PATTERN)]
 QuerySku = Annotated[str, Query(pattern=SKU_PATTERN)]
 Name = Annotated[str, Path(pattern=NAME_PATTERN)]
-Word = Annotated[str | None, Query(pattern=r"^[a-z_]{1,48}$")]
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+QueryName = Annotated[str, Query(pattern=NAME_PATTERN)]
+WORD: Final = r"^[a-z_]{1,48}$"
+Word = Annotated[str | None, Query(pattern=WORD)]
+Text = Annotated[str, Field(max_length=200, pattern=_PRINTED)]
+Why = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*\S[^\x00]*$")]
+BodyId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$"), AfterValidator(_fits)]
+MOST_S: Final = 10**10
 FileName = Annotated[str, Query(max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
 
 
@@ -80,7 +95,81 @@ class Released(BaseModel):
 class Drop(_Body):
     """Why a slice is no key to be sold."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+    why: Why
+
+
+class Many(_Body):
+    """Which held entries are meant: those to which all of this applies. ``upto`` is the last one's id."""
+
+    product: Annotated[str, Field(pattern=SKU_PATTERN)] | None = None
+    supplier: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    reason: Annotated[str, Field(pattern=WORD)] | None = None
+    older_than_s: Annotated[int, Field(ge=0, le=MOST_S)] | None = None
+    upto: BodyId | None = None
+
+    def filter(self) -> Filter:
+        """The same, as `Quarantine` takes it."""
+        upto = None if self.upto is None else int(self.upto)
+        return Filter(self.product, self.supplier, self.reason, self.older_than_s, upto)
+
+
+class RereadMany(Many):
+    """How to read them again; ``after`` is where the last answer ended."""
+
+    format: Text | None = None
+    split: Text | None = None
+    after: BodyId = "0"
+    dry_run: bool = False
+
+
+class RereadAnswer(BaseModel):
+    """What came of a page of entries. Ask again with ``next`` as ``after``, until it is null."""
+
+    seen: int
+    keys: int = Field(description="How many became keys; in a dry run, would become.")
+    duplicates: int = Field(description="How many are keys seen before: they stay, and name the first source.")
+    unreadable: dict[str, int] = Field(description="Reason: how many still are no key.")
+    decided: int = Field(description="How many somebody else decided meanwhile.")
+    examples: list[str] = Field(description="Some of the keys, masked.")
+    next: str | None
+
+
+class DropMany(Many):
+    """Why they are no keys to be sold. A dry run counts them, and gives ``upto`` for the drop itself."""
+
+    why: Why | None = None
+    dry_run: bool = False
+
+
+class Dropped(BaseModel):
+    """How many were dropped, or would be. ``more``: ask again for the rest."""
+
+    dropped: int
+    more: bool = False
+    upto: str | None = None
+
+
+class Some(_Body):
+    """Some entries."""
+
+    entries: list[BodyId] = Field(min_length=1, max_length=500)
+
+    def ids(self) -> list[int]:
+        """The same as numbers."""
+        return [int(entry) for entry in self.entries]
+
+
+class Complaint(Some):
+    """What to tell the suppliers of these entries. ``again``: even if it was told before."""
+
+    text: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
+    again: bool = False
+
+
+class Settled(_Body):
+    """What became of a return without an answer: the supplier has ``taken`` it, or it is ours still."""
+
+    taken: bool
 
 
 class Revealed(BaseModel):
@@ -125,8 +214,10 @@ _NOTED: Final[Work[tuple[str, Mapping[str, Any]], None]] = Work("noted", Lane.CO
 def install(app: FastAPI, parts: Parts) -> None:
     """Add the operator's routes."""
     _suppliers(app, parts)
+    _offers(app, parts)
     _keys(app, parts)
     _quarantine(app, parts)
+    _quarantine_many(app, parts)
     _tokens(app, parts)
     _recovery(app, parts)
 
@@ -167,6 +258,31 @@ def _suppliers(app: FastAPI, parts: Parts) -> None:
     def run(run: Id) -> dict[str, Any]:
         """One run, with its progress while it is under way here."""
         return parts.sync.run(run)
+
+
+def _offers(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/offers", **_stated(OPERATE, "offers"))
+    def offers(
+        supplier: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+        product: QuerySku | None = None,
+        q: Annotated[str, Query(max_length=200, pattern=_PRINTED)] = "",
+        after: Annotated[str, Query(max_length=240, pattern=_PRINTED)] = "",
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """What suppliers list, by supplier and sku: a page, and `next` to ask for the one `after` it."""
+        return parts.catalogue.find(supplier=supplier, product=product, text=q, after=after, limit=limit)
+
+    @app.get("/v1/suppliers/{name}/history", **_stated(OPERATE, "offers"))
+    def history(
+        name: Name, sku: Annotated[str, Query(min_length=1, max_length=200, pattern=_PRINTED)]
+    ) -> dict[str, Any]:
+        """What one offer cost and held before, newest first."""
+        return {"history": parts.catalogue.history(name, sku)}
+
+    @app.post("/v1/suppliers/{name}/accept", **_stated(OPERATE, "offers", status=202))
+    async def accept(name: Name, request: Request) -> Started:
+        """Accept what is held of a supplier's listing: the run that this starts takes it over, if it is no worse."""
+        return Started(run=str(await parts.sync.accept(name, by(request))))
 
 
 def _keys(app: FastAPI, parts: Parts) -> None:
@@ -243,13 +359,16 @@ def _quarantine(app: FastAPI, parts: Parts) -> None:
     @app.get("/v1/quarantine", **_stated(OPERATE, "quarantine"))
     def entries(
         product: QuerySku | None = None,
+        supplier: QueryName | None = None,
         reason: Word = None,
-        state: Literal["held", "released", "dropped"] = "held",
+        older_than_s: Annotated[int, Query(ge=0, le=MOST_S)] | None = None,
+        state: Literal["held", "released", "dropped", "returning", "returned"] = "held",
         after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
         limit: Annotated[int, Query(ge=1, le=1_000_000)] = 50,
     ) -> dict[str, Any]:
         """What waits for a decision, oldest first, a page of 500 at most; never the key itself."""
-        return parts.quarantine.list(product=product, reason=reason, state=state, after=after, limit=limit)
+        chosen = Filter(product, supplier, reason, older_than_s)
+        return parts.quarantine.page(chosen, state=state, after=after, limit=limit)
 
     @app.get("/v1/quarantine/{entry}", **_stated(OPERATE, "quarantine"))
     def entry(entry: Id) -> dict[str, Any]:
@@ -268,10 +387,55 @@ def _quarantine(app: FastAPI, parts: Parts) -> None:
         return Released(key=str(await parts.quarantine.release(entry, how.format, how.split, by(request))))
 
     @app.post("/v1/quarantine/{entry}/drop", **_stated(OPERATE, "quarantine"))
-    async def drop(entry: Id, why: Drop, request: Request) -> dict[str, str]:
+    async def drop(entry: Id, told: Drop, request: Request) -> dict[str, str]:
         """Decide that an entry is no key to be sold."""
-        await parts.quarantine.drop(entry, why.reason, by(request))
+        await parts.quarantine.drop(entry, told.why, by(request))
         return {"state": "dropped"}
+
+    @app.post("/v1/quarantine/{entry}/settle", **_stated(OPERATE, "quarantine"))
+    async def settle(entry: Id, told: Settled, request: Request) -> dict[str, str]:
+        """Say what became of a return that was never answered."""
+        return {"state": await parts.quarantine.settle(entry, taken=told.taken, by=by(request))}
+
+
+def _quarantine_many(app: FastAPI, parts: Parts) -> None:
+    @app.post("/v1/quarantine/reread", **_stated(OPERATE, "quarantine"))
+    def reread(many: RereadMany, request: Request) -> RereadAnswer:
+        """Read many entries of a product again, for about a second; those that are keys now go into the vault."""
+        found = parts.quarantine.reread(
+            many.filter(),
+            by=by(request),
+            fmt=many.format,
+            split=many.split,
+            after=int(many.after),
+            dry_run=many.dry_run,
+        )
+        return RereadAnswer(**{**asdict(found), "next": None if found.next is None else str(found.next)})
+
+    @app.post("/v1/quarantine/drop", **_stated(OPERATE, "quarantine"))
+    def drop_many(many: DropMany, request: Request) -> Dropped:
+        """Decide, for about a second, that many entries are no keys to be sold."""
+        chosen = many.filter()
+        if many.dry_run:
+            number, upto = parts.quarantine.matching(chosen)
+            return Dropped(dropped=number, upto=str(upto))
+        if many.why is None or (many.product is None and many.supplier is None and many.reason is None):
+            raise InvalidRequestError(
+                "why, and one of product, supplier and reason, are needed", hint="nothing is dropped by mistake"
+            )
+        dropped, more = parts.quarantine.drop_many(chosen, many.why, by(request))
+        return Dropped(dropped=dropped, more=more)
+
+    @app.post("/v1/quarantine/return", **_stated(OPERATE, "quarantine"))
+    async def give_back(some: Some, request: Request) -> dict[str, list[dict[str, Any]]]:
+        """Return keys to their suppliers: the state of each, and why. They are not sold meanwhile."""
+        return {"entries": await parts.quarantine.give_back(some.ids(), by(request))}
+
+    @app.post("/v1/quarantine/complain", **_stated(OPERATE, "quarantine"))
+    async def complain(told: Complaint, request: Request) -> dict[str, list[dict[str, Any]]]:
+        """Complain to the suppliers of these entries, once an order."""
+        found = await parts.quarantine.complain(told.ids(), told.text, by(request), again=told.again)
+        return {"entries": found}
 
 
 def _tokens(app: FastAPI, parts: Parts) -> None:

@@ -102,8 +102,8 @@ class InternalError(SyncdError):
         )
 
 
-def document(error: SyncdError, **more: Any) -> bytes:
-    """The problem document of an error, with members of its own in ``more``."""
+def document(error: SyncdError) -> bytes:
+    """The problem document of an error, with the members of its own."""
     found: dict[str, Any] = {
         "type": f"urn:syncd:problem:{error.code}",
         "title": error.code.replace("_", " ").capitalize(),
@@ -113,7 +113,7 @@ def document(error: SyncdError, **more: Any) -> bytes:
     }
     if error.hint:
         found["hint"] = error.hint
-    return _encode({**found, **more})
+    return _encode({**found, **error.members})
 
 
 def headers(error: SyncdError) -> list[Header]:
@@ -138,6 +138,6 @@ def internal(error: BaseException, route: str) -> InternalError:
     return found
 
 
-async def send_problem(send: Send, error: SyncdError, **more: Any) -> None:
+async def send_problem(send: Send, error: SyncdError) -> None:
     """Answer with a problem."""
-    await send_whole(send, error.status, document(error, **more), headers(error))
+    await send_whole(send, error.status, document(error), headers(error))

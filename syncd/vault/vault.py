@@ -7,7 +7,7 @@ sealed before its transaction and opened after it: no statement ever carries a k
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,12 +15,13 @@ import msgspec
 import structlog
 from sqlalchemy import func, insert, select
 
-from syncd.errors import ConflictError, KekError, LeaseLostError, NotFoundError, UnreadableKeyError
+from syncd.errors import ConflictError, KekError, LeaseLostError, NotFoundError, SyncdError, UnreadableKeyError
 from syncd.model import CardKey, IdSource, KeyState, QuarantineState
 from syncd.store.database import Change, Database, Lane, RetryBatch, Tx, Work, Writer
 from syncd.store.leases import Lease
+from syncd.store.tables import fingerprint as fingerprint_table
 from syncd.store.tables import keyring as keyring_table
-from syncd.store.tables import meta, quarantine, source, vault_key
+from syncd.store.tables import meta, vault_key
 from syncd.vault.crypto import associated
 from syncd.vault.keyring import Keyring, RingRow
 
@@ -34,11 +35,16 @@ _unpack = msgspec.msgpack.Decoder(tuple[dict[str, str], str, int]).decode
 RESTORE_FENCE: Final = "restored_at"
 
 
+class SeenBeforeError(ConflictError):
+    """The key is in the vault already: it is never released a second time."""
+
+
 @dataclass(slots=True, repr=False)
 class Slice:
     """One card of a payload on its way in: its place, its exact bytes, and the key read from it or why there is none.
 
-    ``dedupe`` is the fixed de-duplication form of the key (K5), empty when there is no key.
+    ``dedupe`` is the fixed de-duplication form of the key (K5), empty when there is no key. ``supplier_key`` is the
+    supplier's own id of it, where it has one: what is quarantined can be given back by it.
     """
 
     position: int
@@ -47,6 +53,7 @@ class Slice:
     dedupe: str
     reason: str
     detail: str
+    supplier_key: str | None = None
 
 
 @dataclass(slots=True, repr=False)
@@ -60,6 +67,7 @@ class SealedKey:
     position: int
     sealed: bytes
     raw: bytes
+    supplier_key: str | None = None
 
 
 @dataclass(slots=True, repr=False)
@@ -73,6 +81,42 @@ class SealedSlice:
     detail: str
     sealed: bytes
     first_source_id: int | None = None
+    supplier_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Held:
+    """A quarantined slice in the clear. ``reading`` is how its payload was read; ``origin`` has no issuer yet."""
+
+    id: int
+    origin: Origin
+    supplier: str
+    reading: str
+    position: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Release:
+    """Slices that were read again: (entry, where it came from, its key), all of one product. ``by`` decided it."""
+
+    entries: Sequence[tuple[int, Origin, SealedKey]]
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Entries to be moved on: ``expected`` → ``state``, noted in the audit as ``kind`` with ``note``.
+
+    All or none: one that is not in the expected state refuses them all; with ``each``, it is only left out.
+    """
+
+    entries: Sequence[int]
+    expected: QuarantineState
+    state: QuarantineState
+    kind: str
+    note: Mapping[str, Any]
+    each: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +181,14 @@ class KeyRow:
 
 @dataclass(slots=True, repr=False)
 class OpenedKey:
-    """A key in the clear, on its way to the shop that paid for it."""
+    """A key in the clear, on its way to the shop that paid for it, which may add words of its own for the customer."""
 
     id: int
     fields: dict[str, str]
     text: str
     expires_at: int
+    instructions: str | None = None
+    redeem_url: str | None = None
 
 
 class Vault:
@@ -157,8 +203,11 @@ class Vault:
         self._mixed = 0
         """The last payload that held keys seen before."""
         self.intake: Work[Chunk, Counts] = Work("intake", Lane.INGEST, self._intake)
-        self.release: Work[tuple[int, Origin, SealedKey, str], bool] = Work("release", Lane.CONTROL, self._release)
-        self.drop: Work[tuple[int, str], bool] = Work("drop", Lane.CONTROL, self._drop)
+        # One or a few that somebody waits for, and a page of many that gives way to deliveries.
+        self.release: Work[Release, list[SyncdError | None]] = Work("release", Lane.CONTROL, self._release)
+        self.release_many: Work[Release, list[SyncdError | None]] = Work("release_many", Lane.INGEST, self._release)
+        self.decide: Work[Decision, list[int]] = Work("decide", Lane.CONTROL, self._decide)
+        self.decide_many: Work[Decision, list[int]] = Work("decide_many", Lane.INGEST, self._decide)
         self.expire: Work[int, int] = Work("expire", Lane.INGEST, self._expire)
         self.hold: Work[int, int] = Work("hold", Lane.INGEST, self._hold)
         self.unhold: Work[tuple[str, str, int], int] = Work("unhold", Lane.INGEST, self._unhold)
@@ -174,7 +223,9 @@ class Vault:
         fingerprint, encrypt, scope = self.ring.fingerprint, self.ring.seal, origin.issuer
         for row_id, card in zip(ids, cards, strict=True):
             if card.key is None:
-                held.append(self._quarantined(origin, row_id, card.position, card.raw, card.reason, card.detail))
+                item = self._quarantined(origin, row_id, card.position, card.raw, card.reason, card.detail)
+                item.supplier_key = card.supplier_key
+                held.append(item)
                 continue
             key = card.key
             keys.append(
@@ -189,6 +240,7 @@ class Vault:
                         associated("vault_key", row_id, origin.product, origin.name),
                     ),
                     card.raw,
+                    card.supplier_key,
                 )
             )
         return keys, held
@@ -216,10 +268,15 @@ class Vault:
         if held:
             change = Change(
                 "INSERT INTO quarantine (id, product, source_id, position, raw_fp, reason, detail, first_source_id,"
-                " sealed, state, created_at) SELECT id, ?, ?, position, raw_fp, reason, detail, first_source_id,"
-                " sealed, 'held', ? FROM rows WHERE true ON CONFLICT (source_id, position, raw_fp) DO NOTHING",
-                "id int, position int, raw_fp bytes, reason text, detail text, first_source_id int, sealed bytes",
-                [(s.id, s.position, s.raw_fp, s.reason, s.detail, s.first_source_id, s.sealed) for s in held],
+                " sealed, supplier_key, state, created_at) SELECT id, ?, ?, position, raw_fp, reason, detail,"
+                " first_source_id, sealed, supplier_key, 'held', ? FROM rows WHERE true"
+                " ON CONFLICT (source_id, position, raw_fp) DO NOTHING",
+                "id int, position int, raw_fp bytes, reason text, detail text, first_source_id int, sealed bytes,"
+                " supplier_key text",
+                [
+                    (s.id, s.position, s.raw_fp, s.reason, s.detail, s.first_source_id, s.sealed, s.supplier_key)
+                    for s in held
+                ],
                 (origin.product, origin.source_id, tx.at),
             )
             (written,) = tx.change([change])
@@ -298,7 +355,7 @@ class Vault:
                 # The same key spelled otherwise in one source is kept too: were case to matter, it would be money.
                 reason = "respelled" if first in mine else "duplicate"
                 item = self._quarantined(chunk.origin, key.id, key.position, key.raw, reason, "")
-                item.first_source_id = first
+                item.first_source_id, item.supplier_key = first, key.supplier_key
                 aside.append(item)
         return fresh, aside
 
@@ -363,60 +420,115 @@ class Vault:
 
     # --- quarantine -------------------------------------------------------------------------------------------------
 
-    def open_slice(self, quarantine_id: int) -> tuple[Origin, int, bytes, str]:
-        """A quarantined slice in the clear: (origin, position, raw bytes, reason). Raises NotFoundError, Unreadable…"""
+    def open_slices(self, rows: Iterable[Mapping[Any, Any]]) -> Iterator[Held | UnreadableKeyError]:
+        """Quarantined slices in the clear, or why one does not open.
+
+        A row has id, product, position, sealed, source_id, source (its name), supplier, reading.
+        """
+        for row in rows:
+            origin = Origin(row["source_id"], row["source"], row["product"])
+            bound = associated("quarantine", row["id"], origin.product, origin.name)
+            try:
+                raw = self.ring.open(bytes(row["sealed"]), bound)
+            except UnreadableKeyError as error:
+                yield error
+            else:
+                yield Held(row["id"], origin, row["supplier"], row["reading"], row["position"], raw)
+
+    def known(self, origin: Origin, cards: Sequence[Slice]) -> list[bool]:
+        """Whether each card's key was seen before, by what is committed now or by a card before it. Blocks."""
+        scope = origin.issuer
+        prints = [
+            (self.ring.fingerprint(scope, card.dedupe), self.ring.fingerprint(scope, _raw_text(card.raw)))
+            for card in cards
+        ]
+        found: list[bool] = []
         with self.database.read() as connection:
-            row = connection.execute(
-                select(
-                    quarantine.c.product,
-                    quarantine.c.position,
-                    quarantine.c.sealed,
-                    quarantine.c.reason,
-                    source.c.id,
-                    source.c.name,
+            wanted = {fp for pair in prints for fp in pair}
+            seen = {
+                bytes(fp)
+                for (fp,) in connection.execute(
+                    select(fingerprint_table.c.fp).where(fingerprint_table.c.fp.in_(sorted(wanted)))
                 )
-                .join(source, source.c.id == quarantine.c.source_id)
-                .where(quarantine.c.id == quarantine_id)
-            ).one_or_none()
-        if row is None:
-            msg = f"there is no quarantine entry {quarantine_id}"
-            raise NotFoundError(msg, hint="list them: syncd keys quarantine list")
-        raw = self.ring.open(row.sealed, associated("quarantine", quarantine_id, row.product, row.name))
-        origin = Origin(row.id, row.name, row.product)
-        return origin, row.position, raw, row.reason
+            }
+        for pair in prints:
+            found.append(bool(seen.intersection(pair)))
+            seen.update(pair)
+        return found
 
-    def prepare_release(self, quarantine_id: int, origin: Origin, card: Slice) -> tuple[int, Origin, SealedKey]:
-        """Seal a re-read slice for the vault; hand the result to the ``release`` unit."""
-        keys, _ = self.seal(origin, [card])
-        return quarantine_id, origin, keys[0]
+    def _release(self, tx: Tx, payloads: Sequence[Release]) -> list[list[SyncdError | None] | BaseException]:
+        return [self._release_all(tx, payload) for payload in payloads]
 
-    def _release(self, tx: Tx, payloads: Sequence[tuple[int, Origin, SealedKey, str]]) -> list[bool | BaseException]:
-        return [self._release_one(tx, *payload) for payload in payloads]
+    def _release_all(self, tx: Tx, payload: Release) -> list[SyncdError | None]:
+        """Put re-read slices into the vault: for each, None or why not. One that was seen before says so from then on.
 
-    def _release_one(self, tx: Tx, quarantine_id: int, origin: Origin, key: SealedKey, by: str) -> bool | BaseException:
-        refused = _held(tx, quarantine_id)
-        if refused:
-            return refused
-        seen = self._seen(tx, {key.fp, key.raw_fp})
-        if seen:
-            first = next(iter(seen.values()))
-            name = self.source_names(tx, {first})[first]
-            return ConflictError(f"this key is in the vault already, from {name}", hint="drop it instead")
-        if not self._insert_keys(tx, origin, [key]):
-            raise RetryBatch  # another daemon wrote it just now
-        _resolve(tx, quarantine_id, QuarantineState.RELEASED)
-        tx.audit("quarantine.released", quarantine=quarantine_id, key=key.id, product=origin.product, by=by)
-        return True
-
-    def _drop(self, tx: Tx, payloads: Sequence[tuple[int, str]]) -> list[bool | BaseException]:
-        outcomes: list[bool | BaseException] = []
-        for quarantine_id, why in payloads:
-            refused = _held(tx, quarantine_id)
-            if not refused:
-                _resolve(tx, quarantine_id, QuarantineState.DROPPED)
-                tx.audit("quarantine.dropped", quarantine=quarantine_id, why=why)
-            outcomes.append(refused or True)
+        Whatever was read outside of this transaction is looked at again in it: the entry's state under its lock, the
+        key's fingerprints against all that have come in meanwhile.
+        """
+        states = _states(tx, [entry for entry, _, _ in payload.entries])
+        seen = self._seen(tx, {fp for _, _, key in payload.entries for fp in (key.fp, key.raw_fp)})
+        outcomes: list[SyncdError | None] = []
+        fresh: list[tuple[int, Origin, SealedKey]] = []
+        repeats: list[tuple[int, int]] = []
+        for entry, origin, key in payload.entries:
+            refused = _refused(entry, states.get(entry), QuarantineState.HELD)
+            first = seen.get(key.raw_fp) or seen.get(key.fp)
+            if refused is None and first is not None:
+                name = self.source_names(tx, {first})[first]
+                refused = SeenBeforeError(f"this key is in the vault already, from {name}", hint="drop it instead")
+                repeats.append((entry, first))
+            elif refused is None:
+                seen[key.fp] = seen[key.raw_fp] = origin.source_id
+                fresh.append((entry, origin, key))
+            outcomes.append(refused)
+        for origin in dict.fromkeys(origin for _, origin, _ in fresh):
+            if not self._insert_keys(tx, origin, [key for _, of, key in fresh if of == origin]):
+                raise RetryBatch  # another daemon wrote one of them just now
+        if fresh:
+            _move(tx, [entry for entry, _, _ in fresh], QuarantineState.RELEASED)
+            tx.audit(
+                "quarantine.released",
+                entries=[entry for entry, _, _ in fresh],
+                keys=[key.id for _, _, key in fresh],
+                product=fresh[0][1].product,
+                by=payload.by,
+            )
+        self._name_first(tx, repeats, payload.by)
         return outcomes
+
+    @staticmethod
+    def _name_first(tx: Tx, repeats: Sequence[tuple[int, int]], by: str) -> None:
+        """What turned out to be a key that was seen before says so, and who sold it first."""
+        changed = [
+            entry
+            for (entry,) in tx.bulk(
+                "UPDATE quarantine SET reason = 'duplicate', detail = '', first_source_id = rows.first_id FROM rows"
+                " WHERE quarantine.id = rows.id AND quarantine.first_source_id IS NULL RETURNING quarantine.id",
+                "id int, first_id int",
+                sorted(repeats),
+            )
+        ]
+        if changed:
+            tx.audit("quarantine.seen_before", entries=sorted(changed), by=by)
+
+    def _decide(self, tx: Tx, payloads: Sequence[Decision]) -> list[list[int] | BaseException]:
+        return [self._decide_one(tx, payload) for payload in payloads]
+
+    @staticmethod
+    def _decide_one(tx: Tx, wanted: Decision) -> list[int] | BaseException:
+        """Move entries on; returns which."""
+        states = _states(tx, wanted.entries)
+        moved: list[int] = []
+        for entry in wanted.entries:
+            refused = _refused(entry, states.get(entry), wanted.expected)
+            if refused is None:
+                moved.append(entry)
+            elif not wanted.each:
+                return refused
+        if moved:
+            _move(tx, moved, wanted.state)
+            tx.audit(wanted.kind, entries=moved, **wanted.note)
+        return moved
 
     # --- expiry, restore --------------------------------------------------------------------------------------------
 
@@ -461,18 +573,33 @@ def _folded(raw: bytes) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _held(tx: Tx, quarantine_id: int) -> BaseException | None:
-    lock = " FOR UPDATE" if tx.postgresql else ""
-    rows = tx.query(f"SELECT state FROM quarantine WHERE id = ?{lock}", (quarantine_id,))  # noqa: S608 - constant
-    if not rows:
-        return NotFoundError(f"there is no quarantine entry {quarantine_id}")
-    if rows[0][0] != QuarantineState.HELD:
-        return ConflictError(f"quarantine entry {quarantine_id} is {rows[0][0]} already")
+def _states(tx: Tx, entries: Sequence[int]) -> dict[int, str]:
+    """Entry → its state, locked until the transaction ends."""
+    lock = " ORDER BY q.id FOR UPDATE OF q" if tx.postgresql else ""
+    rows = tx.bulk(
+        f"SELECT q.id, q.state FROM rows JOIN quarantine q ON q.id = rows.id{lock}",  # noqa: S608 - constant
+        "id int",
+        [(entry,) for entry in sorted(set(entries))],
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def _refused(entry: int, state: str | None, expected: QuarantineState) -> SyncdError | None:
+    if state is None:
+        return NotFoundError(f"there is no quarantine entry {entry}", hint="list them: syncd keys quarantine list")
+    if state != expected:
+        return ConflictError(f"quarantine entry {entry} is {state} already", hint="nothing is left to decide")
     return None
 
 
-def _resolve(tx: Tx, quarantine_id: int, state: QuarantineState) -> None:
-    tx.execute("UPDATE quarantine SET state = ?, resolved_at = ? WHERE id = ?", (str(state), tx.at, quarantine_id))
+def _move(tx: Tx, entries: Sequence[int], state: QuarantineState) -> None:
+    ended = None if state in {QuarantineState.HELD, QuarantineState.RETURNING} else tx.at
+    tx.bulk(
+        "UPDATE quarantine SET state = ?, resolved_at = ? FROM rows WHERE quarantine.id = rows.id",
+        "id int",
+        [(entry,) for entry in sorted(entries)],
+        (str(state), ended),
+    )
 
 
 # --- the key ring's rows ----------------------------------------------------------------------------------------------

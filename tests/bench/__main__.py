@@ -3,6 +3,8 @@
   http      deliveries over HTTP, one key each, durable, against a no-op POST on the same server settings
   claims    claims in a vault of 1,000,000 keys against 10,000, one at a time and in batches of 64
   ingest    reading, sealing and writing 1,000,000 keys against a bare loop of seal, HMAC and insert
+  offers    listing 100,000 offers of which none has changed against all of them, and how late a loop beside it wakes
+  reading   reading 1,000,000 one-key lines against a bare splitlines and one compiled pattern; labelled lines' peak
   beside    deliveries at a fixed rate while an import runs at full speed, against the same rate alone
 
 Runs are interleaved and medians are shown: on a shared machine absolute figures move, ratios hold.
@@ -236,19 +238,21 @@ def postgresql_urls(server: str) -> Urls:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["http", "claims", "ingest", "beside"])
+    parser.add_argument("parts", nargs="*", default=["reading", "http", "claims", "ingest", "offers", "beside"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--engines", default="sqlite,postgresql")
     args = parser.parse_args()
     show(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, Python {sys.version.split()[0]}")
+    if "reading" in args.parts:
+        subprocess.run([PYTHON, str(HERE / "reading.py"), str(args.keys)], check=True)
     with tempfile.TemporaryDirectory(prefix="syncd-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         engines = {
             engine: sqlite_urls(folder) if engine == "sqlite" else postgresql_urls(stack.enter_context(postgresql()))
             for engine in args.engines.split(",")
         }
-        for part in args.parts:
+        for part in (part for part in args.parts if part != "reading"):
             for engine, urls in engines.items():
                 if part == "http":
                     http(folder, urls("http"), engine, args.rounds)

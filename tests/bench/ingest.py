@@ -96,7 +96,7 @@ def main() -> None:
         bare_s = bare(ceiling, key_file(Path(folder) / "bare.txt", keys, "A"), postgresql)
         ceiling.stop()
         parts = Parts(url)
-        product: Any = SimpleNamespace(sku="bench-0", split=None, issuer="", format="opaque", min_life=0)
+        product: Any = SimpleNamespace(sku="bench-0", split=None, issuer="", reads_as="opaque", min_life=0)
         metrics: Any = SimpleNamespace(sealed=lambda *_: None, repeated=lambda *_: None, quarantined=lambda *_: None)
         intake = Intake(
             parts.database,

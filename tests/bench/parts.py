@@ -41,7 +41,9 @@ class Parts:
         self.writer.start()
         self.ids = IdSource(node=self.writer.node)
         self.vault = Vault(self.database, self.writer, self.ring, self.ids)
-        products: Any = {f"bench-{n}": SimpleNamespace(min_life=0) for n in range(5)}
+        products: Any = {
+            f"bench-{n}": SimpleNamespace(min_life=0, takes=range(1, 1001), on_shortage="refuse") for n in range(5)
+        }
         self.deliveries = Deliveries(self.vault, self.writer, self.ids, lambda: products, metrics)
 
     def fill(self, keys: int, salt: str, product: str = "bench-0") -> None:

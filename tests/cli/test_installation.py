@@ -272,6 +272,8 @@ def test_a_backup_of_a_broken_chain_is_refused_unless_asked_for(syncd: Any, stor
 def test_db_upgrade_makes_or_keeps_the_schema_and_stays_off_a_running_daemon(syncd: Any, config: Path) -> None:
     path = config.parents[1] / "var" / "syncd.db"
     assert "it was empty" in syncd("db", "upgrade").out
+    kept = syncd("db", "upgrade", "--json").json
+    assert kept["before"] == kept["now"] == Database(f"sqlite:///{path}").revision()[1]
     running = Database(f"sqlite:///{path}")
     newest = running.revision()[1]
     assert syncd("db", "upgrade", "--json").json == {"before": newest, "now": newest}

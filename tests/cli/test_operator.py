@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,20 @@ TALKING = [
     ("sync",),
     ("recover",),
     ("products", "unhold", "steam"),
+    ("offers", "list"),
+    ("offers", "search", "steam"),
+    ("offers", "history", "wang", "1"),
+    ("offers", "accept", "wang"),
+    ("products", "suggest"),
+    ("product", "suggest"),
     ("keys", "quarantine", "list"),
     ("keys", "quarantine", "show", "1"),
     ("keys", "quarantine", "reveal", "1"),
+    ("keys", "quarantine", "reread", "--product", "steam"),
+    ("keys", "quarantine", "drop", "--all", "--product", "steam", "--why", "replaced"),
+    ("keys", "quarantine", "return", "1"),
+    ("keys", "quarantine", "complain", "1", "--text", "it is no key"),
+    ("keys", "quarantine", "settle", "1", "--taken"),
     ("keys", "held", "release", "--product", "steam"),
     ("token", "create", "demo"),
     ("token", "list"),
@@ -136,7 +149,7 @@ def test_status_shows_facts_and_tables_or_json(syncd: Any, operator: Any) -> Non
     lines = syncd("status").out.splitlines()
     assert "ready        yes" in lines
     assert "restored at  -" in lines
-    assert "files  up            -                -           -" in lines
+    assert "files  up            -       -        -                -           -" in lines
     assert "  keys  7" in lines
 
 
@@ -313,8 +326,18 @@ def test_keys_unseal_that_fails_leaves_no_file(syncd: Any, operator: Any, folder
 def test_quarantine_list_asks_for_what_is_named_and_says_that_there_is_more(syncd: Any, operator: Any) -> None:
     items = [{"id": "7", "product": "steam", "label": "a.txt", "position": 3, "reason": "prose", "state": "held"}]
     operator.on("GET", "/v1/quarantine", {"items": items, "next": "7", "counts": {"prose": 9}})
-    ended = syncd("keys", "quarantine", "list", "--product", "steam", "--reason", "prose", "--limit", "1")
-    assert operator.asked[0].query == {"product": "steam", "reason": "prose", "state": "held", "limit": "1"}
+    ended = syncd(
+        *("keys", "quarantine", "list", "--product", "steam", "--reason", "prose", "--limit", "1"),
+        *("--supplier", "wang", "--older-than", "7d"),
+    )
+    assert operator.asked[0].query == {
+        "product": "steam",
+        "supplier": "wang",
+        "reason": "prose",
+        "older_than_s": "604800",
+        "state": "held",
+        "limit": "1",
+    }
     assert "a.txt" in ended.out
     assert "--after 7" in ended.err
     assert "prose 9" in ended.err
@@ -328,46 +351,129 @@ def test_quarantine_reveal_prints_the_text_and_show_does_not(syncd: Any, operato
     assert (ended.out, CANARY in ended.err) == (CANARY + "\n", False)
 
 
-def _held(operator: Any, refused: set[int]) -> None:
-    entries = list(range(1, 1201))
-
-    def page(asked: Any) -> Any:
-        after = int(asked.query.get("after", 0))
-        found = [n for n in entries if n > after][: int(asked.query["limit"])]
-        return {"items": [{"id": str(n)} for n in found], "next": str(found[-1]) if found[-1:] < entries[-1:] else None}
-
-    operator.on("GET", "/v1/quarantine", page)
-    for n in entries:
-        no = refusal(409, "conflict", "this key is in the vault already", "drop it instead")
-        operator.on("POST", f"/v1/quarantine/{n}/release", no if n in refused else {"key": str(n)})
+def test_quarantine_list_says_who_sold_a_key_first(syncd: Any, operator: Any) -> None:
+    item = {"id": "7", "reason": "duplicate", "first_supplier": "wang", "first_label": "june.txt"}
+    operator.on("GET", "/v1/quarantine", {"items": [item], "next": None, "counts": {}})
+    ended = syncd("keys", "quarantine", "list")
+    assert "wang" in ended.out
+    assert "june.txt" in ended.out
 
 
-def test_quarantine_release_all_goes_through_every_page_and_names_what_was_refused(syncd: Any, operator: Any) -> None:
-    _held(operator, {600})
-    ended = syncd(
-        "keys", "quarantine", "release", "--all", "--reason", "prose", "--product", "steam", "--format", "code"
-    )
-    assert ended.code == 1
-    assert ended.out == "1199 of 1200 released\n"
-    assert "600: this key is in the vault already (drop it instead)" in ended.err
-    released = [asked for asked in operator.asked if asked.method == "POST"]
-    assert len({asked.path for asked in released}) == 1200
-    assert released[0].json == {"format": "code"}
+def test_quarantine_list_takes_an_age_with_its_unit(syncd: Any, operator: Any) -> None:
+    ended = syncd("keys", "quarantine", "list", "--older-than", "7")
+    assert (ended.code, operator.asked) == (1, [])
+    assert '"7d"' in ended.err
+
+
+def test_quarantine_release_names_what_was_refused(syncd: Any, operator: Any) -> None:
+    operator.on("POST", "/v1/quarantine/1/release", {"key": "1"})
+    no = refusal(409, "conflict", "this key is in the vault already", "drop it instead")
+    operator.on("POST", "/v1/quarantine/2/release", no)
+    ended = syncd("keys", "quarantine", "release", "1", "2", "--format", "code")
+    assert (ended.code, ended.out) == (1, "1 of 2 released\n")
+    assert "2: this key is in the vault already (drop it instead)" in ended.err
+    assert operator.asked[0].json == {"format": "code"}
+
+
+def _pages(operator: Any, *pages: dict[str, Any]) -> None:
+    left = list(pages)
+    empty = {"seen": 0, "keys": 0, "duplicates": 0, "decided": 0, "unreadable": {}, "examples": [], "next": None}
+    operator.on("POST", "/v1/quarantine/reread", lambda _: {**empty, **left.pop(0)})
+
+
+def test_quarantine_reread_goes_through_every_page_and_sums_up(syncd: Any, operator: Any) -> None:
+    one = {"seen": 500, "keys": 490, "unreadable": {"prose": 10}, "next": "77", "examples": ["••••-1234"]}
+    two = {"seen": 20, "keys": 17, "duplicates": 2, "unreadable": {"prose": 1}}
+    _pages(operator, one, two)
+    ended = syncd("keys", "quarantine", "reread", "--product", "steam", "--reason", "prose", "--format", "pair")
+    assert [asked.json["after"] for asked in operator.asked] == ["0", "77"]
+    assert operator.asked[0].json == {
+        "product": "steam",
+        "reason": "prose",
+        "format": "pair",
+        "split": None,
+        "dry_run": False,
+        "after": "0",
+    }
+    assert ended.out.splitlines() == [
+        "507 of 520 are keys now",
+        "2 were seen before: they stay, and name who sold them first",
+        "no keys: prose 11",
+    ]
+    _pages(operator, one, two)
+    ended = syncd("keys", "quarantine", "reread", "--product", "steam", "--dry-run")
+    assert ended.out.splitlines()[0] == "507 of 520 would become keys"
+    assert ended.out.splitlines()[-1] == "such as  ••••-1234"
+    _pages(operator, one, two)
+    told = syncd("keys", "quarantine", "reread", "--product", "steam", "--json").json
+    assert (told["seen"], told["keys"], told["unreadable"], told["dry_run"]) == (520, 507, {"prose": 11}, False)
+
+
+def test_quarantine_drop_sends_why(syncd: Any, operator: Any) -> None:
+    operator.on("POST", "/v1/quarantine/7/drop", {})
+    assert syncd("keys", "quarantine", "drop", "7", "--why", "replaced").out == "1 of 1 dropped\n"
+    assert operator.asked[0].json == {"why": "replaced"}
+    assert syncd("keys", "quarantine", "drop", "7", "--why", " ").code == 1
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("--all",), ("--all", "--reason", "prose"), ("--all", "--product", "steam"), ("1", "--all")]
+    "words",
+    [
+        (),
+        ("--all",),
+        ("--all", "--older-than", "7d"),
+        ("1", "--all", "--product", "steam"),
+        ("1", "--product", "steam"),
+        ("--product", "steam"),
+    ],
 )
-def test_quarantine_release_never_takes_more_than_was_named(syncd: Any, operator: Any, words: tuple[str, ...]) -> None:
-    assert syncd("keys", "quarantine", "release", *words).code == 1
+def test_quarantine_drop_never_takes_more_than_was_named(syncd: Any, operator: Any, words: tuple[str, ...]) -> None:
+    assert syncd("keys", "quarantine", "drop", *words, "--why", "x").code == 1
     assert operator.asked == []
 
 
-def test_quarantine_drop_sends_the_reason(syncd: Any, operator: Any) -> None:
-    operator.on("POST", "/v1/quarantine/7/drop", {})
-    assert syncd("keys", "quarantine", "drop", "7", "--reason", "replaced").out == "1 of 1 dropped\n"
-    assert operator.asked[0].json == {"reason": "replaced"}
-    assert syncd("keys", "quarantine", "drop", "7", "--reason", " ").code == 1
+def test_quarantine_drop_of_many_counts_asks_and_drops_what_it_counted(
+    syncd: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [{"dropped": 500, "more": True}, {"dropped": 20, "more": False}]
+
+    def answer(asked: Any) -> Any:
+        return {"dropped": 520, "more": False, "upto": "99"} if asked.json.get("dry_run") else left.pop(0)
+
+    operator.on("POST", "/v1/quarantine/drop", answer)
+    words = ("keys", "quarantine", "drop", "--all", "--product", "steam", "--why", "refunded")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    ended = syncd(*words)
+    assert (ended.code, len(operator.asked)) == (1, 1)
+    assert "Drop 520 entries for ever?" in ended.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+    assert syncd(*words).out == "520 dropped\n"
+    for asked in operator.asked[2:]:
+        assert asked.json == {"product": "steam", "why": "refunded", "upto": "99"}
+
+
+def test_quarantine_return_says_what_the_supplier_did_not_answer(syncd: Any, operator: Any) -> None:
+    taken = {"id": "7", "state": "returned", "why": ""}
+    lost = {"id": "8", "state": "returning", "why": "no answer that could be understood"}
+    operator.on("POST", "/v1/quarantine/return", {"entries": [taken, lost]})
+    ended = syncd("keys", "quarantine", "return", "7", "8")
+    assert operator.asked[0].json == {"entries": ["7", "8"]}
+    assert (ended.code, "no answer" in ended.out, "settle ID --taken" in ended.err) == (1, True, True)
+    operator.on("POST", "/v1/quarantine/return", {"entries": [taken]})
+    assert syncd("keys", "quarantine", "return", "7").code == 0
+    operator.on("POST", "/v1/quarantine/8/settle", {"state": "held"})
+    assert "held" in syncd("keys", "quarantine", "settle", "8", "--kept").out
+    assert operator.asked[-1].json == {"taken": False}
+    assert syncd("keys", "quarantine", "settle", "8").code == 2  # one of the two has to be said
+
+
+def test_quarantine_complain_sends_the_text_once(syncd: Any, operator: Any) -> None:
+    told = {"id": "7", "complaint": "claim-1", "why": ""}
+    operator.on("POST", "/v1/quarantine/complain", {"entries": [told]})
+    ended = syncd("keys", "quarantine", "complain", "7", "--text", "it is no key")
+    assert (ended.code, "claim-1" in ended.out) == (0, True)
+    assert operator.asked[0].json == {"entries": ["7"], "text": "it is no key", "again": False}
+    assert syncd("keys", "quarantine", "complain", "7", "--text", " ").code == 1
 
 
 @pytest.mark.parametrize("words", [("products", "unhold", "steam"), ("keys", "held", "release", "--product", "steam")])
@@ -484,3 +590,107 @@ def test_json_is_one_document_for_all_that_lists(syncd: Any, operator: Any) -> N
         ended = syncd(*words, "--json")
         assert json.loads(ended.out) is not None
         assert ended.err == ""
+
+
+# --- offers -----------------------------------------------------------------------------------------------------------
+
+
+def listed(sku: str, title: str = "Steam Wallet 50 CNY", **more: Any) -> dict[str, Any]:
+    return {
+        "supplier": "wang",
+        "sku": sku,
+        "title": title,
+        "price": {"amount": "48.00", "currency": "CNY"},
+        "cost": {"amount": "48.00", "currency": "CNY"},
+        "stock": {"kind": "exact", "quantity": 7},
+        "for_sale": True,
+        "seen_at": "2026-11-01T00:00:00Z",
+        "held_price": None,
+        "stale": False,
+        "products": [],
+        **more,
+    }
+
+
+def test_offers_are_listed_page_by_page(syncd: Any, operator: Any) -> None:
+    pages = {None: ([listed("1"), listed("2")], "wang:2"), "wang:2": ([listed("3")], None)}
+
+    def answer(asked: Any) -> Any:
+        found, after = pages[asked.query.get("after")]
+        return {"offers": found, "next": after}
+
+    operator.on("GET", "/v1/offers", answer)
+    ended = syncd("offers", "list", "--supplier", "wang")
+    assert (ended.code, len(ended.out.splitlines())) == (0, 4)
+    assert "48.00 CNY" in ended.out
+    assert {asked.query["supplier"] for asked in operator.asked} == {"wang"}
+    assert [row["sku"] for row in syncd("offers", "list", "--json").json["offers"]] == ["1", "2", "3"]
+    some = syncd("offers", "list", "--limit", 2)
+    assert len(some.out.splitlines()) == 3
+    assert "the first 2" in some.err
+    assert "the first" not in syncd("offers", "list", "--limit", 3).err
+
+
+def test_offers_are_searched_and_say_what_is_odd_about_them(syncd: Any, operator: Any) -> None:
+    odd = listed("1", for_sale=False, held_price="0.48 CNY", stale=True, stock={"kind": "coarse", "level": "low"})
+    operator.on("GET", "/v1/offers", {"offers": [odd], "next": None})
+    ended = syncd("offers", "search", "steam", "50")
+    assert operator.asked[0].query["q"] == "steam 50"
+    assert "not for sale, 0.48 CNY waits to be confirmed, stale" in ended.out
+    assert " low " in ended.out
+
+
+def test_an_acceptance_is_followed_to_its_end(syncd: Any, operator: Any) -> None:
+    run = {"id": "7", "supplier": "wang", "seen": 0, "new": 0, "offers": 20, "offers_changed": 3, "offers_removed": 1}
+    operator.on("POST", "/v1/suppliers/wang/accept", (202, {"run": "7"}))
+    operator.on("GET", "/v1/runs/7", {**run, "ended_at": "2026-11-01T00:00:00Z", "error": None})
+    ended = syncd("offers", "accept", "wang")
+    assert (ended.code, ended.out.splitlines()[1].split()[-4:]) == (0, ["20", "3", "1", "done"])
+    operator.on("GET", "/v1/runs/7", {**run, "ended_at": "2026-11-01T00:00:00Z", "error": "it is worse"})
+    assert syncd("offers", "accept", "wang").code == 1
+
+
+def test_the_history_of_an_offer(syncd: Any, operator: Any) -> None:
+    entry = {"until": "2026-11-01T00:00:00Z", "price": {"amount": "9", "currency": "CNY"}, "stock": {"kind": "unknown"}}
+    operator.on("GET", "/v1/suppliers/wang/history", {"history": [entry]})
+    ended = syncd("offers", "history", "wang", "a/b")
+    assert operator.asked[0].query == {"sku": "a/b"}
+    assert "9 CNY" in ended.out
+    assert "unknown" in ended.out
+
+
+# --- suggestions ------------------------------------------------------------------------------------------------------
+
+
+def test_offers_are_suggested_as_configuration_to_paste(syncd: Any, config: Path, operator: Any) -> None:
+    config.write_text(
+        '[daemon]\nlisten = "127.0.0.1:0"\n[suppliers.wang]\nadapter = "x"\nenabled = false\n'
+        '[products."steam.50"]\ntitle = "Steam Wallet 50"\n[products.mobile]\ntitle = "移动充值卡 100元"\n'
+        '[products.none]\ntitle = "Nothing like it"\n'
+        '[products.mapped]\ntitle = "Steam Wallet 50"\noffers = [{ supplier = "wang", sku = "9" }]\n'
+    )
+    found = [
+        listed("1"),
+        listed("2", "Steam Wallet 500 CNY"),
+        listed('3"\\', "中国移动 100 元充值卡"),
+        listed("4", "Xbox Game Pass"),
+    ]
+    operator.on("GET", "/v1/offers", {"offers": found, "next": None})
+    ended = syncd("products", "suggest")
+    tree = tomllib.loads(ended.out)["products"]
+    assert tree == {
+        "steam.50": {"offers": [{"supplier": "wang", "sku": "1"}]},
+        "mobile": {"offers": [{"supplier": "wang", "sku": '3"\\'}]},
+    }
+    assert "nothing is like 1 product" in ended.err
+    (config.parent / "conf.d").mkdir()
+    (config.parent / "conf.d" / "offers.toml").write_text(ended.out)
+    assert syncd("product", "suggest", "mapped", "--json").json["suggestions"][0]["offers"][0]["sku"] == "1"
+    assert syncd("products", "suggest", "nothing").code == 1
+
+
+def test_control_a_card_of_500_is_never_suggested_for_one_of_50() -> None:
+    from rapidfuzz import fuzz
+
+    # By likeness alone it would be.
+    assert fuzz.token_set_ratio("steam wallet 50", "steam wallet 500 cny") > 75

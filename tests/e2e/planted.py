@@ -6,6 +6,8 @@ import os
 from typing import Any
 
 from syncd.cli.app import main
+from syncd.inventory.offers import Offers
+from syncd.inventory.sync import Sync
 from syncd.orders.deliveries import Deliveries
 from syncd.store import database
 from syncd.store.database import Change, Database, Tx, Writer
@@ -52,8 +54,28 @@ def allot_without_the_unique_constraint() -> None:
     Deliveries._hand_over = hand_over
 
 
+def one_run_at_a_time() -> None:
+    """Suppliers are synced one after the other: whoever is slow holds up all."""
+    begin = Sync._begin
+
+    async def waiting(sync: Sync, name: str, asked_by: str, **how: Any) -> int | None:
+        return None if sync._runs else await begin(sync, name, asked_by, **how)
+
+    Sync._begin = waiting
+
+
+def whatever_is_listed_is_believed() -> None:
+    """No listing is suspicious."""
+    Offers._stands = staticmethod(lambda *_: True)
+
+
+BUGS = (
+    acknowledge_before_commit,
+    allot_without_the_unique_constraint,
+    one_run_at_a_time,
+    whatever_is_listed_is_believed,
+)
+
 if __name__ == "__main__":
-    {bug.__name__: bug for bug in (acknowledge_before_commit, allot_without_the_unique_constraint)}[
-        os.environ["PLANTED"]
-    ]()
+    {bug.__name__: bug for bug in BUGS}[os.environ["PLANTED"]]()
     main()

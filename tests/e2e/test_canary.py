@@ -28,12 +28,16 @@ PRODUCTS = (
     '[products.b]\ntitle = "b"\nformat = "opaque"\n'
     '[products.none]\ntitle = "none"\n'
     '[products.pairs]\ntitle = "pairs"\nformat = "account"\n'
+    '[products.shown]\nformat = "opaque"\nmax_quantity = 2\ndisplay = "<{code}>"\ninstructions = "Use {code} soon."\n'
+    'redeem_url = "https://redeem.example.com/?code={code}"\n'
+    "[products.goods]\nallow_prose = true\n"
+    '[products.steam]\nformat = "steam"\n'
 )
-FED, IMPORTED, TWICE, LEFT, PROSE, SENT = (
+FED, IMPORTED, TWICE, LEFT, PROSE, SENT, SHOWN, GOODS, ODD = (
     f"CANARY/{word}+{word * 2}=ÄÖ{number}"
-    for number, word in enumerate(("FED", "IMPORTED", "TWICE", "LEFT", "PROSE", "SENT"))
+    for number, word in enumerate(("FED", "IMPORTED", "TWICE", "LEFT", "PROSE", "SENT", "SHOWN", "GOODS", "ODD"))
 )
-CANARIES = (FED, IMPORTED, TWICE, LEFT, PROSE, SENT)
+CANARIES = (FED, IMPORTED, TWICE, LEFT, PROSE, SENT, SHOWN, GOODS, ODD)
 
 
 def spellings(text: str) -> set[bytes]:
@@ -86,6 +90,37 @@ def postgres_dump(url: str) -> str:
     return "\n".join(lines)
 
 
+def decide(daemon: Any, odd: list[str], said: Any) -> None:
+    """Everything that can be done about what is in quarantine, and every way in which it is refused."""
+    bearer = daemon.token("operator")
+
+    def ask(verb: str, body: dict[str, Any], status: int) -> Any:
+        answer = daemon.call("POST", f"/v1/quarantine/{verb}", body, token=bearer)
+        said(answer, status)
+        return answer[1]
+
+    for form in ("auto", "opaque", "pair", "link"):
+        ask("reread", {"product": "steam", "format": form, "dry_run": True}, 200)
+    ask(f"{odd[0]}/release", {}, 409)
+    assert "takes nothing back" in ask("return", {"entries": odd}, 409)["detail"]
+    ask("complain", {"entries": odd, "text": f"{SENT} is no key"}, 409)
+    ask("reread", {"product": "steam", SENT: SENT}, 400)
+    ask(f"{odd[0]}/settle", {"taken": True}, 409)
+    assert ask("reread", {"product": "steam", "format": "opaque"}, 200)["keys"] == 2
+    assert daemon.deliver("o-7", "steam", 2)[1]["keys"][0]["text"].startswith(ODD)
+    assert ask("drop", {"product": "steam", "why": "sold twice"}, 200)["dropped"] == 1
+
+
+def shop_for_texts(daemon: Any, said: Any) -> None:
+    """What the customer sees holds the key wherever the product says so, and what is refused does not."""
+    said(daemon.deliver("o-5", "shown", 3), 422)
+    (shown,) = daemon.deliver("o-5", "shown", 1)[1]["keys"]
+    assert (shown["fields"], shown["text"]) == ({"code": SHOWN}, f"<{SHOWN}>")
+    assert shown["instructions"] == f"Use {SHOWN} soon."
+    assert shown["redeem_url"] == f"https://redeem.example.com/?code={quote(SHOWN, safe='')}"
+    assert GOODS in daemon.deliver("o-6", "goods", 1)[1]["keys"][0]["text"]
+
+
 @pytest.fixture
 def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tuple[Any, list[Path], list[str]]:
     """(the daemon, the folders it wrote to, the texts it answered that must hold no key)."""
@@ -101,6 +136,9 @@ def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tup
 
     daemon.drop("a", "first.txt", f"{FED}\n{TWICE}\n{LEFT}\n{LEFT}\n")
     daemon.drop("pairs", "prose.txt", f"user1----pass1\nuser2----pass2\nuser3----pass3\n{PROSE}\n")
+    daemon.drop("shown", "shown.txt", f"{SHOWN}\n")
+    daemon.drop("goods", "goods.txt", f"先联系客服，再用 {GOODS}\n")
+    daemon.drop("steam", "odd.txt", f"{ODD} 1\n{ODD} 2\n{TWICE}\n")
     daemon.start()
     texts.append(daemon.syncd("sync"))
     daemon.drop("a", "second.txt", f"{TWICE}\nplain-key-1\n")
@@ -115,6 +153,8 @@ def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tup
     said(daemon.deliver("o-1", "a", 2), 422)
     said(daemon.deliver("o-2", "none", 1), 409)
     said(daemon.deliver("o-3", "unknown", 1), 404)
+
+    shop_for_texts(daemon, said)
 
     # What a confused shop sends back is not repeated to it.
     for body in (
@@ -137,6 +177,7 @@ def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tup
     texts += [daemon.syncd("keys", "quarantine", "show", item["id"]) for item in held]
     revealed = [daemon.syncd("keys", "quarantine", "reveal", item["id"]) for item in held]
     assert found_in("".join(revealed).encode()) >= {TWICE, PROSE}
+    decide(daemon, [item["id"] for item in held if item["product"] == "steam"], said)
     (sealed, *_) = daemon.feeds.glob("a/taken/first*.sealed")
     assert FED in daemon.syncd("keys", "unseal", str(sealed))
     texts.append(daemon.syncd("backup", str(daemon.folder / "copy.backup")))

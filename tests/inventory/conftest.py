@@ -22,6 +22,7 @@ from syncd.adapter import Adapter, Consignment, Context, Pull, Seal, Settings
 from syncd.inventory import intake as intake_module
 from syncd.inventory.formats import load_formats
 from syncd.inventory.intake import TAKEN_FILE, Ask, Intake, TakeReport
+from syncd.inventory.offers import Offers
 from syncd.inventory.quarantine import Quarantine
 from syncd.inventory.sync import Sync
 from syncd.metrics import Metrics
@@ -85,7 +86,10 @@ class Scripted(Adapter):
 
     def __init__(self, pull: Callable[[Pull], Iterator[Consignment]]) -> None:
         super().__init__(Context("scripted", Settings(), SHANGHAI))
-        self.pull_keys = pull
+        self.pull = pull
+
+    def pull_keys(self, pull: Pull) -> Iterator[Consignment]:
+        return self.pull(pull)
 
 
 @dataclasses.dataclass
@@ -99,6 +103,7 @@ class House:
     vault: Vault
     intake: Intake
     quarantine: Quarantine
+    offers: Offers
     settings: config.Settings
     metrics: Metrics
     arrived: list[str]
@@ -117,7 +122,7 @@ class House:
 
     def sync_of(self, adapters: Mapping[str, Adapter]) -> Sync:
         links = {name: Link(adapter, Client(name)) for name, adapter in adapters.items()}
-        return Sync(self.writer, self.ids, self.intake, self.metrics, self.settings, links)
+        return Sync(self.writer, self.ids, self.intake, self.offers, self.metrics, self.settings, links)
 
     def kill_after(self, commits: int, *, acknowledged: bool) -> None:
         """Let the writer die once it has committed so often: before the last commit is acknowledged, or after."""
@@ -174,7 +179,7 @@ class House:
         """All that every table holds, bytes spelled in hex and as text."""
         tables = (
             "meta keyring token supplier run source vault_key fingerprint quarantine delivery allotment audit"
-            " audit_head"
+            " audit_head offer offer_history listing"
         )
         found: list[str] = []
         for table in tables.split():
@@ -201,7 +206,8 @@ def build(url: str, folder: Path, configuration: str = CONFIGURATION) -> House:
     arrived: list[str] = []
     intake = Intake(database, writer, vault, lambda: FORMATS, lambda: settings.products, metrics, arrived.append)
     quarantine = Quarantine(writer, vault, lambda: settings, lambda: FORMATS, arrived.append)
-    house = House(database, writer, ring, ids, vault, intake, quarantine, settings, metrics, arrived)
+    offers = Offers(writer, metrics, lambda: settings, folder)
+    house = House(database, writer, ring, ids, vault, intake, quarantine, offers, settings, metrics, arrived)
     seal = vault.seal
 
     def counted(origin: Any, slices: Any) -> Any:

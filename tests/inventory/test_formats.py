@@ -29,8 +29,7 @@ from syncd.inventory.formats import (
     survey_rows,
 )
 from syncd.inventory.formats import reader as reader_module
-from syncd.inventory.formats import survey as survey_module
-from syncd.inventory.formats.survey import is_decoration
+from syncd.inventory.formats.evidence import Evidence, is_decoration
 from syncd.inventory.formats.text import strip
 from syncd.model import NEVER
 
@@ -183,14 +182,14 @@ def test_the_first_line_decides_nothing():
 
 
 def test_control_a_survey_of_the_first_line_only_is_caught(monkeypatch):
-    whole = survey_module._Evidence.line
+    whole = Evidence.line
 
     def only_first(self, text):
         if self.header is None:
             whole(self, text)
 
-    monkeypatch.setattr(survey_module._Evidence, "line", only_first)
-    monkeypatch.setattr(survey_module._Evidence, "plain", lambda self, count: None)
+    monkeypatch.setattr(Evidence, "line", only_first)
+    monkeypatch.setattr(Evidence, "plain", lambda self, count: None)
     with pytest.raises(AssertionError):
         test_the_first_line_decides_nothing()
 
@@ -432,7 +431,7 @@ def test_prose_is_never_a_key(text, fmt):
         "1E+17",
         "АBCDE-12345",
         "<html>",
-        '{"code":"A1234"}',
+        '{"code":"A1234"',
         "ABCD EFGH 1234",
         "please wait a while",
         "'ABC123'",

@@ -10,7 +10,7 @@ import pytest
 
 from syncd.errors import ConflictError, InvalidRequestError, NotFoundError
 from syncd.inventory import quarantine as quarantine_module
-from syncd.inventory.quarantine import HELD, StillUnreadableError
+from syncd.inventory.quarantine import HELD, Filter, StillUnreadableError
 from syncd.store.database import Lane, Tx, Work
 
 ODD = "CANARY-77 no steam key"
@@ -21,7 +21,7 @@ def text(*keys: str) -> str:
 
 
 def only(house: Any, **asked: Any) -> int:
-    (item,) = house.quarantine.list(**asked)["items"]
+    (item,) = house.quarantine.page(**asked)["items"]
     return int(item["id"])
 
 
@@ -40,7 +40,7 @@ def test_the_list_is_paged_filtered_and_counted(house: Any, payload: Any) -> Non
     seen: list[str] = []
     after, pages = 0, 0
     while True:
-        page = house.quarantine.list(after=after, limit=3)
+        page = house.quarantine.page(after=after, limit=3)
         seen += [item["id"] for item in page["items"]]
         pages += 1
         if page["next"] is None:
@@ -49,20 +49,20 @@ def test_the_list_is_paged_filtered_and_counted(house: Any, payload: Any) -> Non
     assert (len(seen), len(set(seen)), pages) == (8, 8, 3)
     assert sum(page["counts"].values()) == 8
     assert page["counts"]["duplicate"] == 1
-    (item,) = house.quarantine.list(reason="duplicate")["items"]
+    (item,) = house.quarantine.page(Filter(reason="duplicate"))["items"]
     assert (item["product"], item["position"], item["supplier"], item["label"]) == ("opaque-1", 1, "beta", "b.txt")
     assert (item["first_supplier"], item["first_label"]) == ("alpha", "a.txt")
-    assert len(house.quarantine.list(product="steam-1")["items"]) == 7
-    assert house.quarantine.list(state="dropped")["items"] == []
-    assert house.quarantine.list(limit=10**9)["next"] is None
+    assert len(house.quarantine.page(Filter(product="steam-1"))["items"]) == 7
+    assert house.quarantine.page(state="dropped")["items"] == []
+    assert house.quarantine.page(limit=10**9)["next"] is None
 
 
 def test_S4_what_is_listed_and_shown_holds_no_letter_of_the_key(house: Any, payload: Any, assert_unseen: Any) -> None:
     house.take(payload("steam-1", text("ÄB-12 卡密;x", ODD)))
-    ids = [int(item["id"]) for item in house.quarantine.list()["items"]]
+    ids = [int(item["id"]) for item in house.quarantine.page()["items"]]
     shown = [house.quarantine.show(row_id) for row_id in ids]
     assert [one["masked"] for one in shown] == ["xx-99 xx;x", "xxxxxx-99 xx xxxxx xxx"]
-    assert_unseen("CANARY", f"{house.quarantine.list()} {shown}")
+    assert_unseen("CANARY", f"{house.quarantine.page()} {shown}")
     with pytest.raises(NotFoundError):
         house.quarantine.show(1)
 
@@ -96,7 +96,7 @@ async def test_K6_a_release_with_another_format_puts_the_key_into_the_vault(hous
         await house.quarantine.release(row_id, "no-such-format", None, "operator")
     with pytest.raises(InvalidRequestError, match="no such splitter"):
         await house.quarantine.release(row_id, "opaque", "no-such-splitter", "operator")
-    assert house.quarantine.list()["counts"] != {}
+    assert house.quarantine.page()["counts"] != {}
     key_id = await house.quarantine.release(row_id, "opaque", None, "operator")
     assert sorted(house.keys("steam-1")) == ["ABCDE-12345-FGHIJ", ODD]
     assert house.rows(f"SELECT state FROM vault_key WHERE id = {key_id}") == [("available",)]
@@ -152,7 +152,7 @@ async def test_K6_two_releases_of_one_entry_make_one_key(make_house: Callable[..
 async def test_K6_the_same_odd_slice_from_two_sources_is_released_once(house: Any, payload: Any) -> None:
     house.take(payload("steam-1", text(ODD), label="a.txt"))
     house.take(payload("steam-1", text(ODD, "odd 2"), label="b.txt"))
-    first, second, _ = [int(item["id"]) for item in house.quarantine.list()["items"]]
+    first, second, _ = [int(item["id"]) for item in house.quarantine.page()["items"]]
     await house.quarantine.release(first, "opaque", None, "operator")
     with pytest.raises(ConflictError, match="in the vault already"):
         await house.quarantine.release(second, "opaque", None, "operator")
@@ -164,7 +164,7 @@ async def test_K6_what_is_dropped_stays_sealed_and_closed(house: Any, payload: A
     house.take(payload("steam-1", text(ODD)))
     row_id = only(house)
     await house.quarantine.drop(row_id, "prose", "operator")
-    assert house.quarantine.list()["items"] == []
+    assert house.quarantine.page()["items"] == []
     assert house.quarantine.counts() == {}
     assert only(house, state="dropped") == row_id
     assert await house.quarantine.reveal(row_id, "operator") == ODD  # nothing is thrown away

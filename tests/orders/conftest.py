@@ -63,7 +63,7 @@ class Stack:
 
     def add(self, product: str, *codes: str, expires_at: int = NEVER, source: str = "") -> Counts:
         """Seal codes into the vault as one payload of its own."""
-        self.products.setdefault(product, SimpleNamespace(min_life=0))
+        self.products.setdefault(product, SimpleNamespace(min_life=0, takes=range(1, 1001), on_shortage="refuse"))
         source_id = self.ids.next()
         origin = Origin(source_id, source or f"feed:{source_id}", product)
         self.writer.call(SOURCE, (source_id, product, origin.name))

@@ -120,10 +120,10 @@ async def test_soonest_expiring_first_then_oldest_and_never_an_expired_one(stack
 
 async def test_K7_a_key_with_too_little_life_left_is_not_claimed(stack: Any) -> None:
     stack.add("steam", "SOON", expires_at=TODAY + 500)
-    stack.products["steam"] = SimpleNamespace(min_life=600)
+    stack.products["steam"] = SimpleNamespace(min_life=600, takes=range(1, 1001), on_shortage="refuse")
     with pytest.raises(InsufficientStockError):
         await stack.deliveries.deliver("demo", "o1", "steam", 1)
-    stack.products["steam"] = SimpleNamespace(min_life=400)
+    stack.products["steam"] = SimpleNamespace(min_life=400, takes=range(1, 1001), on_shortage="refuse")
     assert texts(await stack.deliveries.deliver("demo", "o1", "steam", 1)) == ["SOON"]
 
 
@@ -195,9 +195,8 @@ async def test_K4_with_none_left_the_delivery_waits_and_completes_when_keys_arri
 
 
 async def test_pending_deliveries_are_filled_first_come_first_served(stack: Any) -> None:
+    waiting(stack, "steam")
     for ref in ("o1", "o2"):
-        stack.add("steam", f"BAD-{ref}")
-        stack.tamper(*flip(stack))
         assert (await stack.deliveries.deliver("demo", ref, "steam", 1)).state == "pending"
     stack.add("steam", "GOOD-1")
     assert await stack.deliveries.fill("steam") == 1
@@ -423,3 +422,197 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
         for table in ("vault_key", "delivery", "allotment", "fingerprint"):
             assert f"SCAN {table}" not in plan, plan
             assert f"Seq Scan on {table}" not in plan, plan
+
+
+# --- orders that wait for keys ----------------------------------------------------------------------------------------
+
+
+def waiting(stack: Any, sku: str) -> None:
+    stack.products[sku] = SimpleNamespace(min_life=0, on_shortage="wait", takes=range(1, 1001))
+
+
+async def test_M2_an_order_that_finds_too_few_keys_waits_and_gets_them_once(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1")
+    first = await stack.deliveries.deliver("demo", "order-1", "steam", 2)
+    assert (first.state, first.reason, first.repeat, first.keys) == ("pending", "backordered", False, [])
+    again = await stack.deliveries.deliver("demo", "order-1", "steam", 2)
+    assert (again.id, again.state, again.repeat) == (first.id, "pending", True)
+    stack.add("steam", "A-2")
+    assert await stack.deliveries.fill("steam") == 1
+    got = await stack.deliveries.deliver("demo", "order-1", "steam", 2)
+    assert (got.id, got.state, sorted(key.text for key in got.keys)) == (first.id, "delivered", ["A-1", "A-2"])
+    assert await stack.deliveries.fill("steam") == 0
+    stack.verified()
+
+
+async def test_an_order_that_waits_can_be_cancelled_for_ever(stack: Any) -> None:
+    waiting(stack, "steam")
+    await stack.deliveries.deliver("demo", "order-1", "steam", 1)
+    assert (await stack.deliveries.cancel("demo", "order-1")).state == "cancelled"
+    stack.add("steam", "A-1")
+    assert await stack.deliveries.fill("steam") == 0
+    with pytest.raises(DeliveryCancelledError):
+        await stack.deliveries.deliver("demo", "order-1", "steam", 1)
+
+
+async def test_one_batch_may_hold_orders_that_get_keys_that_wait_and_that_are_refused(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1")
+    stack.products["xbox"] = SimpleNamespace(min_life=0, on_shortage="refuse", takes=range(1, 1001))
+    asked = [("o1", "steam"), ("o2", "steam"), ("o2", "steam"), ("o3", "xbox")]
+    found = await asyncio.gather(
+        *[stack.deliveries.deliver("demo", ref, sku, 1) for ref, sku in asked], return_exceptions=True
+    )
+    assert [getattr(one, "state", type(one).__name__) for one in found] == [
+        "delivered",
+        "pending",
+        "pending",
+        "InsufficientStockError",
+    ]
+    assert stack.rows("SELECT count(*) FROM delivery") == [(2,)]
+
+
+async def ordered(stack: Any, *asked: tuple[str, int]) -> list[str]:
+    """The states of orders of steam, one after the other."""
+    return [(await stack.deliveries.deliver("demo", ref, "steam", quantity)).state for ref, quantity in asked]
+
+
+async def test_M2_no_later_order_overtakes_one_that_waits(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1", "A-2")
+    assert await ordered(stack, ("o1", 3), ("o2", 2)) == ["pending", "pending"]
+    stack.add("steam", "A-3")
+    assert await ordered(stack, ("o3", 1)) == ["pending"]  # the keys are there, and o1's
+    assert await stack.deliveries.fill("steam") == 1
+    assert await ordered(stack, ("o1", 3), ("o2", 2), ("o3", 1)) == ["delivered", "pending", "pending"]
+    stack.add("steam", "A-4", "A-5", "A-6", "A-7", "A-8")
+    assert await ordered(stack, ("o4", 2)) == ["delivered"]  # what nobody waits for is sold
+    assert await ordered(stack, ("o5", 1)) == ["pending"]
+    assert await stack.deliveries.fill("steam") == 2
+    assert_books_balance(stack)
+
+
+async def test_M2_orders_of_one_batch_do_not_overtake_each_other(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1", "A-2")
+    found = await asyncio.gather(
+        *[stack.deliveries.deliver("demo", f"o{quantity}", "steam", quantity) for quantity in (3, 2, 1)]
+    )
+    assert [one.state for one in found] == ["pending", "pending", "pending"]
+
+
+async def test_M2_what_is_owed_is_not_sold_to_orders_that_do_not_wait_either(stack: Any) -> None:
+    stack.add("steam", "BAD-1", "BAD-2")
+    stack.tamper(*flip(stack))
+    assert await ordered(stack, ("o1", 2)) == ["pending"]
+    stack.add("steam", "GOOD-1")
+    with pytest.raises(InsufficientStockError):
+        await stack.deliveries.deliver("demo", "o2", "steam", 1)
+    stack.add("steam", "GOOD-2", "GOOD-3")
+    assert await ordered(stack, ("o2", 1)) == ["delivered"]
+    assert await stack.deliveries.fill("steam") == 1
+    assert_books_balance(stack)
+
+
+async def test_M2_behind_many_that_wait_everybody_waits(stack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliveries, "_MANY", 3)
+    waiting(stack, "steam")
+    assert await ordered(stack, *[(f"o{n}", 1) for n in range(4)]) == ["pending"] * 4
+    stack.add("steam", *[f"A-{n}" for n in range(10)])
+    assert await ordered(stack, ("late", 1)) == ["pending"]
+    assert await stack.deliveries.fill("steam") == 5
+
+
+async def test_M2_all_that_wait_are_filled_not_only_the_first_hundred(
+    stack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "_FILL_AT_ONCE", 2)
+    waiting(stack, "steam")
+    await ordered(stack, *[(f"o{n}", 1) for n in range(5)])
+    stack.add("steam", *[f"A-{n}" for n in range(5)])
+    assert await stack.deliveries.fill("steam") == 5
+
+
+async def test_M2_a_cancel_lets_the_next_in_line_have_its_keys(stack: Any) -> None:
+    waiting(stack, "steam")
+    stack.add("steam", "A-1")
+    assert await ordered(stack, ("o1", 2), ("o2", 1)) == ["pending", "pending"]
+    await stack.deliveries.cancel("demo", "o1")
+    found = stack.deliveries.find("demo", "o2")
+    assert found is not None
+    assert found.state == "delivered"
+
+
+async def test_M2_keys_that_came_while_nobody_looked_are_found(stack: Any) -> None:
+    """A daemon may die, or lose its database, between the keys that it took in and the orders that wait for them."""
+    for sku in ("steam", "xbox", "gone"):
+        waiting(stack, sku)
+        await stack.deliveries.deliver("demo", sku, sku, 1)
+        stack.add(sku, f"{sku}-1")
+    del stack.products["gone"]
+    assert await stack.deliveries.fill_waiting() == 2
+    assert await stack.deliveries.fill_waiting() == 0
+
+
+async def test_T3_nothing_is_filled_while_the_restore_fence_stands(stack: Any) -> None:
+    """What was available at the backup may have left since: it must not go to an order that waited then."""
+    waiting(stack, "steam")
+    assert await ordered(stack, ("o1", 1)) == ["pending"]
+    stack.add("steam", "A-1")
+    stack.deliveries.fenced = True
+    assert await stack.deliveries.fill("steam") == 0
+    assert await stack.deliveries.fill_waiting() == 0
+    assert stack.rows("SELECT count(*) FROM allotment") == [(0,)]
+
+
+async def test_however_many_wait_one_look_serves_them_all(stack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting(stack, "steam")
+    looks: list[int] = []
+    look = deliveries.Deliveries._settled
+
+    def counted(self: Any, ids: Any) -> Any:
+        looks.append(len(ids))
+        return look(self, ids)
+
+    monkeypatch.setattr(deliveries.Deliveries, "_settled", counted)
+    number = 100
+    asked = [
+        asyncio.create_task(stack.deliveries.deliver("demo", f"o{n}", "steam", 1, wait_s=20)) for n in range(number)
+    ]
+    short = await stack.deliveries.deliver("demo", "short", "steam", 1, wait_s=0.6)
+    assert short.state == "pending"
+    stack.add("steam", *[f"A-{n}" for n in range(number + 1)])
+    assert await stack.deliveries.fill("steam") == number + 1
+    assert {answer.state for answer in await asyncio.gather(*asked)} == {"delivered"}
+    assert len(looks) < 20
+    await asyncio.sleep(0.6)
+    seen = len(looks)
+    await asyncio.sleep(0.6)
+    assert len(looks) == seen  # nobody waits: nobody looks
+
+
+@POSTGRESQL
+async def test_D2_the_head_of_the_audit_is_locked_after_all_that_a_unit_locks(
+    stack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two daemons could wait for each other: one with the head for a key, one with the key for the head."""
+    waiting(stack, "steam")
+    await ordered(stack, ("o1", 1), ("o2", 1))
+    stack.add("steam", "A-1", "A-2")
+    said: list[str] = []
+    run, together = Tx._run, Tx._together
+
+    def noted(tx: Tx, sql: str, params: Any) -> None:
+        said.append(sql)
+        run(tx, sql, params)
+
+    def noted_together(tx: Tx, statements: Any) -> Any:
+        said.extend(sql for sql, _ in statements)
+        return together(tx, statements)
+
+    monkeypatch.setattr(Tx, "_run", noted)
+    monkeypatch.setattr(Tx, "_together", noted_together)
+    assert await stack.deliveries.fill("steam") == 2
+    head = next(index for index, sql in enumerate(said) if "FROM audit_head" in sql)
+    assert not [sql for sql in said[head + 1 :] if "vault_key" in sql or "delivery" in sql]

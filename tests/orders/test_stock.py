@@ -26,7 +26,13 @@ class Shelf:
         self.elapsed = 1000.0
         self.counted = 0
         stack.clock.monotonic = lambda: self.elapsed
-        self.stock = Stock(stack.writer, lambda: self.products, lambda: self.synced)
+        self.upstream: dict[str, Any] = {}
+        self.stock = Stock(
+            stack.writer,
+            lambda: self.products,
+            lambda: self.synced,
+            lambda _connection, products: {sku: self.upstream.get(sku, {"kind": "none"}) for sku in products},
+        )
         count = self.stock._count
 
         def counting(*args: Any) -> Any:
@@ -36,7 +42,9 @@ class Shelf:
         self.stock._count = counting
 
     def sell(self, sku: str, *, min_life: float = 0.0, price: str | None = None, title: str = "") -> None:
-        product = SimpleNamespace(min_life=min_life, price=price, title=title)
+        product = SimpleNamespace(
+            min_life=min_life, price=price, title=title, takes=range(1, 1001), on_shortage="refuse"
+        )
         self.products = {**self.products, sku: product}
         self.stack.products[sku] = product
 
@@ -121,6 +129,21 @@ async def test_what_paid_orders_wait_for_is_sold_already(shelf: Shelf) -> None:
     shelf.elapsed += 3600
     ((row,), _) = await shelf.stock.snapshot("steam")
     assert (row["cached"], row["sellable"]) == (3, 0)  # never below zero
+
+
+async def test_what_is_upstream_is_told_but_not_sold_and_its_age_is_not_in_the_etag(shelf: Shelf) -> None:
+    shelf.stack.add("steam", "A-1")
+    shelf.upstream["steam"] = {"kind": "exact", "quantity": 40, "stale": False, "at": TODAY - 60}
+    ((row,), tag) = await shelf.stock.snapshot("steam")
+    assert row["upstream"] == {"kind": "exact", "quantity": 40, "stale": False, "age_s": 60}
+    assert (row["cached"], row["sellable"]) == (1, 1)
+    shelf.stack.clock.seconds += 10
+    ((row,), same) = await shelf.stock.snapshot("steam")
+    assert (row["upstream"]["age_s"], same) == (70, tag)
+    shelf.upstream["steam"] = {"kind": "exact", "quantity": 39, "stale": False, "at": TODAY - 60}
+    shelf.elapsed += 3600
+    _, changed = await shelf.stock.snapshot("steam")
+    assert changed != tag
 
 
 async def test_it_is_counted_again_only_when_something_was_committed(shelf: Shelf) -> None:

@@ -71,7 +71,7 @@ class Shop:
         writer.start()
         ids = IdSource(node=writer.node, floor=highest_id(database))
         vault = Vault(database, writer, ring, ids)
-        products: Any = {"steam": SimpleNamespace(min_life=0)}
+        products: Any = {"steam": SimpleNamespace(min_life=0, takes=range(1, 1001), on_shortage="refuse")}
         fenced = restored_at(database) is not None
         return cls(
             database, writer, vault, Deliveries(vault, writer, ids, lambda: products, Metrics("0"), fenced=fenced)

@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from syncd import audit
 from syncd.errors import AuditError, LockedError, SchemaError, StartError, UnavailableError
@@ -104,6 +107,50 @@ def test_migrations_build_the_schema_of_tables_py(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
+
+
+def test_an_older_databases_quarantine_is_kept_and_takes_returns(database_url: str) -> None:
+    database = Database(database_url)
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(store._MIGRATIONS))
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO source (id, product, name, supplier, label, state, size, reading, position, consumed,"
+                " cards, sealed, repeats, duplicates, quarantined, started_at)"
+                " VALUES (1, 'p', 'feed:x', 's', 'l', 'taken', 1, '', 0, 0, 0, 0, 0, 0, 1, 1)"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO quarantine (id, product, source_id, position, raw_fp, reason, detail, sealed, state,"
+                " created_at) VALUES (7, 'p', 1, 3, :blob, 'prose', 'd', :blob, 'held', 5)"
+            ),
+            {"blob": b"x"},
+        )
+        connection.exec_driver_sql("COMMIT")
+    with pytest.raises(SchemaError, match="older"):
+        database.check_schema()
+    database.upgrade()
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        row = connection.execute(text("SELECT id, position, reason, state, supplier_key FROM quarantine")).one()
+        assert tuple(row) == (7, 3, "prose", "held", None)
+        with pytest.raises(Exception, match="not allowed"):
+            connection.execute(text("UPDATE quarantine SET state = 'returned'"))
+        connection.execute(text("UPDATE quarantine SET state = 'returning'"))
+        connection.execute(text("UPDATE quarantine SET state = 'returned'"))
+        insert = (
+            "INSERT INTO quarantine (id, product, source_id, position, raw_fp, reason, detail, sealed, state,"
+            " created_at) VALUES (8, 'p', 1, 4, :blob, 'prose', '', :blob, 'eaten', 5)"
+        )
+        with pytest.raises(IntegrityError):
+            connection.execute(text(insert), {"blob": b"x"})
+    database.close()
 
 
 def test_schema_older_or_newer_is_refused_with_a_clear_word(database: Database) -> None:
@@ -284,7 +331,7 @@ def test_the_database_enforces_transitions(database: Database, table: str) -> No
     states = {
         "vault_key": "available reserved delivered held expired defective corrupt returned".split(),
         "delivery": "delivered pending cancelled".split(),
-        "quarantine": "held released dropped".split(),
+        "quarantine": "held released dropped returning returned".split(),
     }[table]
     insert = {
         "vault_key": "INSERT INTO vault_key (id, product, sealed_sku, source_id, position, state, expires_at, sealed)"

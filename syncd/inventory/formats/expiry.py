@@ -35,6 +35,17 @@ _DATE: Final = re.compile(
     r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)?"
     r" ?(?P<zone>Z|[+-]\d\d:?\d\d)?)?"
 )
+_MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_NAMED: Final = re.compile(
+    r"(?:(?P<day>\d{1,2})(?:st|nd|rd|th)?[ -](?P<month>[a-z]{3,9})\.?,?[ -](?P<year>\d{4})"
+    r"|(?P<month2>[a-z]{3,9})\.? (?P<day2>\d{1,2})(?:st|nd|rd|th)?,? (?P<year2>\d{4}))"
+)
+_MONTH: Final = re.compile(
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    "|nov(?:ember)?|dec(?:ember)?"
+)
+_RANGE: Final = re.compile(r"\s*(?:至|到|~|[\u2013\u2014]| - | to )\s*")
+_UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
 _LONGEST: Final = 64
@@ -53,7 +64,11 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     if folded.casefold() in _NEVER_WORDS:
         return NEVER
     folded = _AROUND.sub("", folded)
-    match = _DATE.fullmatch(folded) or _DIGITS.fullmatch(folded)
+    if len(ends := _RANGE.split(folded)) == 2 and looks_like_date(ends[0]):  # noqa: PLR2004 -- from … to …
+        folded = ends[1]
+    if _UNIX.fullmatch(folded):
+        return _unix(folded)
+    match = _DATE.fullmatch(folded) or _DIGITS.fullmatch(folded) or _DATE.fullmatch(_spelled_out(folded))
     if match is None:
         return None
     part = match.groupdict()
@@ -66,6 +81,25 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
         return min(int(moment.timestamp()), NEVER)
     except (ValueError, OverflowError):
         return None
+
+
+def _unix(digits: str) -> int | None:
+    """Unix seconds or milliseconds, unless the digits could be a date and an hour as well."""
+    if len(digits) == 10 and 1 <= int(digits[4:6]) <= 12 and 1 <= int(digits[6:8]) <= 31 and digits[0] != "1":  # noqa: PLR2004
+        return None
+    return int(digits[:10])
+
+
+def _spelled_out(text: str) -> str:
+    """A date with its month's English name as year-month-day; "" if it is none."""
+    match = _NAMED.fullmatch(text.lower())
+    if match is None:
+        return ""
+    month = match["month"] or match["month2"]
+    if not _MONTH.fullmatch(month):
+        return ""
+    number = _MONTHS.index(month[:3]) + 1
+    return f"{match['year'] or match['year2']}-{number}-{match['day'] or match['day2']}"
 
 
 def looks_like_date(text: str) -> bool:

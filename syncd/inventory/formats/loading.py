@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from syncd.errors import ConfigError, Problem
 from syncd.inventory.formats.reader import read_one
-from syncd.inventory.formats.rules import ALPHABETS, AUTO, MAX_KEY, OPAQUE, FieldRule, Format, template_fields
+from syncd.inventory.formats.rules import (
+    ALPHABETS,
+    AUTO,
+    CHECKS,
+    MAX_KEY,
+    OPAQUE,
+    PROSE,
+    FieldRule,
+    Format,
+    template_fields,
+)
+from syncd.inventory.formats.template import problem_of
 from syncd.inventory.formats.text import placeholders
 
 if TYPE_CHECKING:
@@ -23,8 +34,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 _FIELD: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_KEYS: Final = ("title", "fields", "display", "mask", "accept", "reject")
-_RULE_KEYS: Final = ("alphabet", "length", "groups", "prefix", "upper")
+FORMAT_KEYS: Final = ("title", "fields", "display", "mask", "template", "accept", "reject")
+RULE_KEYS: Final = ("alphabet", "length", "groups", "prefix", "upper", "check")
 _SPAN: Final = re.compile(r"(\d{1,4})-(\d{1,4})")
 
 
@@ -58,7 +69,7 @@ def load_formats(paths: Sequence[Path]) -> dict[str, Format]:
             else:
                 tables[name] = (str(path), table)
     more = placeholders(tuple(texts))
-    found = {fmt.name: replace(fmt, placeholders=more) for fmt in (AUTO, OPAQUE)}
+    found = {fmt.name: replace(fmt, placeholders=more) for fmt in (AUTO, OPAQUE, PROSE)}
     for name, (file, table) in tables.items():
         loader = _Loader(file, name, table, more)
         fmt = loader.format()
@@ -82,7 +93,7 @@ def _name_problem(file: str, name: str, table: object, known: Mapping[str, tuple
         return Problem(
             file, name, "is not a table", f"formats are tables: [{name}]; placeholders is the only other key"
         )
-    if name in {AUTO.name, OPAQUE.name}:
+    if name in {AUTO.name, OPAQUE.name, PROSE.name}:
         return Problem(file, name, "is the name of a built-in format", "choose another name")
     if not _NAME.fullmatch(name):
         return Problem(file, name, "is not a name", "use lower-case letters, digits, hyphens and underscores")
@@ -107,24 +118,25 @@ class _Loader:
         if not fields:
             self._wrong("fields", "names no field", 'write fields = ["code"] or fields = ["number", "pin"]')
         for name in fields:
-            if not _FIELD.fullmatch(name) or name in _KEYS or fields.count(name) > 1:
+            if not _FIELD.fullmatch(name) or name in FORMAT_KEYS or fields.count(name) > 1:
                 self._wrong(
                     "fields",
                     f"{name!r} cannot name a field",
-                    "use each name once, in lower case, and none of " + ", ".join(_KEYS),
+                    "use each name once, in lower case, and none of " + ", ".join(FORMAT_KEYS),
                 )
-        self._unknown("", self.table, (*_KEYS, *fields))
+        self._unknown("", self.table, (*FORMAT_KEYS, *fields))
         title = self._text("title", self.table.get("title", self.name))
         rules = tuple(self._rule(name, self.table.get(name, {})) for name in fields)
         display = self._display(self._text("display", self.table.get("display", "")), fields)
         mask = self._mask(self.table.get("mask", {"last": 4}))
+        template = self._template(self._text("template", self.table.get("template", "")), fields)
         accept = tuple(self._texts("accept", self.table.get("accept", [])))
         reject = tuple(self._texts("reject", self.table.get("reject", [])))
         if not accept:
             self._wrong("accept", "has no example", 'give at least one key that must be read: accept = ["…"]')
         if self.problems:
             return None
-        fmt = Format(self.name, title, rules, display, mask, accept, reject, self.more)
+        fmt = Format(self.name, title, rules, display, mask, accept, reject, self.more, split=template)
         self._try_examples(fmt)
         return None if self.problems else fmt
 
@@ -166,7 +178,7 @@ class _Loader:
         if not isinstance(table, dict):
             self._wrong(name, "is not a table", f"write [{self.name}.{name}] with alphabet, length, groups …")
             return FieldRule(name)
-        self._unknown(name, table, _RULE_KEYS)
+        self._unknown(name, table, RULE_KEYS)
         alphabet = self._text(f"{name}.alphabet", table.get("alphabet", "text"))
         if alphabet not in ALPHABETS and (len(alphabet) < 2 or not alphabet.isascii() or set(alphabet) & set(" -")):  # noqa: PLR2004
             self._wrong(
@@ -191,15 +203,19 @@ class _Loader:
             if groups:
                 self._wrong(f"{name}.length", "is given beside groups", "groups give the length; remove one of them")
             lengths = self._lengths(f"{name}.length", table["length"])
+        check = self._text(f"{name}.check", table.get("check", ""))
+        if check and check not in CHECKS:
+            self._wrong(f"{name}.check", "is no check", f"name one of {', '.join(CHECKS)}")
+            check = ""
         prefix = table.get("prefix", [])
         prefixes = tuple(self._texts(f"{name}.prefix", [prefix] if isinstance(prefix, str) else prefix))
-        if groups and alphabet in {"visible", "email", "link", "text"}:
+        if groups and alphabet in {"visible", "email", "link", "image", "text"}:
             self._wrong(
                 f"{name}.groups",
                 f"cannot be used with the alphabet {alphabet}",
                 "use digits, letters, alnum, hex or the characters",
             )
-        return FieldRule(name, alphabet, lengths or ((1, MAX_KEY),), groups, prefixes, upper)
+        return FieldRule(name, alphabet, lengths or ((1, MAX_KEY),), groups, prefixes, upper, check)
 
     def _groups(self, path: str, value: object) -> tuple[tuple[int, ...], ...]:
         rows = [value] if isinstance(value, list) and value and all(isinstance(size, int) for size in value) else value
@@ -239,6 +255,17 @@ class _Loader:
                 f"does not use exactly the fields ({which})",
                 f"use {', '.join(f'{{{name}}}' for name in fields)}",
             )
+        return template
+
+    def _template(self, template: str, fields: list[str]) -> str:
+        if not template:
+            return ""
+        problem = problem_of(template) or next(
+            (f"does not hold {{{name}}}" for name in fields if f"{{{name}}}" not in template), ""
+        )
+        if problem:
+            self._wrong("template", problem, 'write for example template = "{number}----{pin} 有效期{expires}"')
+            return ""
         return template
 
     def _mask(self, value: object) -> tuple[int, int]:

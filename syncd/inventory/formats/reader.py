@@ -8,29 +8,34 @@ or has a reason, with the exact bytes of its slice.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from syncd.inventory.formats.expiry import parse_expiry
-from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal, default_display
+from syncd.inventory.formats.document import (
+    MAX_DOCUMENT,
+    elements,
+    parse,
+)
+from syncd.inventory.formats.evidence import header_like, is_gap
+from syncd.inventory.formats.reading import Reading
+from syncd.inventory.formats.rules import MAX_KEY, FieldRule, Format, Refusal, default_display
+from syncd.inventory.formats.slices import Card, Quick, Slices
 from syncd.inventory.formats.split import (
-    NAMES,
     PIECE,
     Line,
     Liner,
-    cells,
-    count_parts,
     cuts,
     lines,
     records,
-    split_parts,
     without_end,
 )
-from syncd.inventory.formats.survey import Reading, Survey, header_like, is_decoration
-from syncd.inventory.formats.text import fold, is_link, is_prose, strip
-from syncd.inventory.formats.words import EXPIRES, NOTE, Item, find_labels, header_columns, role_of
-from syncd.model import NEVER, CardKey
+from syncd.inventory.formats.survey import Survey
+from syncd.inventory.formats.text import is_prose_line, strip
+from syncd.inventory.formats.words import (
+    Item,
+    find_labels,
+)
+from syncd.model import CardKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,32 +43,8 @@ if TYPE_CHECKING:
 
     from syncd.inventory.formats.split import Cut
 
-_Quick = tuple[re.Pattern[str], tuple[str, ...]]
-_MARKS: Final = frozenset(",;|/")
 _BOM: Final = b"\xef\xbb\xbf"
 _EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.IGNORECASE)
-
-
-@dataclass(slots=True, repr=False)
-class Card:
-    """One card of a payload, read or refused.
-
-    ``position`` is the number of its first line (or row). ``end`` and ``line_end`` are the byte offset and line
-    number to take reading up again behind it. ``raw`` is the exact bytes of its slice without the last line end
-    (rows: tab-joined UTF-8). ``key`` is None exactly if ``reason`` is not empty; ``detail`` says what is wrong and
-    never holds text of the card.
-    """
-
-    position: int
-    end: int
-    line_end: int
-    raw: bytes
-    key: CardKey | None = None
-    reason: str = ""
-    detail: str = ""
-
-    def __repr__(self) -> str:
-        return f"Card(line {self.position}, {self.reason or 'read'})"
 
 
 def read(
@@ -73,12 +54,15 @@ def read(
 
     The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end``
     of a card that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64
-    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. Blank lines, and
-    between labelled cards lines of punctuation, give no card; nor does the header.
+    KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. So does that of a
+    JSON document's cards until the last: taken up again, it is read from its start. Blank lines, and between labelled
+    cards lines of punctuation or numbers, give no card; nor does the header, nor what is around a document's cards.
     """
-    slices = _Slices(reading, fmt, timezone)
+    slices = Slices(reading, fmt, timezone)
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
-    if reading.encoding == "unreadable" or ((reading.candidates or reading.problem) and not by_line):
+    if reading.media == "json":
+        return _by_document(chunks, slices, offset, position)
+    if slices.hopeless() or (reading.candidates and not by_line):
         return _refuse_all(chunks, slices, offset, position)
     if reading.splitter == "csv":
         return _by_record(chunks, slices, offset, position)
@@ -93,7 +77,7 @@ def read_rows(
     """The cards of a spreadsheet's rows (cells as text) behind row ``position``, of which ``end`` and ``line_end``
     are the row.
     """
-    slices = _Slices(reading, fmt, timezone)
+    slices = Slices(reading, fmt, timezone)
     for row in rows:
         position += 1
         stripped = [strip(cell) for cell in row]
@@ -111,13 +95,19 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
     if reading is None:
         survey = Survey()
         survey.feed(raw)
+        if fmt.split:
+            card = read_one(raw, survey.decide(fmt.split), fmt, timezone)
+            if card.key is not None:
+                return card
         reading = survey.decide()
-    slices = _Slices(reading, fmt, timezone)
+    slices = Slices(reading, fmt, timezone)
+    if raw.startswith(b"data:image/"):  # larger than a line may be
+        return slices.card(1, len(raw), 1, raw, slices.image(raw.decode("ascii", "replace")))
     if reading.media == "rows":
         text = raw.decode("utf-8", "replace")
         return slices.card(1, len(raw), 1, raw, slices.row([strip(cell) for cell in text.split("\t")], len(raw)))
     found = list(_first_two(read((raw,), reading, fmt, timezone=timezone)))
-    if len(found) == 1 and found[0].raw.strip() == raw.strip():
+    if len(found) == 1 and (reading.media == "json" or found[0].raw.strip() == raw.strip()):
         found[0].raw = raw
         return found[0]
     refusal = (
@@ -133,190 +123,19 @@ def _first_two(cards: Iterator[Card]) -> Iterator[Card]:
             return
 
 
-class _Slices:
-    """Turns slices of text into cards under one Reading and one Format."""
-
-    def __init__(self, reading: Reading, fmt: Format, timezone: tzinfo) -> None:
-        self.reading = reading
-        self.fmt = fmt
-        self._expiry = lru_cache(maxsize=1024)(partial(parse_expiry, zone=timezone))  # few dates, many cards
-        self.encoding = "utf-8" if reading.encoding in {"utf-8-sig", "unreadable"} else reading.encoding
-        self.roles = [role_of(name, fmt.fields) for name in reading.columns]
-
-    def quick(self) -> _Quick | None:
-        """The short way, if payload and format have one."""
-        reading = self.reading
-        if reading.splitter == "line":
-            return self.fmt.quick()
-        if reading.splitter == "pair" and not reading.columns and not reading.constant:
-            return self.fmt.quick(reading.separator)
-        return None
-
-    def card(self, position: int, end: int, line_end: int, raw: bytes, result: CardKey | Refusal) -> Card:
-        """The card for a result."""
-        if isinstance(result, Refusal):
-            return Card(position, end, line_end, raw, None, result.reason, result.detail)
-        return Card(position, end, line_end, raw, result)
-
-    def text(self, raw: bytes) -> str | Refusal:
-        """The slice decoded."""
-        try:
-            text = raw.decode(self.encoding)
-        except UnicodeDecodeError as error:
-            return Refusal("undecodable", f"byte {error.start + 1} of the slice is not {self.encoding}")
-        if "\0" in text:
-            return Refusal("undecodable", "a zero byte in the slice")
-        return text
-
-    def refusal(self) -> Refusal | None:
-        """Why no card of this payload is read, if so."""
-        reading = self.reading
-        if reading.encoding == "unreadable":
-            return Refusal("undecodable", "the payload is neither UTF-8 nor GB18030 text")
-        if reading.problem:
-            return Refusal("no_key_column", reading.problem)
-        if reading.candidates:
-            return Refusal("ambiguous", f"could be read as: {'; '.join(reading.candidates)}")
-        return None
-
-    def is_header(self, text: str) -> bool:
-        """Whether this, the first line, is the header that the survey found."""
-        if self.reading.splitter == "csv":
-            row = cells(text, self.reading.separator)
-        elif self.reading.splitter == "pair":
-            row = split_parts(text, self.reading.separator)
-        else:
-            row = [text]
-        return row is not None and header_columns(row) is not None
-
-    def line(self, text: str) -> CardKey | Refusal:
-        """One line (line, pair, or a whole card of labels)."""
-        bare = strip(text)
-        if len(bare) > MAX_KEY:
-            return Refusal("too_long", f"{len(bare)} characters on one line, {MAX_KEY} at most")
-        fmt, reading = self.fmt, self.reading
-        if fmt.kind == "opaque":
-            return fmt.key({"code": bare})
-        if reading.splitter == "pair":
-            return self._pair(bare)
-        if len(fmt.fields) > 1:
-            parts = fold(bare).split(" ")
-            return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
-        if fmt.kind == "auto" and not is_link(bare) and count_parts(bare):
-            return self._odd(bare, "a separator where the other lines have none")
-        return fmt.key({fmt.lone_field: bare})
-
-    def _pair(self, bare: str) -> CardKey | Refusal:
-        reading, fmt = self.reading, self.fmt
-        parts = [bare] if is_link(bare) else split_parts(bare, reading.separator)
-        if reading.columns:
-            return self.columns(parts)
-        if len(fmt.fields) == 1:  # its own spaces may look like a separator
-            whole = fmt.key({fmt.lone_field: bare})
-            return whole if isinstance(whole, CardKey) else self._parts(parts)
-        if fmt.kind == "auto" and len(parts) == 1:
-            return self._odd(bare, f"no {_name(reading.separator)} as on the other lines")
-        return self._parts(parts)
-
-    def _parts(self, parts: list[str]) -> CardKey | Refusal:
-        roles = self.fmt.read_parts(parts, constant=self.reading.constant)
-        if isinstance(roles, Refusal):
-            return self._odd(" ".join(parts), roles.detail, roles.reason)
-        return self.fmt.key(roles)
-
-    def _odd(self, text: str, detail: str, reason: str = "unreadable_shape") -> Refusal:
-        if is_prose(text, self.fmt.placeholders):
-            return Refusal("prose", "this is a text, not a key")
-        return Refusal(reason, detail)
-
-    def columns(self, row: Sequence[str]) -> CardKey | Refusal:
-        """Cells under the names of the Reading's columns."""
-        wanted = len(self.roles)
-        if len(row) < wanted or any(row[wanted:]):
-            return Refusal("not_this_format", f"{len(row)} column{'s' if len(row) != 1 else ''}, {wanted} expected")
-        roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
-        return self.named(roles)
-
-    def named(self, roles: dict[str, str]) -> CardKey | Refusal:
-        """Texts under their roles, the expiry among them."""
-        for role in self.reading.required:
-            if not roles.get(role):
-                return Refusal("missing_field", f"{role} is missing")
-        if any(len(text) > MAX_KEY for text in roles.values()):
-            return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
-        if any("\n" in text or "\r" in text for text in roles.values()):
-            return Refusal("unreadable_shape", "a line end inside a field")
-        expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
-        if expires_at is None:
-            return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-        return self.fmt.key(roles, expires_at)
-
-    def record(self, text: str) -> CardKey | Refusal:
-        """One CSV record."""
-        row = cells(text, self.reading.separator)
-        if row is None:
-            return Refusal("unreadable_shape", "the quotes of the CSV record are broken")
-        for inner in (line for cell in row if "\n" in cell for line in cell.splitlines()):
-            inside = cells(inner, self.reading.separator)
-            if inside and len(inside) > 1 and isinstance(self.columns(inside), CardKey):
-                return Refusal("unreadable_shape", "a quoted text holds what may be records of its own")
-        return self.columns(row)
-
-    def row(self, row: Sequence[str], size: int) -> CardKey | Refusal:
-        """One row of a spreadsheet."""
-        refusal = self.refusal()
-        if refusal:
-            return refusal
-        if size > PIECE:
-            return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
-        if self.reading.splitter == "csv":
-            return self.columns(row)
-        used = [cell for cell in row if cell]
-        if len(used) != 1:
-            return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
-        if self.reading.splitter == "labelled":
-            return self.items(find_labels(used[0]) or [])
-        return self.line(used[0])
-
-    def items(self, items: Sequence[Item]) -> CardKey | Refusal:
-        """The labelled values of one card."""
-        roles: dict[str, str] = {}
-        for item in items:
-            if item.role in roles:
-                return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
-            roles[item.role] = item.text
-        anchor = self.reading.anchor
-        if anchor and items and items[0].role != anchor:
-            return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
-        for item in items[:-1]:
-            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                if item.role != EXPIRES and not self._is_code(item.role):
-                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
-                roles[item.role] = strip(item.text[:-1])
-        return self.named({role: text for role, text in roles.items() if not role.startswith(NOTE)})
-
-    def _is_code(self, role: str) -> bool:
-        """Whether this role's value cannot end in punctuation, which then is a separator."""
-        if self.fmt.kind == "auto":
-            return role in {"number", "serial", "pin", "code"}
-        return all(rule.ascii and rule.alphabet not in {"visible", "email"} for rule in self.fmt.rules)
-
-
-def _name(separator: str) -> str:
-    return NAMES.get(separator, separator)
-
-
-def _long(line: Line, slices: _Slices) -> Card:
+def _long(line: Line, slices: Slices) -> Card:
     detail = f"more than {PIECE // 1024} KiB in one line or record"
     return slices.card(line.number, line.end, line.resume, without_end(line.data), Refusal("too_long", detail))
 
 
-def _refuse_all(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+def _refuse_all(
+    chunks: Iterable[bytes], slices: Slices, offset: int, position: int, refusal: Refusal | None = None
+) -> Iterator[Card]:
     """Every line (CSV: record) refused for the one reason that the payload has."""
     source: Iterable[Line] = lines(chunks, offset, position)
     if slices.reading.splitter == "csv":
         source = records(source, slices.encoding, slices.reading.separator)
-    refusal = slices.refusal() or Refusal("ambiguous", "the payload could be read in several ways")
+    refusal = refusal or slices.refusal() or Refusal("ambiguous", "the payload could be read in several ways")
     header = slices.reading.header and offset == 0
     for line in source:
         raw = _bare(line)
@@ -330,13 +149,43 @@ def _refuse_all(chunks: Iterable[bytes], slices: _Slices, offset: int, position:
         yield _long(line, slices) if line.long else slices.card(line.number, line.end, line.resume, raw, refusal)
 
 
+def _by_document(chunks: Iterable[bytes], slices: Slices, offset: int, position: int) -> Iterator[Card]:
+    """The cards of one JSON document. What is no document any more is refused line by line."""
+    held, source = bytearray(), iter(chunks)
+    for chunk in source:
+        held += chunk
+        if len(held) > MAX_DOCUMENT:
+            break
+    data = bytes(held)
+    text = slices.text(data.removeprefix(_BOM))
+    whole = isinstance(text, str) and len(data) <= MAX_DOCUMENT and parse(text) is not None
+    if not isinstance(text, str) or not whole or not data.endswith(text.encode(slices.encoding)):
+        refusal = Refusal("unreadable_shape", "JSON that is broken or cut off")
+        yield from _refuse_all(chain([data], source), slices, offset, position, refusal)
+        return
+    at, place = 0, len(data) - len(text.encode(slices.encoding))
+    last: Card | None = None
+    for element in elements(text):
+        if last is not None:
+            yield last
+        start = place + len(text[at : element.start].encode(slices.encoding))
+        place = start + len(text[element.start : element.end].encode(slices.encoding))
+        at = element.end
+        raw = data[start:place]
+        number = position + 1 + data.count(b"\n", 0, start)
+        last = slices.card(number, offset, position, raw, slices.element(element.value))
+    if last is not None:
+        last.end, last.line_end = offset + len(data), position + max(1, len(data.splitlines()))
+        yield last
+
+
 def _bare(line: Line) -> bytes:
     """The line's bytes without its end and without the byte order mark of the payload."""
     raw = without_end(line.data)
     return raw[len(_BOM) :] if line.start == 0 and raw.startswith(_BOM) else raw
 
 
-def _by_record(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+def _by_record(chunks: Iterable[bytes], slices: Slices, offset: int, position: int) -> Iterator[Card]:
     header = slices.reading.header and offset == 0
     for line in records(lines(chunks, offset, position), slices.encoding, slices.reading.separator):
         raw = _bare(line)
@@ -357,7 +206,7 @@ def _by_record(chunks: Iterable[bytes], slices: _Slices, offset: int, position: 
         yield slices.card(line.number, line.end, line.resume, raw, slices.record(text))
 
 
-def _by_line(chunks: Iterable[bytes], slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+def _by_line(chunks: Iterable[bytes], slices: Slices, offset: int, position: int) -> Iterator[Card]:
     """Lines one by one; blocks of plain ASCII go the short way."""
     liner = Liner(offset, position)
     quick = slices.quick()
@@ -394,37 +243,44 @@ def _line_end(cut: Cut) -> bytes:
     return b"\r\n" if count == data.count(b"\r") == data.count(b"\n") and data.endswith(b"\r\n") else b""
 
 
-def _short_way(quick: _Quick, data: bytes, end: bytes, slices: _Slices, offset: int, position: int) -> Iterator[Card]:
+def _short_way(quick: Quick, data: bytes, end: bytes, slices: Slices, offset: int, position: int) -> Iterator[Card]:
     """The cards of a block of ASCII lines: one match for a line that is a key in canonical form, nothing else."""
     pattern, names = quick
-    template, fullmatch, size = slices.fmt.template, pattern.fullmatch, len(end)
-    if slices.fmt.kind == "auto":
-        template = default_display(names)
+    fmt, size = slices.fmt, len(end)
+    template = default_display(names) if fmt.kind == "auto" else fmt.template
+    checked = [(names.index(rule.name) + 1, rule) for rule in fmt.checked]
     lone = names[0] if template == f"{{{names[0]}}}" else ""
-    raws = data.split(end)
-    texts = data.decode("ascii").split(end.decode("ascii"))
+    whole = data.decode("ascii")
+    raws, texts = data.split(end), whole.split(end.decode("ascii"))
     raws.pop()  # what is behind the last line end: nothing
     texts.pop()
+    if lone and size == 1 and fmt.all_canonical(data, whole):
+        for raw, text in zip(raws, texts, strict=True):
+            position += 1
+            offset += len(raw) + 1
+            fields = {lone: text}
+            yield Card(position, offset, position, raw, CardKey(fields, fields, text))
+        return
+    fullmatch = pattern.fullmatch
     for raw, text in zip(raws, texts, strict=True):
         position += 1
         offset += len(raw) + size
         match = fullmatch(text)
-        if match and len(text) <= MAX_KEY:
-            if lone:
-                fields = {lone: text}
-                display = text
-            else:
-                fields = dict(zip(names, match.groups(), strict=True))
-                display = template.format_map(fields)
-            yield Card(position, offset, position, raw, CardKey(fields, fields, display))
+        if match and len(text) <= MAX_KEY and not (checked and _fails(match, checked)):
+            fields = {lone: text} if lone else dict(zip(names, match.groups(), strict=True))
+            yield Card(position, offset, position, raw, CardKey(fields, fields, template.format_map(fields)))
         elif strip(text):
             yield slices.card(position, offset, position, raw, slices.line(text))
+
+
+def _fails(match: re.Match[str], checked: list[tuple[int, FieldRule]]) -> bool:
+    return not all(rule.passes(match[group]) for group, rule in checked)
 
 
 class _Labelled:
     """The labelled card that is being put together, line by line."""
 
-    def __init__(self, slices: _Slices) -> None:
+    def __init__(self, slices: Slices) -> None:
         self.slices = slices
         self.lines: list[Line] = []
         self.items: list[Item] = []
@@ -473,7 +329,7 @@ class _Labelled:
         yield from self.close(refusal)
 
 
-def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
+def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
     """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout
     says.
     """
@@ -487,8 +343,8 @@ def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
         if isinstance(text, Refusal):
             yield from card.spoil(line, text)
             continue
-        bare = strip(text)
-        if not bare or is_decoration(bare):
+        bare = slices.without_tail(strip(text))
+        if not bare or is_gap(bare):
             if layout == "block" or (card.lines and not card.blank(line)):
                 yield from card.close()
             continue
@@ -510,7 +366,7 @@ def _labelled(source: Iterable[Line], slices: _Slices) -> Iterator[Card]:
         elif items is not None and card.waits():
             card.items[-1] = Item(card.items[-1].role, bare)
             card.join(line)
-        elif is_prose(bare, slices.fmt.placeholders) and not _EXPIRY_WORDS.search(bare):
+        elif is_prose_line(bare, slices.fmt.placeholders) and not _EXPIRY_WORDS.search(bare):
             yield from card.close()
             yield slices.card(
                 line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
 from syncd.inventory.formats.text import fold, has_control, is_link, is_placeholder, is_prose, strip
-from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE
+from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
 from syncd.model import NEVER, CardKey
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_KEY: Final = 4096
 """Characters of the longest line, and so of the longest key, that is read."""
@@ -32,16 +33,36 @@ ALPHABETS: Final[dict[str, str]] = {
     "visible": "!-~",
     "email": "!-~",
     "link": "",
+    "image": "",
     "text": "",
 }
-"""Names for alphabets. ``visible`` is printable ASCII; ``text`` is any one line, verbatim. Any other word is taken as
-the characters themselves.
+"""Names for alphabets. ``visible`` is printable ASCII, ``image`` a picture in base64, ``text`` any one line, verbatim.
+Any other word is taken as the characters themselves.
 """
 
-_SOLID: Final = frozenset({"visible", "email", "link", "text"})  # hyphens and spaces belong to the value
+_SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+_TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
+_DIGIT: Final = "(?=[^0-9]{0,64}[0-9])"  # keeps placeholders, which are words, off the short way
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
+
+
+def _luhn(digits: str) -> bool:
+    """Whether the last digit checks the others as on a payment card."""
+    if not digits.isdigit():
+        return False
+    odd, even = digits[-1::-2], digits[-2::-2]
+    return (sum(map(int, odd)) + sum(sum(divmod(2 * int(digit), 10)) for digit in even)) % 10 == 0
+
+
+CHECKS: Final[dict[str, Callable[[str], bool]]] = {
+    "luhn": _luhn,
+    "varied": lambda text: len(set(text)) > 1,
+    "mixed": lambda text: not text.isalpha() and not text.isdigit(),
+}
+"""Names for checks of a value without its separators: the last digit by Luhn; not one character over and over; letters
+and digits both."""
 
 # Which other roles a field takes when the supplier's name for it is not the field's own.
 _TAKES: Final[dict[str, tuple[str, ...]]] = {
@@ -65,7 +86,8 @@ class Refusal:
 @dataclass(frozen=True)
 class FieldRule:
     """How one field reads. ``lengths`` are inclusive spans of the length without separators; ``groups`` are the
-    groupings that the canonical form may have (one for each total length); ``upper`` means that case does not count.
+    groupings that the canonical form may have (one for each total length); ``upper`` means that case does not count;
+    ``check`` names one of CHECKS.
     """
 
     name: str
@@ -74,11 +96,12 @@ class FieldRule:
     groups: tuple[tuple[int, ...], ...] = ()
     prefix: tuple[str, ...] = ()
     upper: bool = False
+    check: str = ""
 
     @property
     def ascii(self) -> bool:
         """Whether the value is folded to ASCII before it is read."""
-        return self.alphabet not in {"text", "link"}
+        return self.alphabet not in {"text", "link", "image"}
 
     @cached_property
     def _class(self) -> str:
@@ -90,17 +113,20 @@ class FieldRule:
         """A pattern without captures for canonical values with a digit; "" if there is no such short way."""
         if self.alphabet in _SOLID:
             return ""
-        # The digit keeps placeholders, which are words, off the short way.
-        start = "(?=[^0-9]{0,64}[0-9])" + (f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else "")
+        start = _DIGIT + (f"(?={'|'.join(map(re.escape, self.prefix))})" if self.prefix else "")
         if self.groups:
             shapes = ["-".join(f"{self._class}{{{size}}}" for size in group) for group in self.groups]
         else:
             shapes = [f"{self._class}{{{low},{high}}}" for low, high in self.lengths]
         return f"{start}(?:{'|'.join(shapes)})"
 
+    def passes(self, canonical: str) -> bool:
+        """Whether a value in canonical form passes the field's check."""
+        return not self.check or CHECKS[self.check](canonical.replace("-", ""))
+
     @cached_property
     def canonical(self) -> re.Pattern[str] | None:
-        """``canonical_pattern``, compiled."""
+        """``canonical_pattern``, compiled. It does not know the check."""
         return re.compile(self.canonical_pattern) if self.canonical_pattern else None
 
     @cached_property
@@ -115,6 +141,9 @@ class FieldRule:
 
     def read(self, text: str) -> tuple[str, str] | str:
         """(value as read, canonical value), or what is wrong with it in words that hold none of it."""
+        if self.alphabet == "image":
+            data = image_of(strip(text))
+            return f"{self.name} is no image, or not a whole one" if data is None else (data_uri(data), data_uri(data))
         value = fold(text) if self.ascii else strip(text)
         if not value:
             return f"{self.name} is empty"
@@ -132,6 +161,11 @@ class FieldRule:
             return f"{self.name} has a character outside its alphabet"
         if self.prefix and not compact.startswith(self.prefix):
             return f"{self.name} does not begin as it should"
+        return self._grouped(value, plain, compact)
+
+    def _grouped(self, value: str, plain: str, compact: str) -> tuple[str, str] | str:
+        if not self.passes(compact):
+            return f"{self.name} fails its check ({self.check})"
         if not self.groups:
             return (value, compact) if self._spread.fullmatch(plain) else f"{self.name} has stray separators"
         for group, pattern in self._loose:
@@ -153,6 +187,8 @@ class FieldRule:
             return ""
         if " " in value or "\t" in value or not value.isascii():
             return f"{self.name} has a character outside its alphabet"
+        if _TAG.search(value):
+            return f"{self.name} has an HTML tag in it"
         if self.alphabet == "email" and not _EMAIL.fullmatch(value):
             return f"{self.name} is not an e-mail address"
         if self.prefix and not value.startswith(self.prefix):
@@ -171,7 +207,8 @@ class Format:
     """How the keys of a product read. Built by ``load_formats``; ``AUTO`` and ``OPAQUE`` are always there.
 
     ``display`` is a template over the canonical fields; ``mask`` is how many characters a masked key shows at its
-    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded.
+    start and end; ``accept`` and ``reject`` are examples, checked whenever the format is loaded. ``split`` is the
+    template of a line, if suppliers write this format in one layout of its own.
     """
 
     name: str
@@ -183,6 +220,8 @@ class Format:
     reject: tuple[str, ...] = ()
     placeholders: frozenset[str] = field(default=frozenset(), repr=False)
     kind: Literal["fields", "auto", "opaque"] = "fields"
+    split: str = ""
+    prose: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -199,6 +238,15 @@ class Format:
         """Whether no configured placeholder has a digit, and so none comes through on the short way."""
         return all(text.isalpha() for text in self.placeholders)
 
+    def splitter(self, configured: str | None) -> str:
+        """The splitter to decide a payload with: the one configured for the product, else the format's own."""
+        return configured or self.split or "auto"
+
+    @cached_property
+    def checked(self) -> tuple[FieldRule, ...]:
+        """The rules with a check, which a value has to pass beside its pattern."""
+        return tuple(rule for rule in self.rules if rule.check)
+
     def quick(self, separator: str = "") -> tuple[re.Pattern[str], tuple[str, ...]] | None:
         """The short way of the reader: a pattern of whole ASCII lines that are keys in canonical form and need no
         further look, with the field of each group. None if there is none. With a separator, lines of several parts.
@@ -209,10 +257,32 @@ class Format:
         if self.kind == "auto":
             names: tuple[str, ...] = ("number", "pin") if separator else ("code",)
             return re.compile(between.join([f"({_AUTO_PART})"] * len(names))), names
+        if self.kind == "opaque":
+            return None if separator else (re.compile(_QUICK_OPAQUE), ("code",))
         patterns = [rule.canonical_pattern for rule in self.rules]
-        if self.kind == "opaque" or not all(patterns) or (len(patterns) > 1) != bool(separator):
+        if not all(patterns) or (len(patterns) > 1) != bool(separator):
             return None
         return re.compile(between.join(f"({pattern})" for pattern in patterns)), self.fields
+
+    def all_canonical(self, block: bytes, text: str) -> bool:
+        """Whether every line of a block of ASCII lines, each with LF, is a single key that ``quick`` takes, found out
+        by a few passes over the whole block. False is no more than "look at each line".
+        """
+        if self._light is None or self.checked:
+            return False
+        digits = block.translate(None, _NO_DIGITS)  # a line without a digit may be a placeholder,
+        others = block.translate(None, _FIGURES) if self.kind == "auto" else digits  # and one of these alone a date
+        if any(rest[:1] == b"\n" or b"\n\n" in rest for rest in (digits, others)):
+            return False
+        return not any(start in block for start in _PICTURES) and self._light.fullmatch(text) is not None
+
+    @cached_property
+    def _light(self) -> re.Pattern[str] | None:
+        """``quick`` for a whole block, but for what it looks ahead for; eight characters hold four that count."""
+        if (found := self.quick()) is None:
+            return None
+        light = found[0].pattern.replace(_AUTO_AHEAD, "").replace(_OPAQUE_AHEAD, "").replace(_DIGIT, "")
+        return re.compile(f"(?:(?=[^\\n]{{8,{MAX_KEY}}}\\n)(?>{light})\\n)++")
 
     @property
     def lone_field(self) -> str:
@@ -233,10 +303,22 @@ class Format:
             if constant:
                 return Refusal("ambiguous", "one part is the same on every line, and so is not a part of a key")
             return {"number": parts[0], "pin": parts[1]}
+        if len(parts) > 1 == len(self.rules):
+            return self._only_fitting(parts)
         if len(parts) != len(self.rules):
             wanted = f"{len(self.rules)} expected ({', '.join(self.fields)})"
             return Refusal("not_this_format", f"{len(parts)} part{'s' if len(parts) != 1 else ''}, {wanted}")
         return dict(zip(self.fields, parts, strict=True))
+
+    def _only_fitting(self, parts: list[str]) -> dict[str, str] | Refusal:
+        """Of several parts the one that is the key, if the others plainly are none: a title, a price, a date."""
+        rule = self.rules[0]
+        fitting = [part for part in parts if rule.alphabet not in _SOLID and isinstance(rule.read(part), tuple)]
+        if len(fitting) != 1:
+            return Refusal("not_this_format", f"{len(parts)} parts, 1 expected ({rule.name})")
+        if not all(_is_aside(part) for part in parts if part != fitting[0]):
+            return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
+        return {rule.name: fitting[0]}
 
     def key(self, roles: Mapping[str, str], expires_at: int = NEVER) -> CardKey | Refusal:
         """The key that these named texts make, or why they make none. Notes are passed over; any other must fit."""
@@ -255,7 +337,8 @@ class Format:
         values, canonical = {}, {}
         for rule in self.rules:
             text = assigned[rule.name]
-            if self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text):
+            canonical_already = self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text)
+            if canonical_already and rule.passes(text):
                 values[rule.name] = canonical[rule.name] = text
                 continue
             read = rule.read(text)
@@ -284,22 +367,34 @@ class Format:
     def _opaque_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
         if len(given) != 1:
             return Refusal("not_this_format", f"{len(given)} parts of a key; an opaque key is one text")
+        if "image" in given:
+            return self._image_key(given["image"], expires_at)
         value = strip(*given.values())
         if has_control(value):
             return Refusal("unreadable_shape", "control characters")
-        if is_placeholder(value, self.placeholders):
+        if is_placeholder(value, self.placeholders, whole=self.prose):
             return Refusal("prose", "a text that stands for a missing key")
         fields = {"code": value}
         return CardKey(fields, fields, value, expires_at)
 
+    @staticmethod
+    def _image_key(text: str, expires_at: int) -> CardKey | Refusal:
+        data = image_of(strip(text))
+        if data is None:
+            return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
+        fields = {"image": data_uri(data)}
+        return CardKey(fields, fields, fields["image"], expires_at)
+
     def _auto_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
+        if frozenset(given) == {"image"}:
+            return self._image_key(given["image"], expires_at)
         names = _AUTO_SHAPES.get(frozenset(given))
         if names is None:
             if frozenset(given) == {"number"}:
                 return Refusal("missing_field", "a card number without its pin")
             return Refusal("not_this_format", f"no known shape has these parts: {', '.join(sorted(given))}")
-        if names == {"code": "code"} and is_link(strip(given["code"])):
-            names = {"code": "link"}
+        if [*names.values()] == ["code"] and is_link(strip(*given.values())):
+            names = dict.fromkeys(names, "link")
         values: dict[str, str] = {}
         for role in KEY_ROLES:
             if role in names:
@@ -332,6 +427,8 @@ class Format:
         return " ".join(self._masked(text) for text in canonical.values())
 
     def _masked(self, text: str) -> str:
+        if text.startswith("data:image/"):
+            return f"[{text.partition(';')[0].removeprefix('data:')}]"
         first, last = self.mask
         while first + last > len(text) // 3:
             first, last = first // 2, last // 2
@@ -343,17 +440,23 @@ _SHORTEST: Final = 4
 _WORD: Final = 10
 _FREE_TEXT: Final = frozenset({"account", "password", "access"})
 _IMAGE: Final = 100
-_IMAGE_STARTS: Final = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "data:image")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
+_TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=.*\d)[A-Za-z0-9-]{4,}")
 # Four letters or digits and more, in groups, with a digit. Dates, numbers spoilt by a spreadsheet (1E17) and pictures
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
-_AUTO_PART: Final = (
+_AUTO_AHEAD: Final = (
     rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
-    r"[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 )
+_AUTO_PART: Final = rf"{_AUTO_AHEAD}[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
+_NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
+_FIGURES: Final = b"0123456789Ee-"
+_PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b"DATA:")
+# A text without spaces, with a digit, that is no picture: no placeholder is one.
+_OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
+_QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
 _QUICK_AUTO: Final = re.compile(_AUTO_PART)
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},
@@ -408,9 +511,21 @@ def _odd_shape(name: str, value: str) -> str:
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
         "reads as a date, a time or an amount": looks_like_date(value) or _FIGURE.fullmatch(value) is not None,
-        "reads as a picture": size > _IMAGE and value.startswith(_IMAGE_STARTS),
+        "may be two parts": _TWO_PARTS.fullmatch(value) is not None,
+        "reads as a picture": size > _IMAGE and looks_like_image(value),
     }
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
+
+
+_ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")
+
+
+def _is_aside(part: str) -> bool:
+    """Whether a part beside a key is a title, a price or a date, and says nothing against the key."""
+    text = fold(part)
+    if is_placeholder(text) or says_spent("status", text):
+        return False
+    return looks_like_date(text) or _FIGURE.fullmatch(text) is not None or _ASIDE.fullmatch(text) is not None
 
 
 def _link_problem(text: str) -> Refusal | None:
@@ -422,4 +537,7 @@ AUTO: Final = Format(
 )
 OPAQUE: Final = Format(
     name="opaque", title="The whole line, verbatim", rules=(FieldRule("code"),), kind="opaque", mask=(0, 4)
+)
+PROSE: Final = replace(
+    OPAQUE, name="prose", title="A text, verbatim: for products with allow_prose", prose=True, split="line"
 )

@@ -26,14 +26,31 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     ",": re.compile("[,，]"),
     "|": re.compile("[|｜]"),
     ":": re.compile("[:：]"),
+    ";": re.compile("[;；]"),
     "  ": re.compile("[ \xa0\u3000]{2,}"),
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
 _TRIGGERS: Final = {"----": "--", "---": "--", "--": "--", "——": "—", "—": "—", "\t": "\t"}
-_HINTS: Final = re.compile("--|[—\t,，|｜:：]|[ \xa0\u3000]{2}")
-HINT: Final = re.compile(rb"--|[\t,|:= ]")
-"""Finds out in one go whether a block of ASCII can have a separator, a label or prose at all."""
+_HINTS: Final = re.compile("--|[—\t,，|｜:：;；]|[ \xa0\u3000]{2}")
+_HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
+_NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether a block of whole ASCII lines can have no separator, label, index, prose or blank line, found out in a few
+    passes over all of it: each line has a digit, which no placeholder has.
+    """
+    if len(data.translate(None, _HINT_BYTES)) < len(data) or b"--" in data or data[:1] in {b"\n", b"\r"}:
+        return False
+    if b"\r" in data and not data.count(b"\r") == data.count(b"\r\n") == data.count(b"\n"):
+        return False
+    digits = data.translate(None, _NO_DIGITS)
+    return digits[:1] != b"\n" and b"\n\n" not in digits and data.endswith(b"\n")
+
+
+_SPACES: Final = re.compile("[ \xa0\u3000]+")  # the separator " ": only below a header that uses it
+_QUOTED: Final = frozenset("\t,|;")  # separators of which a quoted part may hold some
 NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces"}
 
 
@@ -187,10 +204,12 @@ def count_parts(text: str) -> dict[str, int]:
 
 
 def split_parts(text: str, separator: str) -> list[str]:
-    """The parts of a line, stripped. Links are not split."""
+    """The parts of a line, stripped. Links are not split, nor what is quoted as in a CSV record."""
+    if '"' in text and separator in _QUOTED and (row := cells(text, separator)) is not None:
+        return row
     masked = mask_links(text)
     parts, at = [], 0
-    for match in SEPARATORS[separator].finditer(masked):
+    for match in (_SPACES if separator == " " else SEPARATORS[separator]).finditer(masked):
         parts.append(strip(text[at : match.start()]))
         at = match.end()
     parts.append(strip(text[at:]))

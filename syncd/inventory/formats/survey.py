@@ -9,347 +9,45 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
-from collections import Counter
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
 
-from syncd.inventory.formats.rules import MAX_KEY
+from syncd.inventory.formats.document import MAX_DOCUMENT, Object, elements, parse, starts_like_json, texts_of
+from syncd.inventory.formats.evidence import DOMINANT, Evidence, Table
+from syncd.inventory.formats.reading import Reading, is_split, pair_name
 from syncd.inventory.formats.split import (
-    HINT,
-    NAMES,
-    SEPARATORS,
     Cutter,
     Line,
     Recorder,
     cells,
-    count_parts,
-    split_parts,
+    is_plain,
 )
-from syncd.inventory.formats.text import is_link, is_prose, strip
-from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, ROLES, Item, find_labels, header_columns
+from syncd.inventory.formats.text import strip
+from syncd.inventory.formats.words import (
+    ROLES,
+    header_columns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from syncd.inventory.formats.split import Cut
 
-SPLITS: Final = ("auto", "line", "pair", "labelled", "csv")
-"""Names that ``decide`` takes; ``pair:SEP`` names the separator too (``pair:----``, ``pair:tab``, ``pair:spaces``)."""
+CHARSETS: Final = {
+    **dict.fromkeys(("utf-8", "utf8"), "utf-8"),
+    **dict.fromkeys(("gb18030", "gbk", "gb2312", "cp936"), "gb18030"),
+    **dict.fromkeys(("big5", "cp950"), "cp950"),
+    **dict.fromkeys(("shift_jis", "sjis", "cp932"), "cp932"),
+    **dict.fromkeys(("euc-kr", "cp949"), "cp949"),
+    **dict.fromkeys(("windows-1252", "cp1252", "latin-1", "iso-8859-1"), "cp1252"),
+}
+"""Charsets that may be declared, and the codec for each: those in which a line end is one byte."""
 
-DOMINANT: Final = 0.8
-"""The share of lines that must agree. What does not agree is held in quarantine line by line; between this and its
-complement the payload is ambiguous as a whole."""
-_USUAL: Final = 0.2
 _NUL_SHARE: Final = 0.1
-_RARE: Final = 0.2
-_STRUCTURAL: Final = ("----", "---", "——", "\t", "|")
 _DECODABLE: Final = 0.9
-_DECORATION: Final = frozenset("-=*_#~.·—+ \t＝－")
+_PEEK: Final = 4096
 
-Layout = Literal["", "line", "block", "run"]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a payload is to be read. ``columns`` are the normalised header names of a pair or CSV, or the usual roles
-    of a labelled card; ``required`` the roles that most cards have; ``anchor`` the role that begins a labelled card.
-
-    Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.
-    """
-
-    encoding: str = "utf-8"
-    splitter: str = "line"
-    separator: str = ""
-    columns: tuple[str, ...] = ()
-    header: bool = False
-    required: tuple[str, ...] = ()
-    anchor: str = ""
-    layout: Layout = ""
-    constant: bool = False
-    media: str = "text"
-    problem: str = ""
-    candidates: tuple[str, ...] = ()
-
-    def dump(self) -> str:
-        """As JSON, for the database. ``load`` reads it back."""
-        return json.dumps({"version": 1, **asdict(self)}, ensure_ascii=False, separators=(",", ":"))
-
-    @classmethod
-    def load(cls, text: str) -> Reading:
-        """The Reading that ``dump`` wrote. Raises ValueError on anything else."""
-        data: Any = json.loads(text)
-        if not isinstance(data, dict) or data.pop("version", None) != 1:
-            msg = "not a reading of version 1"
-            raise ValueError(msg)
-        known = {field.name for field in fields(cls)}
-        if set(data) - known:
-            msg = "a reading with unknown parts"
-            raise ValueError(msg)
-        parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in data.items()}
-        return cls(**parts)
-
-
-def is_split(name: str) -> bool:
-    """Whether ``decide`` takes this name; for checking a configuration."""
-    return name in SPLITS or (name.startswith("pair:") and _separator(name) in SEPARATORS)
-
-
-def _separator(name: str) -> str:
-    wanted = name.removeprefix("pair:")
-    return next((separator for separator, called in NAMES.items() if called == wanted), wanted)
-
-
-def pair_name(separator: str) -> str:
-    """The name of a separated pair, as ``decide`` takes it."""
-    return f"pair:{NAMES.get(separator, separator)}"
-
-
-def is_decoration(text: str) -> bool:
-    """Whether a line is punctuation alone, as people draw it between cards."""
-    return _DECORATION.issuperset(text)
-
-
-class _Labels:
-    """Evidence on labelled lines: which labels, in which order, with which gaps."""
-
-    def __init__(self) -> None:
-        self.lines = 0
-        self.several = 0  # lines with more than one label
-        self.roles: Counter[str] = Counter()
-        self.line_first: Counter[str] = Counter()
-        self.gap_first: Counter[str] = Counter()
-        self.follows: Counter[tuple[str, str]] = Counter()
-        self.first = ""
-        self.last = ""
-
-    def add(self, items: list[Item], *, gap: bool) -> None:
-        self.lines += 1
-        self.several += len(items) > 1
-        lead = items[0].role
-        self.line_first[lead] += 1
-        if not self.first:
-            self.first = lead
-        elif gap:
-            self.gap_first[lead] += 1
-        for item in items:
-            self.roles[item.role] += 1
-            if self.last:
-                self.follows[self.last, item.role] += 1
-            self.last = item.role
-
-    def layout(self) -> tuple[Layout, str]:
-        """(layout, role that begins a card), or ("", "") if the order of the labels is not certain."""
-        (lead, count), *_ = self.line_first.most_common(1)
-        gaps = self.gap_first.total()
-        whole_lines = len(self.roles) == 1 or self.several >= DOMINANT * self.lines
-        if whole_lines and count >= DOMINANT * self.lines:
-            return "line", lead
-        if gaps and gaps < self.lines - 1:
-            (after_gap, count), *_ = self.gap_first.most_common(1)
-            if count >= DOMINANT * gaps and (after_gap == self.first or gaps > 2):  # noqa: PLR2004 -- one odd gap is no rule
-                return "block", after_gap
-            return "", ""
-        once = max(self.roles.values()) == 1
-        leaving = sum(count for (role, _), count in self.follows.items() if role == self.last)
-        if once or (self.first != self.last and self.follows[self.last, self.first] > leaving / 10):
-            return "run", self.first
-        return "", ""
-
-
-class _Evidence:
-    """Counts over the lines of a payload, whatever their encoding."""
-
-    def __init__(self) -> None:
-        self.total = 0  # lines that say something: not blank, not prose, not decoration
-        self.prose = 0
-        self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
-        self.labels = _Labels()
-        self._gap = False
-        self._waits = False  # a label without a value: the next line may be it
-        self.header: str | None = None
-        self._sample: dict[str, list[str | None]] = {}
-
-    def plain(self, count: int) -> None:
-        """``count`` lines without any separator or label in them."""
-        self.total += count
-        self._gap = self._waits = False
-
-    def line(self, text: str) -> None:
-        """One line, decoded."""
-        bare = strip(text)
-        if not bare or is_decoration(bare):
-            self._gap = True
-            return
-        if self.header is None:
-            self.header = bare
-        if len(bare) > MAX_KEY:
-            self.plain(1)
-            return
-        items = find_labels(bare)
-        if items:
-            self.labels.add(items, gap=self._gap)
-            self.total += 1
-            self._gap, self._waits = False, not items[-1].text
-            return
-        if self._waits:
-            self._waits = False
-            return
-        gap, self._gap = self._gap, False
-        if is_link(bare):
-            self.total += 1
-            return
-        counts = count_parts(bare)
-        # A text in a separated part does not make the line prose; nor are the words of a header.
-        structured = any(name in counts for name in _STRUCTURAL) or (self.total == 0 and _is_header(bare, counts))
-        if not structured and is_prose(bare):
-            self.prose += 1
-            self._gap = gap
-            return
-        self.total += 1
-        for name, count in counts.items():
-            self.parts[name][count] += 1
-            self._constant(name, bare)
-
-    def _constant(self, name: str, text: str) -> None:
-        """Remember the first line's parts as long as each line repeats them."""
-        sample = self._sample.get(name)
-        if sample is None:
-            self._sample[name] = list(split_parts(text, name))
-        elif any(part is not None for part in sample):
-            found = split_parts(text, name)
-            if header_like(sample):
-                self._sample[name] = list(found)
-                return
-            self._sample[name] = [
-                part if part is not None and at < len(found) and found[at] == part else None
-                for at, part in enumerate(sample)
-            ]
-
-    def is_constant(self, name: str) -> bool:
-        """Whether some part under this separator is the same on all lines (of which there are several)."""
-        return self.parts[name].total() > 1 and any(part is not None for part in self._sample.get(name, ()))
-
-    def reading(self, encoding: str, split: str, media: str) -> Reading:
-        """The Reading of text that these lines are evidence for."""
-        if split == "labelled":
-            return self._labelled(encoding, media)
-        if split.startswith("pair"):
-            return self._pair(encoding, media, _separator(split) if ":" in split else "")
-        if split == "line":
-            return self._line_reading(encoding, media)
-        labelled = self.labels.lines / self.total if self.total else 0.0
-        shares = {
-            name: max((count for parts, count in counts.items() if parts > 1), default=0) / self.total
-            if self.total
-            else 0.0
-            for name, counts in self.parts.items()
-        }
-        if labelled >= DOMINANT:
-            return self._labelled(encoding, media)
-        agreed = [name for name, share in shares.items() if share >= DOMINANT]
-        if len(agreed) == 1 and labelled <= 1 - DOMINANT:
-            return self._pair(encoding, media, agreed[0])
-        seen = {name: counts.total() / self.total if self.total else 0.0 for name, counts in self.parts.items()}
-        others = [pair_name(name) for name, share in seen.items() if share > _RARE]
-        if not agreed and not others and labelled <= _RARE:
-            return self._line_reading(encoding, media)
-        named = [*(["labelled"] if labelled > _RARE else []), *others]
-        return Reading(encoding, media=media, candidates=("line", *named))
-
-    def _line_reading(self, encoding: str, media: str) -> Reading:
-        header = bool(self.header) and header_columns((self.header or "",)) is not None
-        return Reading(encoding, "line", header=header, media=media)
-
-    def _pair(self, encoding: str, media: str, separator: str) -> Reading:
-        if not separator:
-            ranked = [(max(counts.values()), name) for name, counts in self.parts.items() if counts]
-            best = [name for count, name in ranked if count == max(ranked)[0]]
-            if len(best) != 1:
-                return Reading(encoding, media=media, candidates=tuple(map(pair_name, best)) or ("line", "pair"))
-            separator = best[0]
-        columns = header_columns(split_parts(self.header or "", separator)) or ()
-        if len(columns) == 1:
-            columns = ()
-        roles = [ROLES.get(name, "") for name in columns]
-        if any(role in KEY_ROLES and roles.count(role) > 1 for role in roles):
-            return Reading(encoding, media=media, candidates=tuple(f"column {name}" for name in columns))
-        return Reading(
-            encoding,
-            "pair",
-            separator,
-            columns,
-            header=bool(columns),
-            constant=self.is_constant(separator),
-            media=media,
-        )
-
-    def _labelled(self, encoding: str, media: str) -> Reading:
-        if not self.labels.lines:
-            return Reading(encoding, "labelled", media=media, layout="run")
-        layout, anchor = self.labels.layout()
-        if not layout:
-            return Reading(encoding, media=media, candidates=("labelled by blank lines", "labelled by repeated labels"))
-        cards = max(self.labels.roles[anchor], 1)
-        usual = tuple(role for role, count in self.labels.roles.items() if role in KEY_ROLES and count > _USUAL * cards)
-        return Reading(encoding, "labelled", required=usual, anchor=anchor, layout=layout, media=media)
-
-
-def _is_header(text: str, separators: Iterable[str]) -> bool:
-    return any(header_like(split_parts(text, name)) for name in separators)
-
-
-def header_like(parts: Sequence[str | None]) -> bool:
-    """Whether these parts are a header row."""
-    return header_columns([part or "" for part in parts]) is not None
-
-
-class _Table:
-    """Evidence on CSV records or spreadsheet rows: a header, how many cells, which columns are filled."""
-
-    def __init__(self) -> None:
-        self.columns: tuple[str, ...] | None = None
-        self.rows = 0
-        self.widths: Counter[int] = Counter()
-        self.filled: Counter[int] = Counter()
-
-    def add(self, row: Sequence[str]) -> None:
-        used = [at for at, cell in enumerate(row) if cell]
-        if not used:
-            return
-        if self.rows == 0 and self.columns is None:
-            self.columns = header_columns(tuple(row)) or ()
-            if self.columns:
-                return
-        self.rows += 1
-        self.widths[used[-1] + 1] += 1
-        for at in used:
-            self.filled[at] += 1
-
-    def reading(self, encoding: str, delimiter: str, media: str) -> Reading | None:
-        """The Reading, or None if there is but one column without a name: lines of text then."""
-        if not self.columns:
-            if max(self.widths, default=1) <= 1:
-                return None
-            problem = f"{max(self.widths)} columns, and no header that names the one with the key"
-            return Reading(encoding, "csv", delimiter, media=media, problem=problem)
-        roles = [ROLES.get(name, "") for name in self.columns]
-        twice = sorted({role for role in roles if role in KEY_ROLES and roles.count(role) > 1})
-        if twice or roles.count(EXPIRES) > 1:
-            names = tuple(name for name, role in zip(self.columns, roles, strict=True) if role in {*twice, EXPIRES})
-            return Reading(
-                encoding,
-                "csv",
-                delimiter,
-                self.columns,
-                header=True,
-                media=media,
-                candidates=tuple(f"column {name}" for name in names),
-            )
-        required = tuple(
-            role for at, role in enumerate(roles) if role in KEY_ROLES and self.filled[at] > _USUAL * self.rows
-        )
-        return Reading(encoding, "csv", delimiter, self.columns, header=True, required=required, media=media)
+Media = Literal["text", "csv"]
 
 
 def _delimiter(text: str) -> str:
@@ -365,10 +63,18 @@ def _delimiter(text: str) -> str:
 class Survey:
     """Fed the whole payload in chunks (cut anywhere), it decides how to read it; memory does not grow with it."""
 
-    def __init__(self, media: Literal["text", "csv"] = "text") -> None:
+    def __init__(self, media: Media = "text", charset: str | None = None) -> None:
+        """``charset``, one of CHARSETS, if the supplier declares it. Raises ValueError for any other."""
+        if charset is not None and charset.lower() not in CHARSETS:
+            raise ValueError("unknown charset")
+        self._charset = CHARSETS[charset.lower()] if charset else ""
         self._media = media
-        self._evidence = _Evidence()
-        self._table = _Table()
+        self._document: bytearray | None = bytearray()  # the payload, as long as it may be one JSON document
+        self._too_large = False
+        self._opening = b""  # the first bytes of a payload that begins with a bracket
+        self._json_lines = self._said = 0
+        self._evidence = Evidence()
+        self._table = Table()
         self._recorder: Recorder | None = None
         self._delimiter = ","
         self._cutter = Cutter()
@@ -380,6 +86,14 @@ class Survey:
         """The next bytes of the payload."""
         if len(self._start) < len(codecs.BOM_UTF32):
             self._start += chunk[: len(codecs.BOM_UTF32) - len(self._start)]
+        if self._document is not None:
+            self._document += chunk
+            start = self._document[:_PEEK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+            if (start and start not in b"{[") or len(self._document) > MAX_DOCUMENT:
+                self._too_large = len(self._document) > MAX_DOCUMENT
+                self._document = None
+            else:
+                self._opening = bytes(self._document[:_PEEK])
         for cut in self._cutter.feed(chunk):
             self._cut(cut)
 
@@ -400,6 +114,10 @@ class Survey:
         encoding = self._encoding()
         if encoding == "unreadable":
             return Reading(encoding, media=self._media)
+        if split not in {"line", "csv"} and self._media == "text":
+            reading = self._json(encoding, split)
+            if reading is not None:
+                return reading
         if split == "csv" or (split == "auto" and self._media == "csv"):
             reading = self._table.reading(encoding, self._delimiter, self._media)
             if reading is not None:
@@ -408,7 +126,49 @@ class Survey:
                 return Reading(encoding, "csv", self._delimiter, ("code",), required=("code",), media=self._media)
         return self._evidence.reading(encoding, split, self._media)
 
+    def evidence(self) -> dict[str, int]:
+        """What was counted, by the name of a splitter: how many lines speak for it. Ask after ``decide``."""
+        found = {"lines": self._evidence.total, "prose": self._evidence.prose, "labelled": self._evidence.labels.lines}
+        found |= {pair_name(name): counts.total() for name, counts in self._evidence.parts.items()}
+        found |= {"numbered": self._evidence.numbers, "record": self._evidence.records, "json": self._json_lines}
+        return {name: count for name, count in found.items() if count}
+
+    def _json(self, encoding: str, split: str) -> Reading | None:
+        """The Reading of a JSON document, of a document on each line, or of what set out to be one; else None."""
+        forced = split == "json"
+        inner = "auto" if forced else split
+        if self._document is not None:
+            try:
+                text = bytes(self._document).decode(encoding)
+            except UnicodeDecodeError:
+                text = ""
+            if text and parse(text) is not None and (forced or strip(text)[:1] in {"[", "{"}):
+                return self._in_document(text, encoding, inner)
+        if self._json_lines and self._json_lines >= DOMINANT * self._said:
+            return Reading(encoding, media="jsonl")
+        if not forced and not starts_like_json(self._opening.decode(encoding, "replace")):
+            return None
+        too_large = f"a JSON document of more than {MAX_DOCUMENT >> 20} MiB"
+        return Reading(encoding, media=self._media, problem=too_large if self._too_large else "broken JSON, or none")
+
+    @staticmethod
+    def _in_document(text: str, encoding: str, split: str) -> Reading:
+        """How the texts of a document are to be read, by the evidence of all of them."""
+        evidence = Evidence()
+        for element in elements(text):
+            for line in texts_of(element.value):
+                evidence.line(line)
+        if not evidence.total:
+            return Reading(encoding, media="json")
+        reading = evidence.reading(encoding, split, "json")
+        if reading.splitter == "labelled":
+            return replace(reading, layout="line", anchor="", required=())
+        return replace(reading, header=False, columns=())
+
     def _encoding(self) -> str:
+        if self._charset:
+            bom = self._charset == "utf-8" and self._start.startswith(codecs.BOM_UTF8)
+            return "utf-8-sig" if bom else self._charset
         if self._start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or self._nul > _NUL_SHARE * self._total:
             return "unreadable"
         if self._start.startswith(codecs.BOM_UTF8):
@@ -429,12 +189,12 @@ class Survey:
             for line in data[:first].splitlines(keepends=True):
                 self._line(line)
             data = data[first:]
-        if self._media == "text" and data.isascii() and b"\0" not in data and not HINT.search(data):
-            rows = data.split()
-            if len(rows) == data.count(b"\n") and self._evidence.header is not None:
-                self._total += len(rows)
-                self._evidence.plain(len(rows))
-                return
+        quick = self._media == "text" and self._document is None and self._evidence.settled()
+        if quick and data.isascii() and b"\0" not in data and is_plain(data):
+            count = data.count(b"\n")
+            self._total += count
+            self._evidence.plain(count)
+            return
         for line in data.splitlines(keepends=True):
             self._line(line)
 
@@ -443,6 +203,9 @@ class Survey:
         self._nul += b"\0" in data
         text = self._text(data)
         self._evidence.line(text)
+        if (self._document or self._json_lines) and strip(text):
+            self._said += 1
+            self._json_lines += isinstance(parse(text), Object)
         if self._media == "csv":
             if self._recorder is None:
                 if not strip(text):
@@ -455,6 +218,8 @@ class Survey:
         if data.isascii():
             return data.decode("ascii")
         self._other += 1
+        if self._charset:
+            return data.decode(self._charset, "replace")
         utf8 = gb = None
         with contextlib.suppress(UnicodeDecodeError):
             utf8 = data.decode("utf-8")
@@ -480,7 +245,7 @@ def _guess(data: bytes) -> str:
 
 def survey_rows(rows: Iterable[Sequence[str]], split: str = "auto") -> Reading:
     """How to read the rows of a spreadsheet: by its header, or, with a single column, as lines of text."""
-    table, evidence = _Table(), _Evidence()
+    table, evidence = Table(), Evidence()
     for row in rows:
         stripped = [strip(cell) for cell in row]
         table.add(stripped)

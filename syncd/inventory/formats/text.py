@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -24,12 +25,17 @@ _HYPHENS: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d
 _SPACES: Final = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     chr(code) for code in range(0x2000, 0x200B)
 )
-_STRIP: Final = _SPACES + _ZERO_WIDTH
+_OVERRIDES: Final = "\u202d\u202e"
+_STRIP: Final = _SPACES + "".join(char for char in _ZERO_WIDTH if char not in _OVERRIDES)
 _NO_ZERO_WIDTH: Final = dict.fromkeys(map(ord, _ZERO_WIDTH))
 _PLAIN_HYPHEN: Final = dict.fromkeys(map(ord, _HYPHENS), "-")
-_DEDUPE_DROP: Final = dict.fromkeys(map(ord, _STRIP + _HYPHENS))
+_DEDUPE_DROP: Final = dict.fromkeys(map(ord, _SPACES + _ZERO_WIDTH + _HYPHENS))
 
-LINK: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.]{1,15}+://\S++")
+LINK: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.]{1,15}+://[A-Za-z0-9\[][!-~]*+")
+"""A link as text has it: printable ASCII, so that it ends where Chinese text goes on without a space."""
+_STORED_STRIP: Final = _SPACES + _ZERO_WIDTH
+_STORED_LINK: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.]{1,15}+://\S++")  # dedupe_form's own, for ever
+_KINDS: Final = frozenset({"Lu", "Ll", "Nd"})
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -39,13 +45,30 @@ def strip(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """The ASCII spelling of a value whose alphabet is ASCII: NFKC, no zero-width characters, one kind of hyphen,
-    spaces plain.
+    """The ASCII spelling of a value whose alphabet is ASCII: full-width and other styles of a letter, digit or mark,
+    no zero-width characters, one kind of hyphen, spaces plain.
+
+    NFKC, but only where it maps one character to one of its own kind: a circled 1 is a number in a list, not the digit
+    that begins a key. A direction override stays, and so spoils the value: what people saw is not what is written.
     """
     if text.isascii():
         return text.strip(_STRIP)
-    folded = unicodedata.normalize("NFKC", text).translate(_NO_ZERO_WIDTH).translate(_PLAIN_HYPHEN)
-    return "".join(" " if char in _SPACES else char for char in folded).strip(" ")
+    return "".join(map(_plain, text.strip(_STRIP))).strip(" ")
+
+
+@lru_cache(4096)
+def _plain(char: str) -> str:
+    if char.isascii() or char in _OVERRIDES:
+        return " " if char in _SPACES else char
+    if char in _SPACES:
+        return " "
+    if char in _ZERO_WIDTH:
+        return ""
+    if char in _HYPHENS:
+        return "-"
+    plain = unicodedata.normalize("NFKC", char)
+    same_kind = "\uff01" <= char <= "\uff5e" or unicodedata.category(char) in _KINDS
+    return plain if len(plain) == 1 and plain.isascii() and same_kind else char
 
 
 def has_control(text: str) -> bool:
@@ -58,11 +81,16 @@ def is_link(text: str) -> bool:
     return "://" in text and LINK.fullmatch(text) is not None
 
 
+_ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#x[0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});")
+
+
 def mask_links(text: str) -> str:
-    """The text with every link overwritten by as many letters, so that a search for separators and labels passes it
-    over.
+    """The text with every link, and every HTML entity, overwritten by as many letters, so that a search for separators
+    and labels passes it over: nothing is decoded, and nothing in it separates.
     """
-    return LINK.sub(lambda match: "L" * len(match[0]), text) if "://" in text else text
+    if "://" in text:
+        text = LINK.sub(lambda match: "L" * len(match[0]), text)
+    return _ENTITY.sub(lambda match: "E" * len(match[0]), text) if "&" in text else text
 
 
 def dedupe_form(key_fields: Mapping[str, str]) -> str:
@@ -82,11 +110,11 @@ def dedupe_form(key_fields: Mapping[str, str]) -> str:
 
 def _dedupe_value(value: str) -> str:
     if value.isascii():
-        if "://" in value and is_link(strip(value)):
-            return strip(value)
+        if "://" in value and _STORED_LINK.fullmatch(value.strip(_STORED_STRIP)):
+            return value.strip(_STORED_STRIP)
         return value.translate(_DEDUPE_DROP).upper() or value
-    if is_link(strip(value)):
-        return strip(value)
+    if _STORED_LINK.fullmatch(value.strip(_STORED_STRIP)):
+        return value.strip(_STORED_STRIP)
     folded = value
     for _ in range(2):
         folded = unicodedata.normalize("NFKC", folded).translate(_DEDUPE_DROP).upper()
@@ -95,6 +123,7 @@ def _dedupe_value(value: str) -> str:
 
 _CJK: Final = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CJK_RUN: Final = re.compile(f"[{_CJK}]{{2}}")
+_ONE_CJK: Final = re.compile(f"[{_CJK}]")
 _SENTENCE_MARKS: Final = re.compile("[。！？…]")
 _FEW_WORDS: Final = 3
 _NOT_WORD: Final = re.compile(r"[\W_]+")
@@ -132,10 +161,14 @@ def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
     return frozenset(filter(None, map(_bare, texts)))
 
 
-def is_placeholder(text: str, more: frozenset[str] = frozenset()) -> bool:
-    """Whether the text is known to stand where a key should be: "sold out", an apology, a word like "null"."""
+def is_placeholder(text: str, more: frozenset[str] = frozenset(), *, whole: bool = False) -> bool:
+    """Whether the text is known to stand where a key should be: "sold out", an apology, a word like "null".
+
+    ``whole``: only if all of it is such a text, and not if it has a telltale phrase in it.
+    """
     bare = _bare(text)
-    return bare.strip("x*") == "" or bare in _KNOWN or bare in more or _TELLTALE.search(text) is not None
+    known = bare.strip("x*") == "" or bare in _KNOWN or bare in more
+    return known or (not whole and _TELLTALE.search(text) is not None)
 
 
 def _are_words(tokens: list[str]) -> bool:
@@ -144,6 +177,23 @@ def _are_words(tokens: list[str]) -> bool:
         1 for token in tokens if (bare := token.strip(",.!?;:'\"()")).isalpha() and bare[1:] == bare[1:].lower()
     )
     return len(tokens) >= _FEW_WORDS and words * 4 >= len(tokens) * 3
+
+
+_GREETING: Final = re.compile(r"(?:[A-Za-z']{1,20}[ ,]{1,2}){0,5}[A-Za-z']{1,20}[,!.:?]{1,3}")
+_RULED: Final = re.compile(r"[-=*_~—─]{2,16} ?[^\x00-\x7f]{1,12} ?[-=*_~—─]{2,16}")
+
+
+def is_prose_line(text: str, more: frozenset[str] = frozenset()) -> bool:
+    """Whether a whole line is prose: also a greeting (``Hello,``), a word between rules (``---完---``), or Chinese with
+    hardly a letter or digit (``共2张``).
+    """
+    if is_prose(text, more) or _GREETING.fullmatch(text) or _RULED.fullmatch(text):
+        return True
+    return _ONE_CJK.search(text) is not None and sum(map(_is_plain_alnum, text)) < _FEW_WORDS
+
+
+def _is_plain_alnum(char: str) -> bool:
+    return char.isascii() and char.isalnum()
 
 
 def is_prose(text: str, more: frozenset[str] = frozenset()) -> bool:

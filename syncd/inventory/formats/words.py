@@ -10,9 +10,21 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.text import ZERO_WIDTH_CLASS, mask_links, strip
+from syncd.inventory.formats.text import ZERO_WIDTH_CLASS, is_link, mask_links, strip
 
-KEY_ROLES: Final = ("number", "serial", "account", "link", "pin", "password", "code", "access", "email")
+KEY_ROLES: Final = (
+    "number",
+    "serial",
+    "account",
+    "link",
+    "pin",
+    "password",
+    "code",
+    "access",
+    "email",
+    "email_password",
+    "image",
+)
 EXPIRES: Final = "expires"
 NOTE: Final = "note"
 
@@ -20,24 +32,26 @@ NOTE: Final = "note"
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "number": (
         "卡号", "卡号码", "充值卡号", "卡片号码", "卡号账号", "号码", "card", "card no", "card number", "card num",
-        "card id", "number", "cardno number", "voucher number",
+        "card id", "number", "cardno number", "voucher number", "kahao", "ka hao", "ka no",
     ),
     "serial": (
         "序列号", "流水号", "串号", "卡序列号", "serial", "serial no", "serial number", "sn", "s n",
     ),
     "pin": (
         "卡密", "卡密码", "充值密码", "充值卡密", "充值卡密码", "卡片密码", "pin", "pin code", "pin number",
-        "card pin", "card password", "card pwd", "card pass", "card secret",
+        "card pin", "card password", "card pwd", "card pass", "card secret", "kami", "ka mi", "card key",
+        "gift card pin",
     ),
     "password": (
         "密码", "登录密码", "账号密码", "口令", "password", "passwd", "pwd", "pass",
     ),
     "code": (
         "兑换码", "激活码", "礼品码", "礼包码", "充值码", "券码", "卡券码", "注册码", "密钥", "激活密钥", "产品密钥",
-        "许可证", "许可证密钥", "授权码", "CDK", "CDKEY", "CD KEY", "secret", "code", "codes", "key", "keys",
-        "product key", "license key", "licence key", "license", "licence", "activation code", "activation key",
-        "redeem code", "redemption code", "gift code", "gift card code", "voucher", "vouchers", "voucher code",
-        "coupon", "coupon code", "game key", "steam key", "claim code", "card code", "serial key",
+        "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY", "CD KEY", "secret", "code", "codes",
+        "key", "keys", "product key", "license key", "licence key", "license", "licence", "activation code",
+        "activation key", "redeem code", "redemption code", "gift code", "gift card code", "voucher", "vouchers",
+        "voucher code", "coupon", "coupon code", "game key", "steam key", "claim code", "card code", "serial key",
+        "pass code", "digital code", "download code", "redeem key", "cd keys", "serials",
     ),
     "account": (
         "账号", "帐号", "账户", "帐户", "用户名", "登录名", "游戏账号", "登录账号", "account", "account name",
@@ -45,10 +59,11 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "link": (
         "链接", "兑换链接", "兑换地址", "领取链接", "卡券链接", "短链接", "网址", "link", "url", "redeem link",
-        "redeem url", "short url",
+        "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link",
+        "claim url", "claim link", "share url", "card url", "card link",
     ),
     "access": (
-        "提取码", "访问码", "取件码", "access code", "extraction code",
+        "提取码", "访问码", "取件码", "access code", "extraction code", "extract code", "fetch code",
     ),
     "expires": (
         "有效期", "有效期至", "有效期限", "有效日期", "有效时间", "有效截止日期", "到期", "到期日", "到期日期",
@@ -63,8 +78,22 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "状态", "规格", "日期", "创建时间", "购买时间", "product", "product name", "item", "title", "type",
         "card type", "note", "notes", "remark", "remarks", "value", "face value", "amount", "price", "cost",
         "currency", "order", "order no", "order id", "order number", "id", "index", "no", "region", "status", "sku",
-        "brand", "batch", "created at", "date", "draft", "premium",
+        "brand", "batch", "created at", "date", "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信",
+        "客服微信", "联系电话", "电话", "手机", "旺旺", "官网", "店铺", "温馨提示", "提示", "注意", "注意事项",
+        "使用方法", "使用说明", "兑换方式", "兑换方法", "教程", "购买数量", "订单", "单号", "下单时间", "发货时间",
+        "售后", "品名", "套餐", "游戏", "平台", "服务器", "规格型号", "商家", "供应商", "tel", "phone", "wechat",
+        "telegram", "contact", "support", "website", "shop", "store", "tips", "tip", "warning", "instructions",
+        "how to redeem", "how to use", "game", "platform", "quantity", "qty", "description", "desc", "name",
+        "country", "country code", "product code", "product id", "sku id", "order code", "purchased at", "category",
+        "denomination", "file name", "code type", "code id", "code status", "card status", "card id number",
+        "message", "msg", "error", "error code", "status code", "success", "currency code", "region code", "trade no",
+        "out trade no", "transaction id", "request id", "trace id", "timestamp", "time", "sign", "sign type", "nonce",
+        "page", "page size", "total", "count", "mime type", "media type", "content type", "card value", "card amount",
+        "card name", "key type", "card title", "created", "updated at", "create time", "update time", "add time",
+        "pay time", "buy time", "sent", "used",
     ),
+    "email_password": ("邮箱密码", "邮箱登录密码", "email password", "mail password", "email pass"),
+    "image": ("图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image"),
     "email": (
         "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱",
     ),
@@ -91,16 +120,25 @@ def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
     return next((field for field in fields if normal(field) == name), "")
 
 
+_WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
+
+
 def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None:
-    """The normalised names of a header row, or None if it is none: a header names at least one key part, and every
-    cell is a word (known or not) without digits in a row.
+    """The normalised names of a header row, or None if it is none.
+
+    A header names at least one part of a key. Of two columns both are known; of more, those that are not are words, and
+    two are known or the others Chinese: the first card of an account named "user" is no header.
     """
     names = tuple(normal(cell) for cell in cells)
     if not any(ROLES.get(name) in KEY_ROLES for name in names):
         return None
-    if any(name not in ROLES and re.search(r"\d{3}", name) for name in names):
-        return None
-    return names
+    strange = [cell for cell, name in zip(cells, names, strict=True) if name and name not in ROLES]
+    known = sum(name in ROLES for name in names)
+    if not strange:
+        return names
+    chinese = all(not cell.isascii() for cell in strange)
+    words = all(_WORD.fullmatch(strip(cell)) for cell in strange)
+    return names if len(names) > 2 and words and (known > 1 or chinese) else None  # noqa: PLR2004
 
 
 class Item(NamedTuple):
@@ -108,6 +146,9 @@ class Item(NamedTuple):
 
     role: str
     text: str
+
+
+_LEAD: Final = "(?:您|你)?(?:本次)?购买"
 
 
 def _label_pattern() -> re.Pattern[str]:
@@ -121,10 +162,11 @@ def _label_pattern() -> re.Pattern[str]:
     cjk.sort(key=len, reverse=True)
     latin.sort(key=len, reverse=True)
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
+    count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
         f"(?P<open>[【\\[(]?){gap}(?:"
-        f"(?<![\u4e00-\u9fff])(?P<cjk>{'|'.join(cjk)}){gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
-        f"|(?<![A-Za-z0-9_@./\\-])(?P<latin>{'|'.join(latin)})[.#]?{gap}[\\])]?{gap}:)",
+        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{'|'.join(cjk)})(?:{count}|为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
+        f"|(?<![A-Za-z0-9_@./\\-])(?P<latin>{'|'.join(latin)})[.#]?(?: ?{count})?{gap}[\\])]?{gap}:)",
         re.IGNORECASE,
     )
 
@@ -132,28 +174,151 @@ def _label_pattern() -> re.Pattern[str]:
 _LABEL: Final = _label_pattern()
 # One for one, so that positions in the folded text are positions in the text itself.
 _SAME_LENGTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0xA0: 0x20}
-_INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:第?\\d{{1,5}}(?:[.、)\\]】]|[张个条组份])[\\s:]*)?")
-_FULL_STOPS: Final = "，；。、｜"
+_CIRCLED: Final = "\u2460-\u2473\u24f5-\u24fe\u2776-\u2793"
+_ORDINAL: Final = (
+    f"(?:[{_CIRCLED}]|(?:no\\.?|卡|第|card|key|#)? ?#?\\d{{1,5}} ?(?:[张个条组份]卡?[.、:)\\]】]?|[.、:)\\]】])"
+    "|[(\\[【#]\\d{1,5}[)\\]】]?)"
+)
+_INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:{_ORDINAL}[\\s:]*)?", re.IGNORECASE)
+_ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
+_NUMBERED: Final = re.compile(
+    rf"(?:(?P<circled>[{_CIRCLED}])|[(\[【]?(?P<digits>\d{{1,5}})(?P<mark>[.、)\]】:\t]{{1,3}}|(?= )))\s{{0,8}}(?=\S)"
+)
+_FULL_STOPS: Final = "，；。、｜："
 _MAYBE: Final = re.compile(r"[:：=]|[\u5230-\u9762]")
 
 
-def find_labels(text: str) -> list[Item] | None:
-    """The labelled values of one line in order, an empty list if it has no label, None if text stands before the first.
+def plain_width(text: str) -> str:
+    """The text with full-width letters, digits and marks as ASCII, character for character: positions stay."""
+    return text if text.isascii() else text.translate(_SAME_LENGTH)
 
-    A value reaches to the next label or to the end. Links are passed over: ``?code=…`` in one is not a label.
+
+def is_index(text: str) -> bool:
+    """Whether a line only counts the cards: ``1.``, ``①``, ``第2张：``."""
+    return len(text) <= MAX_NAME and _ONLY_INDEX.fullmatch(plain_width(text)) is not None
+
+
+def numbering(text: str) -> tuple[int, int]:
+    """(the number with which a line of a numbered list begins, characters to skip); (-1, 0) if there is none."""
+    match = _NUMBERED.match(plain_width(text[:32]))
+    if match is None or match.end() >= len(text):
+        return -1, 0
+    if match["circled"]:
+        return int(unicodedata.numeric(match["circled"])), match.end()
+    return int(match["digits"]), match.end()
+
+
+def number_mark(text: str, size: int) -> str:
+    """The mark behind a number that ``numbering`` found: one for all lines of a list."""
+    match = _NUMBERED.match(plain_width(text[:size] + "x"))
+    if match is None:
+        return ""
+    return "①" if match["circled"] else (match["mark"] or " ")[0]
+
+
+_WHOLE: Final = frozenset({"number", "serial", "account", "code", "link"})
+_AMOUNT: Final = re.compile(
+    r"【[^【】]{1,40}】|\[[^\[\]]{1,40}\]|\d{1,4} ?(?:元|块|点|币|天|个月|月|年|张|USD|CNY|RMB|\$)|"
+    r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card"
+    r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
+_NO_TITLE: Final = re.compile(r"[A-Za-z0-9@]")
+
+
+def _is_title(head: str) -> bool:
+    """Whether what stands before the labels of a whole card is a title (``【中国移动】``, ``充值卡100元``)."""
+    return len(head) <= MAX_NAME and _NO_TITLE.search(_AMOUNT.sub("", head)) is None
+
+
+def labels_in(text: str) -> tuple[str, list[Item]]:
+    """(what stands before the first label, the labelled values in order) of one line.
+
+    A value reaches to the next label or to the end. Links are passed over: ``?code=…`` in one is not a label; but a
+    link at the beginning is the value of a label that is not written. An index (``1.``) is nothing.
     """
     if not _MAYBE.search(text):
-        return []
-    searched = mask_links(text.translate(_SAME_LENGTH))
+        return text, []
+    searched = mask_links(plain_width(text))
     matches = list(_LABEL.finditer(searched))
     if not matches:
-        return []
-    if not _INDEX.fullmatch(searched[: matches[0].start()]):
-        return None
+        return text, []
+    head = text[: matches[0].start()]
     items = []
+    roles = {ROLES[normal(match["cjk"] or match["latin"])] for match in matches}
+    if _INDEX.fullmatch(plain_width(head)) or (roles & _WHOLE and _is_title(head)):
+        head = ""
+    elif is_link(link := strip(head).rstrip(_FULL_STOPS + ",;")):
+        head, items = "", [Item("link", link)]
     for match, after in zip(matches, [*matches[1:], None], strict=True):
         name = normal(match["cjk"] or match["latin"])
         role = ROLES[name]
         value = strip(strip(text[match.end() : after.start() if after else None]).rstrip(_FULL_STOPS))
+        if match["open"] and not match["close"]:
+            value = value.rstrip(")）]】")
+        if after and value.endswith(("--", "—")):
+            value = strip(value.rstrip("-—"))
         items.append(Item(f"{NOTE}:{name}" if role == NOTE else role, value))
-    return items
+    return head, items
+
+
+def find_labels(text: str) -> list[Item] | None:
+    """The labelled values of a line in order: none if it has no label, None if text stands before the first."""
+    head, items = labels_in(text)
+    return None if items and head else items
+
+
+def cut_notes(text: str) -> tuple[str, list[Item]]:
+    """(the key, its labelled expiry and notes) of a line such as ``CODE 有效期：2027-12-31``; (the text, []) if the
+    line does not end so.
+    """
+    head, items = labels_in(text)
+    if not items and (match := _ASIDE.search(text)) and _is_title(match[1]) and not hides_a_key(match[1]):
+        return strip(text[: match.start()]), [Item(f"{NOTE}:{normal('备注')}", match[1])]
+    if not items or not head or any(item.role != EXPIRES and not item.role.startswith(NOTE) for item in items):
+        return text, []
+    bare = strip(head).rstrip(_TAIL)
+    return (bare.rstrip("- ") if bare.endswith("--") else bare), items
+
+
+_ASIDE: Final = re.compile(r"(?<=\S)\s{0,4}[(（【]([^()（）【】]{1,40})[)）】]$")
+_BULLET: Final = re.compile(r"[-*•·●>]\s{1,8}(?=\S)")
+
+
+def without_bullet(text: str) -> str:
+    """The line without the bullet of a list."""
+    match = _BULLET.match(text)
+    return text[match.end() :] if match else text
+
+
+_TAIL: Final = " \t,;|/，；、。｜—\xa0\u3000"
+
+
+_HIDES: Final = re.compile(
+    r"pin|pwd|pass|code|key|secret|card|serial|cvv|token|kami|卡|密|码|号|链接|link|url", re.IGNORECASE
+)
+
+
+def hides_a_key(name: str) -> bool:
+    """Whether a name that is not known may stand for a part of a key, so that nothing is dropped as a note."""
+    return normal(name) not in ROLES and _HIDES.search(name) is not None
+
+
+_STATES: Final = frozenset({
+    "used", "isused", "status", "cardstatus", "codestatus", "状态", "sold", "redeemed", "expired", "备注", "说明",
+    "note", "notes", "remark", "remarks",
+})  # fmt: skip
+_SPENT: Final = re.compile(
+    r"已使用|已用|已失效|失效|作废|已过期|过期|已售|已兑换|无效|冻结|锁定"
+    r"|(?<!un)(?<!not )\b(?:used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
+    re.IGNORECASE,
+)
+
+
+def says_spent(name: str, value: object) -> bool:
+    """Whether a note says that the card is no good any more: ``used: true``, ``状态：已使用``."""
+    if name not in _STATES:
+        return False
+    if value is True or value in ("1", "true", "yes"):
+        return name not in {"status", "cardstatus", "codestatus", "状态"}
+    return isinstance(value, str) and _SPENT.search(value) is not None

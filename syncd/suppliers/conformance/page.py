@@ -60,6 +60,8 @@ def settings_of(model: type[BaseModel]) -> Iterator[dict[str, str]]:
 def _type(annotation: Any) -> str:
     if annotation in _KINDS:
         return _KINDS[annotation]
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
     inner = [part for part in typing.get_args(annotation) if part is not type(None)]
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(_written(part) for part in inner)

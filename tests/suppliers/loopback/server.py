@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-BEFORE = frozenset({"reset", "gone", "error", "page"})
+BEFORE = frozenset({"reset", "gone", "error", "page", "busy"})
 """Faults before the supplier looked at the request; the others come after it was carried out."""
 HTML = b"<!DOCTYPE html><html><head><title>500</title></head><body>Deadlock found when trying to get lock</body></html>"
 
@@ -85,9 +85,10 @@ class Loopback:
         """The next requests for this path go wrong like this:
 
         ``reset``: the connection breaks before anything was done; ``gone``: likewise, without a sound (until somebody
-        gives up); ``error``: status 500; ``page``: HTML. After it was carried out: ``lost``: no answer comes;
-        ``broken``: the connection breaks; ``html``: a page instead of the answer; ``cut``: half of the answer;
-        ``short``: half of it, and the connection closes before the length that was announced; ``""``: nothing.
+        gives up); ``error``: status 500; ``page``: HTML; ``busy``: 429, with a Retry-After. After it was carried out:
+        ``lost``: no answer comes; ``broken``: the connection breaks; ``html``: a page instead of the answer; ``cut``:
+        half of the answer; ``short``: half of it, and the connection closes before the length that was announced;
+        ``""``: nothing.
         """
         self.faults[path].extend(faults)
 
@@ -150,10 +151,13 @@ class Loopback:
             handler.close_connection = True
             return
         status, body = (200, HTML) if fault in {"html", "page"} else (status, body)
+        status = 429 if fault == "busy" else status
         body = body[: len(body) // 2] if fault == "cut" else body
         handler.send_response(status)
         handler.send_header("Content-Type", "text/html" if body == HTML else "application/json; charset=utf-8")
         handler.send_header("Content-Length", str(len(body)))
+        if fault == "busy":
+            handler.send_header("Retry-After", "3")
         handler.end_headers()
         handler.wfile.write(body[: len(body) // 2] if fault == "short" else body)
         handler.close_connection = handler.close_connection or fault == "short"

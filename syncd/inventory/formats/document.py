@@ -1,0 +1,194 @@
+"""JSON as suppliers answer with it: where each card lies in the document, and its members. Used by survey and reader.
+
+Nothing is turned into a number: a number keeps its spelling. A card is an object that names a part of a key, or a
+text in a list; objects and lists around cards are an envelope, and which of them holds cards must be plain.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from syncd.inventory.formats.image import looks_like_image
+from syncd.inventory.formats.rules import Refusal
+from syncd.inventory.formats.words import KEY_ROLES, ROLES, hides_a_key, normal, says_spent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_DOCUMENT: Final = 8 << 20
+"""Bytes of the largest JSON document that is read; a larger one is quarantined in pieces."""
+_DEEPEST: Final = 8
+_SPACE: Final = re.compile(r"[ \t\r\n\ufeff]*")
+_JSON_START: Final = re.compile(r'[\s\ufeff]*(?:\{\s*["}]|\[\s*["{\[\]])')
+_STATUS: Final = re.compile(r"-?\d{1,6}|[A-Za-z_ ]{1,20}")
+_PREORDER: Final = re.compile(r"pre[\s_-]?order", re.IGNORECASE)
+_ENVELOPE: Final = frozenset({
+    "data", "list", "items", "item", "result", "results", "rows", "records", "content", "contents", "payload",
+    "response", "body", "detail", "details", "orders", "order", "products", "product", "goods",
+})  # fmt: skip
+
+
+class Number(str):
+    """A number, as the document spells it."""
+
+    __slots__ = ()
+
+
+class Object(tuple[tuple[str, object], ...]):
+    """The members of an object in order; a name may come twice."""
+
+    __slots__ = ()
+
+
+class Element(NamedTuple):
+    """One card of a document: its place in the text, and its value, or why it cannot be read."""
+
+    start: int
+    end: int
+    value: object
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=Object,
+    parse_int=Number,
+    parse_float=Number,
+    parse_constant=Number,
+    strict=False,  # a raw tab or line end inside a text is a text all the same
+)
+
+
+def starts_like_json(text: str) -> bool:
+    """Whether a text begins as only JSON does. If it then is none, it is broken, and no line of it is a key."""
+    return _JSON_START.match(text) is not None
+
+
+def parse(text: str) -> object | None:
+    """The value of a whole text, or None if it is not one JSON value."""
+    try:
+        value, end = _DECODER.raw_decode(text, _skip(text, 0))
+    except (ValueError, RecursionError):
+        return None
+    return value if _skip(text, end) == len(text) else None
+
+
+def elements(text: str) -> Iterator[Element]:
+    """The cards of a document that ``parse`` takes, in order."""
+    return _walk(text, _skip(text, 0), 0)
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _walk(text: str, at: int, depth: int) -> Iterator[Element]:
+    value, end = _DECODER.raw_decode(text, at)
+    if depth > _DEEPEST:
+        yield Element(at, end, Refusal("ambiguous", "cards nested too deeply"))
+    elif isinstance(value, Object):
+        yield from _object(text, Element(at, end, value), value, depth)
+    elif isinstance(value, list):
+        for start, _, stop in _inside(text, at, named=False):
+            if text[start] in "[{":
+                yield from _walk(text, start, depth + 1)
+            else:
+                yield Element(start, stop, _DECODER.raw_decode(text, start)[0])
+    else:
+        yield Element(at, end, value)
+
+
+def _object(text: str, element: Element, members: Object, depth: int) -> Iterator[Element]:
+    holding = [name for name, value in members if _holds_cards(value, name)]
+    own = [name for name, value in members if _is_part(name, value)]
+    if holding:
+        own = [name for name, value in members if _is_part(name, value) and not _is_status(name, value)]
+    if not holding:
+        yield element
+    elif len(holding) > 1 or own:
+        what = "lists" if len(holding) > 1 else "a list of cards beside a part of one"
+        yield Element(element.start, element.end, Refusal("ambiguous", f"{what}, and which of them is the cards"))
+    else:
+        for start, name, _ in _inside(text, element.start, named=True):
+            if name == holding[0]:
+                yield from _walk(text, start, depth + 1)
+
+
+def _is_part(name: str, value: object) -> bool:
+    return isinstance(value, str) and value != "" and (ROLES.get(normal(name)) in KEY_ROLES or hides_a_key(name))
+
+
+def _is_status(name: str, value: object) -> bool:
+    """The ``code`` of an answer, beside the list that holds its cards."""
+    return normal(name) in {"code", "key"} and isinstance(value, str) and _STATUS.fullmatch(value) is not None
+
+
+def _holds_cards(value: object, name: str) -> bool:
+    if isinstance(value, Object):
+        return any(_is_part(inner, part) or _holds_cards(part, inner) for inner, part in value)
+    if not isinstance(value, list) or not value:
+        return False
+    if any(isinstance(item, Object | list) and _holds_cards(item, name) for item in value):
+        return True
+    plain = normal(name)
+    role = ROLES.get(plain) or ROLES.get(plain.removesuffix("list")) or ROLES.get(plain.removesuffix("s"))
+    listed = role in KEY_ROLES or plain in _ENVELOPE or plain == "" or hides_a_key(name)
+    return listed and any(isinstance(item, str) and item for item in value)
+
+
+def _inside(text: str, at: int, *, named: bool) -> Iterator[tuple[int, str, int]]:
+    """(start, name, end) of each value inside the object or list that begins here."""
+    at = _skip(text, at + 1)
+    while text[at] not in "]}":
+        name = ""
+        if named:
+            found, at = _DECODER.raw_decode(text, at)
+            name, at = str(found), _skip(text, _skip(text, at) + 1)
+        _, end = _DECODER.raw_decode(text, at)
+        yield at, name, end
+        at = _skip(text, end)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+
+
+def roles_of(members: Object) -> dict[str, str] | Refusal:
+    """The named texts of one card's object by role: numbers as they are spelled, notes left out."""
+    names = {normal(name) for name, value in members if isinstance(value, str) and value != ""}
+    roles: dict[str, str] = {}
+    for name, value in members:
+        plain = normal(name)
+        role = ROLES.get(plain, "")
+        if isinstance(value, str) and _PREORDER.search(value) and role not in KEY_ROLES:
+            return Refusal("no_key_yet", "a pre-order: the supplier has no key yet")
+        if plain == "no" and names & {"pwd", "password", "pass", "pin", "cardpwd"}:
+            role = "number"
+        elif plain == "value" and names & {"serial", "sn", "serialnumber"}:
+            role = "code"
+        elif not role and hides_a_key(name) and value not in (None, "", [], Object()):
+            return Refusal("ambiguous", "a name that is not known, and may be a part of the key")
+        if role not in KEY_ROLES and role != "expires":
+            if says_spent(plain, value):
+                return Refusal("spent", "the supplier marks it as used, void or expired")
+            continue
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            return Refusal("unreadable_shape", f"{role} is neither a text nor a number")
+        if roles.get(role, value) != value:
+            return Refusal("ambiguous", f"{role} is given twice")
+        roles[role] = value
+    return roles
+
+
+def texts_of(value: object) -> list[str]:
+    """The lines of text that a card without names of its own is: an element of a list, or an object's only part."""
+    if isinstance(value, Object):
+        roles = roles_of(value)
+        if isinstance(roles, Refusal):
+            return []
+        texts = [text for role, text in roles.items() if role in KEY_ROLES]
+        value = texts[0] if len(texts) == 1 else None
+    if not isinstance(value, str) or looks_like_image(value):
+        return []
+    return value.splitlines()

@@ -1,0 +1,426 @@
+"""Turning one slice of a payload (a line, a record, a row, labelled values, an element of a document) into a card, as
+a ``Reading`` and a ``Format`` say. Used by the reader, which cuts the payload.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from syncd.inventory.formats.document import (
+    Number,
+    Object,
+    elements,
+    parse,
+    roles_of,
+    starts_like_json,
+)
+from syncd.inventory.formats.evidence import RECORD_PARTS, cut_trailing
+from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
+from syncd.inventory.formats.image import image_of, looks_like_image
+from syncd.inventory.formats.reading import Reading
+from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
+from syncd.inventory.formats.split import (
+    NAMES,
+    PIECE,
+    cells,
+    count_parts,
+    split_parts,
+)
+from syncd.inventory.formats.template import compiled
+from syncd.inventory.formats.template import match as match_template
+from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.words import (
+    EXPIRES,
+    NOTE,
+    Item,
+    cut_notes,
+    find_labels,
+    header_columns,
+    hides_a_key,
+    labels_in,
+    normal,
+    number_mark,
+    numbering,
+    role_of,
+    says_spent,
+    without_bullet,
+)
+from syncd.model import NEVER, CardKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import tzinfo
+
+
+Quick = tuple[re.Pattern[str], tuple[str, ...]]
+_MARKS: Final = frozenset(",;|/:")
+_QUOTES: Final = ('"', "“", "”")
+
+
+class Card(msgspec.Struct, gc=False):  # a struct: made a million times an import
+    """One card of a payload, read or refused.
+
+    ``position`` is the number of its first line (or row). ``end`` and ``line_end`` are the byte offset and line
+    number to take reading up again behind it. ``raw`` is the exact bytes of its slice without the last line end
+    (rows: tab-joined UTF-8). ``key`` is None exactly if ``reason`` is not empty; ``detail`` says what is wrong and
+    never holds text of the card. ``supplier_key`` is the supplier's own id of the key, where an adapter gave one.
+    """
+
+    position: int
+    end: int
+    line_end: int
+    raw: bytes
+    key: CardKey | None = None
+    reason: str = ""
+    detail: str = ""
+    supplier_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Card(line {self.position}, {self.reason or 'read'})"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("line", self.position), ("outcome", self.reason or "read")]
+
+
+class Slices:
+    """Turns slices of text into cards under one Reading and one Format."""
+
+    def __init__(self, reading: Reading, fmt: Format, timezone: tzinfo) -> None:
+        self.reading = reading
+        self.fmt = fmt
+        self._expiry = lru_cache(maxsize=1024)(partial(parse_expiry, zone=timezone))  # few dates, many cards
+        self.encoding = "utf-8" if reading.encoding in {"utf-8-sig", "unreadable"} else reading.encoding
+        self.roles = [role_of(name, fmt.fields) for name in reading.columns]
+        self._hidden = any(
+            not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
+        )
+
+    def quick(self) -> Quick | None:
+        """The short way, if payload and format have one."""
+        reading = self.reading
+        if reading.tail or reading.numbered or reading.media == "jsonl":
+            return None
+        if reading.splitter == "line":
+            return self.fmt.quick()
+        if reading.splitter == "pair" and not reading.columns and not reading.constant:
+            return self.fmt.quick(reading.separator)
+        return None
+
+    def card(self, position: int, end: int, line_end: int, raw: bytes, result: CardKey | Refusal) -> Card:
+        """The card for a result."""
+        if isinstance(result, Refusal):
+            return Card(position, end, line_end, raw, None, result.reason, result.detail)
+        return Card(position, end, line_end, raw, result)
+
+    def text(self, raw: bytes) -> str | Refusal:
+        """The slice decoded."""
+        try:
+            text = raw.decode(self.encoding)
+        except UnicodeDecodeError as error:
+            return Refusal("undecodable", f"byte {error.start + 1} of the slice is not {self.encoding}")
+        if "\0" in text:
+            return Refusal("undecodable", "a zero byte in the slice")
+        return text
+
+    def hopeless(self) -> bool:
+        """Whether no card of this payload can be read, whatever its lines are."""
+        reading = self.reading
+        if reading.problem and reading.splitter == "csv":
+            return self.fmt.kind != "fields"  # columns without names are tried by position: the format checks each
+        return reading.encoding == "unreadable" or bool(reading.problem)
+
+    def refusal(self) -> Refusal | None:
+        """Why no card of this payload is read, if so."""
+        reading = self.reading
+        if reading.encoding == "unreadable":
+            return Refusal("undecodable", "the payload is neither UTF-8 nor GB18030 text")
+        if reading.problem and self.hopeless():
+            if reading.splitter == "csv":
+                return Refusal("no_key_column", reading.problem)
+            return Refusal("unreadable_shape", reading.problem)
+        if reading.candidates:
+            return Refusal("ambiguous", f"could be read as: {'; '.join(reading.candidates)}")
+        return None
+
+    def is_header(self, text: str) -> bool:
+        """Whether this, the first line, is the header that the survey found."""
+        if self.reading.splitter == "csv":
+            row = cells(text, self.reading.separator)
+        elif self.reading.splitter == "pair":
+            row = split_parts(self.without_tail(text), self.reading.separator)
+        else:
+            row = [text]
+        return row is not None and header_columns(row) is not None
+
+    # --- one line -----------------------------------------------------------------------------------------------------
+
+    def without_tail(self, bare: str) -> str:
+        """The line without what a shop's record has behind the key."""
+        tail = self.reading.tail
+        if not tail or tail not in bare or bare[0] == tail or bare.count(tail) >= RECORD_PARTS:
+            return bare
+        return strip(bare.partition(tail)[0])
+
+    def line(self, text: str) -> CardKey | Refusal:
+        """One line (line, pair, template, a document, or a whole card of labels)."""
+        bare, fmt, reading = strip(text), self.fmt, self.reading
+        if reading.media == "jsonl":
+            return self._document(bare)
+        if looks_like_image(bare) and (fmt.kind != "fields" or len(bare) > MAX_KEY):
+            return self.image(bare)
+        if len(bare) > MAX_KEY:
+            return Refusal("too_long", f"{len(bare)} characters on one line, {MAX_KEY} at most")
+        if fmt.kind == "opaque":
+            return fmt.key({"code": bare})
+        bare = self.without_tail(bare)
+        if reading.splitter == "template":
+            return self._template(bare)
+        if reading.splitter == "labelled":
+            items = find_labels(bare)
+            return self.items(items) if items else self._odd(bare, "no label, as on the other lines")
+        head, items = labels_in(bare)
+        if items and not head and all(item.role.startswith(NOTE) for item in items):
+            return Refusal("prose", "a note, not a key")
+        bare, notes = cut_notes(without_bullet(bare))
+        if reading.numbered:
+            number, size = numbering(bare)
+            if number < 0 or number_mark(bare, size) != reading.numbered:
+                return self._odd(bare, "no number, as on the other lines")
+            bare = strip(bare[size:])
+        result = self._pair(bare) if reading.splitter == "pair" else self._single(bare)
+        return self.noted(result, notes) if notes else result
+
+    def noted(self, result: CardKey | Refusal, notes: Sequence[Item]) -> CardKey | Refusal:
+        """The key with the expiry that a label behind it gives."""
+        if isinstance(result, Refusal):
+            return result
+        for item in notes:
+            if item.role != EXPIRES:
+                if says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
+                    return Refusal("spent", "the supplier marks it as used, void or expired")
+                continue
+            expires_at = self._expiry(item.text)
+            if expires_at is None or result.expires_at not in {NEVER, expires_at}:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+            result = replace(result, expires_at=expires_at)
+        return result
+
+    def _template(self, bare: str) -> CardKey | Refusal:
+        found = match_template(compiled(self.reading.separator), bare)
+        if isinstance(found, str):
+            # The template's own fixed texts may read as prose.
+            return Refusal("unreadable_shape", found) if any(map(str.isdigit, bare)) else self._odd(bare, found)
+        roles = {role_of(normal(name), self.fmt.fields) or name: text for name, text in found.items()}
+        if EXPIRES in roles:
+            roles[EXPIRES] = roles[EXPIRES].lstrip(":： ")
+        return self.named(roles)
+
+    def _single(self, bare: str) -> CardKey | Refusal:
+        fmt = self.fmt
+        if is_link(bare):
+            return self._link(bare)
+        if self._is_code(fmt.lone_field):
+            bare = cut_trailing(bare)
+        if len(fmt.fields) > 1:
+            parts = fold(bare).split(" ")
+            return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
+        if fmt.kind == "auto" and count_parts(bare):
+            return self._odd(bare, "a separator where the other lines have none")
+        return fmt.key({fmt.lone_field: bare})
+
+    def _link(self, bare: str) -> CardKey | Refusal:
+        """A line that is one link as it stands; whether one with ``----`` ends there is for the format to say."""
+        fmt = self.fmt
+        address, dashes, behind = bare.rpartition("----")
+        if dashes and len(fmt.fields) > 1 and any(rule.alphabet == "link" for rule in fmt.rules):
+            return self._parts([address, behind])
+        if dashes and fmt.kind == "auto" and "?" not in address:
+            return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        return fmt.key({fmt.lone_field: bare}) if len(fmt.fields) <= 1 else self._parts([bare])
+
+    def _pair(self, bare: str) -> CardKey | Refusal:
+        reading, fmt = self.reading, self.fmt
+        parts = [bare] if is_link(bare) else split_parts(bare, reading.separator)
+        if reading.columns:
+            return self.columns(parts)
+        if len(fmt.fields) == 1:  # its own spaces may look like a separator
+            whole = fmt.key({fmt.lone_field: bare})
+            return whole if isinstance(whole, CardKey) else self._parts(parts)
+        if fmt.kind == "auto" and len(parts) == 1 and not is_link(bare):
+            return self._odd(bare, f"no {_name(reading.separator)} as on the other lines")
+        return self._parts(parts)
+
+    def _parts(self, parts: list[str]) -> CardKey | Refusal:
+        """The parts of a line or record by position; a date behind them is the expiry."""
+        fmt, expires_at = self.fmt, NEVER
+        while len(parts) > 1 and not parts[-1]:
+            parts = parts[:-1]
+        if any(part[:1] in _QUOTES or part[-1:] in _QUOTES for part in parts):
+            return self._odd(" ".join(parts), "a quotation mark at the edge of a part")
+        if len(parts) == (len(fmt.fields) or 2) + 1 and looks_like_date(fold(parts[-1])):
+            dated = self._expiry(parts[-1])
+            if dated is None:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+            expires_at, parts = dated, parts[:-1]
+        roles = fmt.read_parts(parts, constant=self.reading.constant)
+        if isinstance(roles, Refusal):
+            return self._odd(" ".join(parts), roles.detail, roles.reason)
+        return fmt.key(roles, expires_at)
+
+    def _odd(self, text: str, detail: str, reason: str = "unreadable_shape") -> Refusal:
+        if is_prose_line(text, self.fmt.placeholders):
+            return Refusal("prose", "this is a text, not a key")
+        return Refusal(reason, detail)
+
+    # --- named parts --------------------------------------------------------------------------------------------------
+
+    def columns(self, row: Sequence[str]) -> CardKey | Refusal:
+        """Cells under the names of the Reading's columns."""
+        wanted = len(self.roles)
+        if len(row) < wanted or any(row[wanted:]):
+            return Refusal("not_this_format", f"{len(row)} column{'s' if len(row) != 1 else ''}, {wanted} expected")
+        if self._hidden:
+            return Refusal("no_key_column", "a column whose name is not known, and may be a part of the key")
+        if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
+            return Refusal("spent", "the supplier marks it as used, void or expired")
+        roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        return self.named(roles)
+
+    def named(self, roles: Mapping[str, str]) -> CardKey | Refusal:
+        """Texts under their roles, the expiry among them."""
+        for role in self.reading.required:
+            if not roles.get(role):
+                return Refusal("missing_field", f"{role} is missing")
+        if any(len(text) > MAX_KEY and not looks_like_image(text) for text in roles.values()):
+            return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
+        if any("\n" in text or "\r" in text for text in roles.values()):
+            return Refusal("unreadable_shape", "a line end inside a field")
+        expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
+        if expires_at is None:
+            return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        return self.fmt.key(roles, expires_at)
+
+    def record(self, text: str) -> CardKey | Refusal:
+        """One CSV record."""
+        row = cells(text, self.reading.separator)
+        if row is None:
+            return Refusal("unreadable_shape", "the quotes of the CSV record are broken")
+        for inner in (line for cell in row if "\n" in cell for line in cell.splitlines()):
+            inside = cells(inner, self.reading.separator)
+            if inside and len(inside) > 1 and isinstance(self.columns(inside), CardKey):
+                return Refusal("unreadable_shape", "a quoted text holds what may be records of its own")
+        return self.columns(row) if self.reading.columns else self._parts(row)
+
+    def row(self, row: Sequence[str], size: int) -> CardKey | Refusal:
+        """One row of a spreadsheet."""
+        refusal = self.refusal()
+        if refusal:
+            return refusal
+        if size > PIECE:
+            return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
+        if self.reading.splitter == "csv":
+            return self.columns(row) if self.reading.columns else self._parts(list(row))
+        used = [cell for cell in row if cell]
+        if len(used) != 1:
+            return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
+        return self.line(used[0])
+
+    def items(self, items: Sequence[Item]) -> CardKey | Refusal:
+        """The labelled values of one card."""
+        roles: dict[str, str] = {}
+        for item in items:
+            if item.role in roles:
+                return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
+            if item.role.startswith(NOTE) and says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
+                return Refusal("spent", "the supplier marks it as used, void or expired")
+            roles[item.role] = item.text
+        anchor = self.reading.anchor
+        if anchor and items and items[0].role != anchor:
+            return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
+        for item in items[:-1]:
+            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
+                if item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
+                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
+                roles[item.role] = strip(item.text[:-1])
+        marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
+        if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
+            roles[items[-1].role] = cut_trailing(items[-1].text)
+        return self.named({role: text for role, text in roles.items() if not role.startswith(NOTE)})
+
+    def _is_code(self, role: str) -> bool:
+        """Whether this role's value cannot end in punctuation, which then is a separator."""
+        if self.fmt.kind == "auto":
+            return role in {"number", "serial", "pin", "code"}
+        return all(rule.ascii and rule.alphabet not in {"visible", "email"} for rule in self.fmt.rules)
+
+    # --- documents and images -----------------------------------------------------------------------------------------
+
+    def _document(self, bare: str) -> CardKey | Refusal:
+        """A line that is a document of its own."""
+        if parse(bare) is None:
+            return self._odd(bare, "not JSON, as the other lines")
+        found = list(islice(elements(bare), 2))
+        if len(found) != 1:
+            return Refusal("ambiguous", "not exactly one card in the document on this line")
+        return self.element(found[0].value)
+
+    def element(self, value: object) -> CardKey | Refusal:
+        """One card of a document."""
+        if isinstance(value, Refusal):
+            return value
+        roles = roles_of(value) if isinstance(value, Object) else {"": value} if isinstance(value, str) else {}
+        if isinstance(roles, Refusal):
+            return roles
+        parts = {role: text for role, text in roles.items() if role != EXPIRES}
+        if not parts:
+            texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
+            return self._prose(texts) or Refusal("missing_field", "no part of a key is here")
+        if any(isinstance(text, Number) for text in parts.values()) and not self._keeps_zeros():
+            texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
+            return self._prose(texts) or Refusal("unreadable_shape", "a bare number: zeros at its start may be lost")
+        if len(parts) > 1:
+            return self.named(roles)
+        result = self._text_card(*parts.values())
+        return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
+
+    def _prose(self, texts: Iterable[str]) -> Refusal | None:
+        said = any(is_prose(text, self.fmt.placeholders) for text in texts)
+        return Refusal("prose", "an answer in words, not a key") if said else None
+
+    def _text_card(self, text: str) -> CardKey | Refusal:
+        """A card that is one text of a document, which may have parts of its own."""
+        bare = strip(text)
+        if looks_like_image(bare):
+            return self.image(bare)
+        if starts_like_json(bare):
+            return Refusal("unreadable_shape", "a document inside a text")
+        if self.reading.candidates and self.fmt.kind != "opaque":
+            return self.refusal() or Refusal("ambiguous", "the text could be read in several ways")
+        if "\n" not in bare and "\r" not in bare:
+            return self.line(bare) if self.reading.media == "json" else self._single(bare)
+        labelled = [find_labels(line) for line in bare.splitlines() if strip(line)]
+        if all(labelled):
+            return self.items([item for items in labelled for item in items or []])
+        return Refusal("ambiguous", "several lines in one text")
+
+    def _keeps_zeros(self) -> bool:
+        """Whether a key of the format that had lost a zero would be too short to pass."""
+        spans = [rule.lengths for rule in self.fmt.rules]
+        exact = all(len(lengths) == 1 and lengths[0][0] == lengths[0][1] for lengths in spans)
+        return self.fmt.kind == "fields" and exact
+
+    def image(self, text: str) -> CardKey | Refusal:
+        """A key that is an image, in base64 or as a data URI."""
+        if image_of(text) is None:
+            return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
+        return self.fmt.key({"image": text})
+
+
+def _name(separator: str) -> str:
+    return NAMES.get(separator, separator)
