@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, tzinfo
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from typing import Any, Final
-from urllib.parse import quote
 
 from syncd.model import Money, SecretText
 
@@ -32,6 +31,8 @@ def forms(name: str) -> tuple[str, ...]:
 
 def plain(value: Any) -> str:
     """A scalar as text, in the way of JSON: true, 9.90, never 1E+2. A list is joined by commas."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
@@ -76,13 +77,6 @@ def line(text: str, names: Mapping[str, Any], zone: tzinfo = UTC, each: Callable
         return each(plain(value))
 
     return _SLOT.sub(put, text)
-
-
-def in_path(value: str) -> str:
-    """A value as one part of a path, for `line`. Raises ValueError for one that would climb out of it."""
-    if value in {".", ".."}:  # percent-encoding leaves them as they are
-        raise ValueError("a name that climbs out of its path")
-    return quote(value, safe="")
 
 
 def _put(slot: re.Match[str], names: Mapping[str, Any], zone: tzinfo) -> Any:

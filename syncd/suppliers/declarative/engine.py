@@ -8,10 +8,11 @@ from datetime import datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final
+from urllib.parse import quote
 
 from syncd import adapter as sdk
 from syncd.adapter import AdapterError, BadResponse, Offer, Order, OutcomeUnknown
-from syncd.placeholders import fill, in_path, line, plain
+from syncd.placeholders import fill, line, plain
 from syncd.suppliers.declarative.words import Definition, Failure
 
 HANDED_OVER: Final = ("partial", "completed")
@@ -54,7 +55,7 @@ class Declared(sdk.Adapter):
         call, zone = getattr(self.definition.verbs, verb), self.context.timezone
         names = {**self.known, "now": self.context.now(), **names}
         try:
-            path = link or line(call.path, names, zone, in_path)
+            path = link or line(call.path, names, zone, partial(quote, safe=""))
             query, body, form = (fill(part, names, zone) for part in (call.query, call.json_, call.form))
         except ValueError as error:
             raise (sdk.NotSent if verb == "place_order" else BadResponse)(f"{verb}: {error}") from None
