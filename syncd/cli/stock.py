@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,4 +21,14 @@ def stock(
     if json_:
         output.as_json(answer)
     else:
-        output.table(operator.rows(answer, "products"), empty="the configuration has no products")
+        rows = [{**row, "upstream": _told(row.get("upstream") or {})} for row in operator.rows(answer, "products")]
+        output.table(rows, empty="the configuration has no products")
+
+
+def _told(upstream: dict[str, Any]) -> str:
+    """What suppliers have, in a word or a number."""
+    kind = upstream.get("kind", "none")
+    if kind == "none":
+        return "-"
+    known = upstream.get("quantity", upstream.get("level"))
+    return f"{kind if known is None else known}{' (stale)' if upstream.get('stale') else ''}"

@@ -133,7 +133,7 @@ class Sync:
             known = ", ".join(sorted(self._links)) or "none"
             raise NotFoundError(f"supplier {name} {why}", hint=f"there are: {known}")
         if link.health is not None:
-            link.health.wake()  # whoever asks by hand wants it to be tried
+            link.health.try_now()  # whoever asks by hand wants it to be tried
         here = self._runs.get(name)
         started = None if here else await self._begin(name, asked_by, only_due=False)
         if started is None:

@@ -226,11 +226,22 @@ class Health:
                 self._become(before, replace(before, stopped=word, since=now, why=error.message))
 
     def wake(self) -> None:
-        """Ask again, whatever is known: an operator wants it, or a check has just worked."""
+        """It works again, whatever was known: a check has just worked."""
         with self._lock:
             before = self._state
             if before.stopped or before.open:
                 self._become(before, State(asked_until=before.asked_until))
+
+    def try_now(self) -> None:
+        """An operator wants it to be tried: a stop is lifted; one that is down may get its probe now, and stays down
+        until that is answered.
+        """
+        with self._lock:
+            before = self._state
+            if before.stopped:
+                self._become(before, State(asked_until=before.asked_until))
+            elif before.open:
+                self._become(before, replace(before, until=self._clock.now()))
 
     def _become(self, before: State, after: State) -> None:
         """Take a new state over, and tell of it if it is another one to whoever looks from outside."""

@@ -233,6 +233,23 @@ def test_a_stop_is_said_once_and_holds_until_it_is_woken(clock, error, event, li
     assert health.line() == "up"
 
 
+def test_P2_an_operator_may_try_one_that_is_down_and_it_stays_down_until_it_answers(clock):
+    with structlog.testing.capture_logs() as lines:
+        health = made(clock, metrics=None)
+        for _ in range(IN_A_ROW):
+            assert tried(health, DOWN)
+        down = health.line().partition(":")[0]
+        assert not tried(health)
+        health.try_now()
+        assert tried(health, DOWN)  # the probe
+        assert health.line().startswith(down)
+        assert not tried(health)
+        health.try_now()
+        assert tried(health)
+    assert health.line() == "up"
+    assert [one["event"] for one in lines] == ["supplier_down", "supplier_up"]
+
+
 def gauges(metrics):
     return {
         (sample.name.removeprefix("syncd_supplier_"), *sorted(sample.labels.values(), reverse=True)): sample.value
