@@ -21,7 +21,10 @@ def stock(
     if json_:
         output.as_json(answer)
     else:
-        rows = [{**row, "upstream": _told(row.get("upstream") or {})} for row in operator.rows(answer, "products")]
+        rows = [
+            {**row, "upstream": _told(row["upstream"])} if "upstream" in row else row
+            for row in operator.rows(answer, "products")
+        ]
         output.table(rows, empty="the configuration has no products")
 
 
