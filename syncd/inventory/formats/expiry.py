@@ -35,6 +35,16 @@ _DATE: Final = re.compile(
     r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)?"
     r" ?(?P<zone>Z|[+-]\d\d:?\d\d)?)?"
 )
+DATED: Final = re.compile(
+    r"(?<![\d./-])(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{4}年 ?\d{1,2} ?月 ?\d{1,2} ?日?)(?![\d/-])"
+    r"(?:(?:T| {1,3})?\d{1,2}:\d\d(?::\d\d)?)?"
+)
+"""A date with a four-digit year, with or without a time, in the midst of a text."""
+_UNSURE: Final = re.compile(
+    r"(?<![\d./-])\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}(?![\d/-])|(?<!\d)\d{8}(?!\d)|\d{1,2}月\d{1,2}"
+    r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]{0,6}\.? \d",
+    re.IGNORECASE,
+)
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NAMED: Final = re.compile(
     r"(?:(?P<day>\d{1,2})(?:st|nd|rd|th)?[ -](?P<month>[a-z]{3,9})\.?,?[ -](?P<year>\d{4})"
@@ -81,6 +91,19 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
         return min(int(moment.timestamp()), NEVER)
     except (ValueError, OverflowError):
         return None
+
+
+def expiry_in(text: str) -> str:
+    """The expiry that a line of prose gives for the cards around it: the text of its date, "?" if that is not certain,
+    "" if there is none. Asked of lines that have a word for it.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    dates = list(DATED.finditer(text))
+    if len(dates) == 2 and _RANGE.fullmatch(text[dates[0].end() : dates[1].start()]):  # noqa: PLR2004 -- from … to …
+        dates = dates[1:]
+    if len(dates) == 1:
+        return dates[0][0]
+    return "?" if dates or _UNSURE.search(text) else ""
 
 
 def _unix(digits: str) -> int | None:

@@ -139,6 +139,15 @@ class FieldRule:
     def _spread(self) -> re.Pattern[str]:
         return re.compile(f"{self._class}++(?:[- ]{self._class}++)*+")
 
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """Patterns of this value in the midst of a text, in groups with hyphens or in one piece."""
+        cls = self._class
+        if self.groups:
+            shapes = ["-".join(f"{cls}{{{size}}}" for size in group) for group in self.groups]
+            return (*shapes, *(f"{cls}{{{sum(group)}}}" for group in self.groups if len(group) > 1))
+        return tuple(f"{cls}{{{low},{high}}}" for low, high in self.lengths)
+
     def read(self, text: str) -> tuple[str, str] | str:
         """(value as read, canonical value), or what is wrong with it in words that hold none of it."""
         if self.alphabet == "image":
@@ -320,15 +329,18 @@ class Format:
             return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
         return {rule.name: fitting[0]}
 
-    def key(self, roles: Mapping[str, str], expires_at: int = NEVER) -> CardKey | Refusal:
-        """The key that these named texts make, or why they make none. Notes are passed over; any other must fit."""
+    def key(self, roles: Mapping[str, str], expires_at: int = NEVER, *, named: bool = False) -> CardKey | Refusal:
+        """The key that these named texts make, or why they make none. Notes are passed over; any other must fit.
+
+        ``named``: the parts were told from each other by their names, so that marks in them are their own.
+        """
         given = {
             role: text for role, text in roles.items() if strip(text) and role != EXPIRES and not role.startswith(NOTE)
         }
         if not given:
             return Refusal("missing_field", "no part of a key is here")
         if self.kind == "auto":
-            return self._auto_key(given, expires_at)
+            return self._auto_key(given, expires_at, named=named and len(given) > 1)
         if self.kind == "opaque":
             return self._opaque_key(given, expires_at)
         assigned = self._assign(given)
@@ -364,6 +376,14 @@ class Format:
             return Refusal("not_this_format", f"{', '.join(sorted(left))} given, which is no field of the format")
         return assigned
 
+    def whole(self, text: str) -> CardKey | Refusal:
+        """A whole line as the one key that the product's split says it is, separators included."""
+        value = fold(text)
+        if is_prose(text, self.placeholders):
+            return Refusal("prose", "this is a text, not a key")
+        fields = {self.lone_field: value}
+        return CardKey(fields, fields, value)
+
     def _opaque_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
         if len(given) != 1:
             return Refusal("not_this_format", f"{len(given)} parts of a key; an opaque key is one text")
@@ -385,7 +405,7 @@ class Format:
         fields = {"image": data_uri(data)}
         return CardKey(fields, fields, fields["image"], expires_at)
 
-    def _auto_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
+    def _auto_key(self, given: dict[str, str], expires_at: int, *, named: bool) -> CardKey | Refusal:
         if frozenset(given) == {"image"}:
             return self._image_key(given["image"], expires_at)
         names = _AUTO_SHAPES.get(frozenset(given))
@@ -400,13 +420,13 @@ class Format:
             if role in names:
                 name = names[role]
                 text = strip(given[role])
-                problem = _link_problem(text) if name == "link" else self._implausible(name, text)
+                problem = _link_problem(text) if name == "link" else self._implausible(name, text, named=named)
                 if problem:
                     return problem
                 values[name] = text if name == "link" else fold(text)
         return CardKey(values, values, default_display(tuple(values)).format_map(values), expires_at)
 
-    def _implausible(self, name: str, text: str) -> Refusal | None:
+    def _implausible(self, name: str, text: str, *, named: bool) -> Refusal | None:
         """Why a text is not plausible as a part of a key of unknown shape."""
         if is_prose(text, self.placeholders):
             return Refusal("prose", "this is a text, not a key")
@@ -414,10 +434,14 @@ class Format:
         shape = len(value)
         if shape > MAX_KEY:
             return Refusal("too_long", f"{name} has {shape} characters")
+        if name == "email":
+            return None if _EMAIL.fullmatch(value) else Refusal("unreadable_shape", "email is not an e-mail address")
         if name in _FREE_TEXT:  # named by a label, and chosen by a person: any visible characters do
             seen = all("!" <= char <= "~" for char in value)
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
         if _QUICK_AUTO.fullmatch(value):
+            return None
+        if named and _NAMED.fullmatch(value) and not is_placeholder(value, self.placeholders):
             return None
         problem = _odd_shape(name, value)
         return Refusal("unreadable_shape", problem) if problem else None
@@ -438,7 +462,10 @@ class Format:
 
 _SHORTEST: Final = 4
 _WORD: Final = 10
-_FREE_TEXT: Final = frozenset({"account", "password", "access"})
+_FREE_TEXT: Final = frozenset({"account", "password", "access", "email_password"})
+_ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d{1,5});")
+# Letters and digits both, or a word with capitals inside, and any marks between them: with a name of its own it is a part.
+_NAMED: Final = re.compile(r"(?=.*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9])(?=[^\d]*\d|[^A-Z]*[A-Z]+[a-z]+[A-Z]|[A-Z]{3,}[a-z]{3,})(?!.*://)(?![\d.,:/-]*$)[!-~]{4,256}")
 _IMAGE: Final = 100
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
@@ -458,6 +485,7 @@ _PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b
 _OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
 _QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
 _QUICK_AUTO: Final = re.compile(_AUTO_PART)
+_ACCOUNTS: Final = (("account", "password", "email"), ("account", "password", "email", "email_password"))
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},
     frozenset({"serial"}): {"serial": "code"},
@@ -465,16 +493,15 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"password"}): {"password": "code"},
     frozenset({"link"}): {"link": "link"},
     frozenset({"link", "access"}): {"link": "link", "access": "access"},
-    **{
-        frozenset({number, pin}): {number: "number", pin: "pin"}
-        for number in ("number", "serial")
-        for pin in ("pin", "password", "code")
-    },
+    **{frozenset({"number", pin}): {"number": "number", pin: "pin"} for pin in ("pin", "password", "code")},
+    **{frozenset({"serial", pin}): {"serial": "serial", pin: "pin"} for pin in ("pin", "password")},
+    frozenset({"serial", "code"}): {"serial": "serial", "code": "code"},
+    **{frozenset(roles): {role: role for role in roles} for roles in _ACCOUNTS},
     **{frozenset({"account", pin}): {"account": "account", pin: "password"} for pin in ("password", "pin")},
 }
 _LABELS: Final = {
     "number": "Number", "pin": "PIN", "account": "Account", "password": "Password", "serial": "Serial", "code": "Code",
-    "link": "Link", "access": "Access code", "email": "Email",
+    "link": "Link", "access": "Access code", "email": "Email", "email_password": "Email password",
 }  # fmt: skip
 
 
@@ -505,7 +532,7 @@ def _odd_shape(name: str, value: str) -> str:
         return f"{name} has {size} character{'s' if size != 1 else ''}, at least {_SHORTEST} expected"
     problems = {
         "has a space in it": " " in value,
-        "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(value),
+        "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(_ENTITY.sub("E", value)),
         "has a separator at its edge or twice in a row": "--" in value or value[0] == "-" or value[-1] == "-",
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
         "reads as a word": value.replace("-", "").isalpha()

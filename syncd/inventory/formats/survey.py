@@ -121,7 +121,7 @@ class Survey:
         if split == "csv" or (split == "auto" and self._media == "csv"):
             reading = self._table.reading(encoding, self._delimiter, self._media)
             if reading is not None:
-                return reading
+                return replace(reading, expires=self._evidence.expires())
             if split == "csv":
                 return Reading(encoding, "csv", self._delimiter, ("code",), required=("code",), media=self._media)
         return self._evidence.reading(encoding, split, self._media)
@@ -193,7 +193,7 @@ class Survey:
         if quick and data.isascii() and b"\0" not in data and is_plain(data):
             count = data.count(b"\n")
             self._total += count
-            self._evidence.plain(count)
+            self._evidence.plain(count, data)
             return
         for line in data.splitlines(keepends=True):
             self._line(line)
