@@ -24,9 +24,16 @@ _SPACE: Final = re.compile(r"[ \t\r\n\ufeff]*")
 _JSON_START: Final = re.compile(r'[\s\ufeff]*(?:\{\s*["}]|\[\s*["{\[\]])')
 _STATUS: Final = re.compile(r"-?\d{1,6}|[A-Za-z_ ]{1,20}")
 _PREORDER: Final = re.compile(r"pre[\s_-]?order", re.IGNORECASE)
+_ADDRESS: Final = frozenset({"url", "link"})
 _ENVELOPE: Final = frozenset({
     "data", "list", "items", "item", "result", "results", "rows", "records", "content", "contents", "payload",
     "response", "body", "detail", "details", "orders", "order", "products", "product", "goods",
+})
+# Names under which one text may be all cards of an order.
+_TEXTS: Final = frozenset({
+    "payload", "content", "contents", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent", "deliverytext",
+    "deliveryinfo", "cardinfo", "cardsinfo", "cardcontent", "carddata", "cardsdata", "keylist", "codelist", "卡密列表", "发货内容",
+    "发货信息", "卡密信息", "goodscontent", "deliverydata", "delivery", "voucherlist", "keydata", "cardtext",
 })  # fmt: skip
 
 
@@ -116,7 +123,11 @@ def _object(text: str, element: Element, members: Object, depth: int) -> Iterato
 
 
 def _is_part(name: str, value: object) -> bool:
-    return isinstance(value, str) and value != "" and (ROLES.get(normal(name)) in KEY_ROLES or hides_a_key(name))
+    return isinstance(value, str) and value != "" and (_role(normal(name)) in KEY_ROLES or hides_a_key(name))
+
+
+def _role(plain: str) -> str:
+    return ROLES.get(plain, "") or ("code" if plain in _TEXTS else "")
 
 
 def _is_status(name: str, value: object) -> bool:
@@ -158,7 +169,9 @@ def roles_of(members: Object) -> dict[str, str] | Refusal:
     roles: dict[str, str] = {}
     for name, value in members:
         plain = normal(name)
-        role = ROLES.get(plain, "")
+        role = _role(plain) if isinstance(value, str) else ROLES.get(plain, "")
+        if plain in _ADDRESS and "secret" in names:
+            continue  # the page of the order in a shop that gives the key itself
         if isinstance(value, str) and _PREORDER.search(value) and role not in KEY_ROLES:
             return Refusal("no_key_yet", "a pre-order: the supplier has no key yet")
         if plain == "no" and names & {"pwd", "password", "pass", "pin", "cardpwd"}:

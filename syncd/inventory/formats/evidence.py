@@ -5,9 +5,11 @@ Counts only: memory does not grow with the payload.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from syncd.inventory.formats.expiry import expiry_in, looks_like_date
 from syncd.inventory.formats.image import looks_like_image
@@ -60,6 +62,7 @@ RECORD_PARTS: Final = 4
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
 _ENOUGH: Final = 4
+_REMEMBERED: Final = 4096  # numbers, to see one that comes again
 _KINDS: Final = 256  # as many lengths are counted
 _SECRETS: Final = frozenset({"pin", "password", "code"})
 _NUMBERS: Final = frozenset({"number", "serial", "account"})
@@ -170,6 +173,8 @@ class Evidence:
         self._held = ""  # the line that may be that value, or the first of a list below a heading
         self._headings = self._lists = 0
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
+        self._pins: dict[str, dict[int, int]] = {}
+        self._twice: dict[str, set[int]] = {}
         self._lengths: Counter[int] = Counter()
         self._said: set[str] = set()  # expiry dates in prose
         self._labelled_dates: set[str] = set()
@@ -244,10 +249,20 @@ class Evidence:
             self.parts[name][count] += 1
             self._constant(name, bare)
             if count in {2, 3} and len(self._sizes[name]) < _KINDS:
-                sizes = tuple(map(_size, split_parts(bare, name)))
+                parts = split_parts(bare, name)
+                sizes = tuple(map(_size, parts))
+                self._numbers(name, parts)
                 self._sizes[name][sizes] += 1
                 if count == 2 and len(counts) == 1 and all(sizes):  # noqa: PLR2004
                     self._sizes[ANY][tuple(map(abs, sizes))] += 1
+
+    def _numbers(self, name: str, parts: list[str]) -> None:
+        """Remember which pin a number has; a number that comes with another is not certain, whichever is right."""
+        pins = self._pins.setdefault(name, {})
+        if len(pins) < _REMEMBERED and all(parts[:2]):
+            number, pin = (crc32(part.encode("utf-8", "replace")) for part in parts[:2])
+            if pins.setdefault(number, pin) != pin:
+                self._twice.setdefault(name, set()).add(number)
 
     def _labelled_line(self, items: list[Item]) -> None:
         self.labels.add(items, gap=self._gap)
@@ -338,7 +353,9 @@ class Evidence:
             return reading
         separator = reading.separator if reading.splitter == "pair" else ""
         sizes = self.sizes(separator) if reading.splitter in {"pair", "line"} and separator != " " else ()
-        return replace(reading, sizes=sizes, expires=self.expires(labelled=reading.splitter == "labelled"))
+        twice = tuple(sorted(self._twice.get(separator, ()))) if reading.splitter == "pair" and separator != " " else ()
+        twice = () if len(twice) > max(1, self.total // 10) else twice
+        return replace(reading, sizes=sizes, twice=twice, expires=self.expires(labelled=reading.splitter == "labelled"))
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
@@ -368,7 +385,7 @@ class Evidence:
         if len(agreed) == 1 and labelled <= 1 - DOMINANT:
             return self._pair(encoding, media, agreed[0])
         mixed = self._sizes[ANY].most_common(1)
-        if mixed and mixed[0][1] >= DOMINANT * total and mixed[0][1] >= _FEW and labelled <= 1 - DOMINANT:
+        if mixed and mixed[0][1] >= DOMINANT * total and mixed[0][1] >= _ENOUGH and labelled <= 1 - DOMINANT:
             return self._pair(encoding, media, ANY)
         seen = {name: counts.total() / total if total else 0.0 for name, counts in self.parts.items()}
         others = [pair_name(name) for name, share in seen.items() if share > _RARE]
@@ -452,12 +469,15 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
+_IS_TITLE: Final = re.compile("[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+")
+
+
 class Table:
     """Evidence on CSV records or spreadsheet rows: a header, how many cells, which columns are filled."""
 
     def __init__(self) -> None:
         self.columns: tuple[str, ...] | None = None
-        self.rows = 0
+        self.rows = self.titles = self.dated = 0
         self.widths: Counter[int] = Counter()
         self.filled: Counter[int] = Counter()
 
@@ -466,12 +486,17 @@ class Table:
         used = [at for at, cell in enumerate(row) if cell]
         if not used:
             return
-        if self.rows == 0 and self.columns is None:
+        if not self.columns and self.rows == self.titles < _FEW:
             self.columns = header_columns(tuple(row)) or ()
             if self.columns:
+                self.rows = 0
+                self.widths.clear()
+                self.filled.clear()
                 return
+            self.titles += used == [0] and _IS_TITLE.search(row[0]) is not None
         self.rows += 1
         self.widths[used[-1] + 1] += 1
+        self.dated += len(used) == _FEW and looks_like_date(fold(row[used[-1]]))
         for at in used:
             self.filled[at] += 1
 
@@ -479,7 +504,10 @@ class Table:
         """The Reading, or None if there is but one column without a name: lines of text then."""
         if not self.columns:
             if max(self.widths, default=1) <= 1:
-                return None
+                return Reading(encoding, "csv", delimiter, media=media) if media == "csv" and self.rows else None
+            width, count = self.widths.most_common(1)[0]
+            if count >= DOMINANT * self.rows and (width == 2 or (width == _FEW and self.dated >= DOMINANT * self.rows)):  # noqa: PLR2004
+                return Reading(encoding, "csv", delimiter, media=media)
             problem = f"{max(self.widths)} columns, and no header that names the one with the key"
             return Reading(encoding, "csv", delimiter, media=media, problem=problem)
         roles = [ROLES.get(name, "") for name in self.columns]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 import msgspec
 
@@ -66,7 +67,7 @@ Result = CardKey | Refusal | tuple[CardKey, ...]
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/:")
 _QUOTES: Final = ('"', "“", "”")
-_PAIRS: Final = dict(zip("\"'“‘「『[【(（<《`", "\"'”’」』]】)）>》`", strict=True))
+_PAIRS: Final = dict(zip("\"'“‘「『[【(（《`", "\"'”’」』]】)）》`", strict=True))
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
@@ -126,7 +127,7 @@ class Slices:
     def quick(self) -> Quick | None:
         """The short way, if payload and format have one."""
         reading = self.reading
-        if reading.tail or reading.numbered or reading.media == "jsonl" or reading.expires or reading.candidates:
+        if reading.tail or reading.numbered or reading.media == "jsonl" or reading.expires or reading.candidates or reading.twice:
             return None
         if reading.splitter == "line":
             return self.fmt.quick()
@@ -214,7 +215,7 @@ class Slices:
     def rescued(self, bare: str, result: CardKey | Refusal) -> Result:
         """A line that is not as the others are: the key in it, if its shape alone leaves no doubt."""
         reading, fmt = self.reading, self.fmt
-        if isinstance(result, CardKey) or result.reason in _SURE or not self.by_shape() or len(bare) > MAX_KEY:
+        if isinstance(result, CardKey) or result.reason in _SURE or reading.twice or not self.by_shape() or len(bare) > MAX_KEY:
             return result
         if reading.columns or reading.splitter == "template" or reading.media == "jsonl" or (reading.whole and not self.strict):
             return result
@@ -294,6 +295,7 @@ class Slices:
         fmt = self.fmt
         if is_link(bare):
             return self._link(bare)
+        as_sent = bare
         if self._is_code(fmt.lone_field):
             bare = unwrap(cut_trailing(_BESIDE_SINGLE.sub("", bare)))
             if self.strict and bare.endswith(".") and not bare.endswith(".."):
@@ -305,7 +307,7 @@ class Slices:
             if self.reading.whole and not {"  ", ",", ";", "\t", " - "} & found.keys() and _WHOLE.fullmatch(bare):
                 return fmt.whole(bare)
             return self._odd(bare, "a separator where the other lines have none")
-        if fmt.kind == "auto" and self._is_cut(bare):
+        if fmt.kind == "auto" and self._is_cut(as_sent):
             return Refusal("unreadable_shape", "shorter than the other lines: perhaps cut off")
         return fmt.key({fmt.lone_field: bare})
 
@@ -369,6 +371,8 @@ class Slices:
             expires_at, parts = dated, parts[:-1]
         if self._is_odd_size(parts):
             return self._odd(" ".join(parts), "a part that is not as long as on the other lines")
+        if self.reading.twice and len(parts) > 1 and crc32(parts[0].encode("utf-8", "replace")) in self.reading.twice:
+            return Refusal("ambiguous", "this number comes with another pin too")
         roles = fmt.read_parts(parts, constant=self.reading.constant)
         if isinstance(roles, Refusal):
             return self._odd(" ".join(parts), roles.detail, roles.reason)
@@ -532,11 +536,25 @@ class Slices:
         if self.reading.candidates and self.fmt.kind != "opaque":
             return self.refusal() or Refusal("ambiguous", "the text could be read in several ways")
         if "\n" not in bare and "\r" not in bare:
-            return self.line(bare) if self.reading.media == "json" else self._line(bare)
-        labelled = [find_labels(line) for line in bare.splitlines() if strip(line)]
+            return self.line(bare) if self.reading.media == "json" else self._single(bare)
+        said = [line for line in bare.splitlines() if strip(line)]
+        labelled = [find_labels(line) for line in said]
         if all(labelled):
-            return self.items([item for items in labelled for item in items or []])
-        return Refusal("ambiguous", "several lines in one text")
+            together = self.items([item for items in labelled for item in items or []])
+            if isinstance(together, CardKey) or self.reading.media != "json":
+                return together
+        return self._list(said) if self.reading.media == "json" else Refusal("ambiguous", "several lines in one text")
+
+    def _list(self, said: Sequence[str]) -> Result:
+        """A text with a card on each line: all of them are keys, or none is taken."""
+        found: list[CardKey] = []
+        for line in said:
+            result = self.line(line)
+            if isinstance(result, Refusal):
+                return Refusal("ambiguous", "several lines in one text, and not each of them a key")
+            found += _keys(result)
+        distinct = {tuple(sorted(key.canonical.items())) for key in found}
+        return tuple(found) if len(distinct) == len(found) else Refusal("ambiguous", "a key twice in one text")
 
     def _keeps_zeros(self) -> bool:
         """Whether a key of the format that had lost a zero would be too short to pass."""

@@ -71,8 +71,8 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "link": (
         "链接", "兑换链接", "兑换地址", "领取链接", "卡券链接", "短链接", "网址", "link", "url", "redeem link",
         "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link",
-        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址", "领取网址", "兑换网址", "百度网盘",
-        "夸克网盘", "阿里云盘", "天翼云盘", "网盘", "ссылка", "リンク", "lien", "enlace", "download link", "download url", "card url", "card link",
+        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址", "领取网址", "兑换网址", 
+        "ссылка", "リンク", "lien", "enlace", "download link", "download url", "card url", "card link",
     ),
     "access": (
         "提取码", "访问码", "取件码", "提取密码", "访问密码", "提取碼", "分享密码", "access code", "extraction code", "extract code", "fetch code",
@@ -295,7 +295,7 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     if not _MAYBE.search(text):
         return text, []
     searched = plain_width(mask_links(text)).translate(_TRADITIONAL)
-    matches = [match for match in _LABEL.finditer(searched) if normal(match["cjk"] or match["latin"]) in ROLES]
+    matches = [match for match in _LABEL.finditer(searched) if _is_label(match)]
     if not matches:
         return text, []
     head = text[: matches[0].start()]
@@ -315,6 +315,12 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
             value = strip(value.rstrip("-—"))
         items.append(Item(f"{NOTE}:{name}" if role == NOTE else role, value))
     return head, items
+
+
+def _is_label(match: re.Match[str]) -> bool:
+    """Without a colon, a name is only a label of a part or an expiry."""
+    role = ROLES.get(normal(match["cjk"] or match["latin"]), "")
+    return role != "" and (role != NOTE or match[0][-1:] in ":=")
 
 
 def find_labels(text: str) -> list[Item] | None:
