@@ -174,7 +174,7 @@ class Evidence:
         self._headings = self._lists = 0
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
         self._pins: dict[str, dict[int, int]] = {}
-        self._twice: dict[str, set[int]] = {}
+        self._twice: dict[str, Counter[int]] = {}
         self._lengths: Counter[int] = Counter()
         self._said: set[str] = set()  # expiry dates in prose
         self._labelled_dates: set[str] = set()
@@ -262,7 +262,7 @@ class Evidence:
         if len(pins) < _REMEMBERED and all(parts[:2]):
             number, pin = (crc32(part.encode("utf-8", "replace")) for part in parts[:2])
             if pins.setdefault(number, pin) != pin:
-                self._twice.setdefault(name, set()).add(number)
+                self._twice.setdefault(name, Counter())[number] += 1
 
     def _labelled_line(self, items: list[Item]) -> None:
         self.labels.add(items, gap=self._gap)
@@ -353,8 +353,9 @@ class Evidence:
             return reading
         separator = reading.separator if reading.splitter == "pair" else ""
         sizes = self.sizes(separator) if reading.splitter in {"pair", "line"} and separator != " " else ()
-        twice = tuple(sorted(self._twice.get(separator, ()))) if reading.splitter == "pair" and separator != " " else ()
-        twice = () if len(twice) > max(1, self.total // 10) else twice
+        again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
+        few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
+        twice = tuple(sorted(again)) if few else ()
         return replace(reading, sizes=sizes, twice=twice, expires=self.expires(labelled=reading.splitter == "labelled"))
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
