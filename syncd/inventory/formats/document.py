@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.rules import Refusal
-from syncd.inventory.formats.words import KEY_ROLES, ROLES, hides_a_key, normal, says_spent
+from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, ROLES, hides_a_key, normal, says_spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,7 @@ class Element(NamedTuple):
     start: int
     end: int
     value: object
+    expires: str = ""
 
 
 _DECODER: Final = json.JSONDecoder(
@@ -82,7 +83,7 @@ def parse(text: str) -> object | None:
 
 def elements(text: str) -> Iterator[Element]:
     """The cards of a document that ``parse`` takes, in order."""
-    return _walk(text, _skip(text, 0), 0)
+    return _walk(text, _skip(text, 0), 0, "")
 
 
 def _skip(text: str, at: int) -> int:
@@ -90,20 +91,20 @@ def _skip(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _walk(text: str, at: int, depth: int) -> Iterator[Element]:
+def _walk(text: str, at: int, depth: int, expires: str) -> Iterator[Element]:
     value, end = _DECODER.raw_decode(text, at)
     if depth > _DEEPEST:
         yield Element(at, end, Refusal("ambiguous", "cards nested too deeply"))
     elif isinstance(value, Object):
-        yield from _object(text, Element(at, end, value), value, depth)
+        yield from _object(text, Element(at, end, value, expires), value, depth)
     elif isinstance(value, list):
         for start, _, stop in _inside(text, at, named=False):
             if text[start] in "[{":
-                yield from _walk(text, start, depth + 1)
+                yield from _walk(text, start, depth + 1, expires)
             else:
-                yield Element(start, stop, _DECODER.raw_decode(text, start)[0])
+                yield Element(start, stop, _DECODER.raw_decode(text, start)[0], expires)
     else:
-        yield Element(at, end, value)
+        yield Element(at, end, value, expires)
 
 
 def _object(text: str, element: Element, members: Object, depth: int) -> Iterator[Element]:
@@ -117,9 +118,11 @@ def _object(text: str, element: Element, members: Object, depth: int) -> Iterato
         what = "lists" if len(holding) > 1 else "a list of cards beside a part of one"
         yield Element(element.start, element.end, Refusal("ambiguous", f"{what}, and which of them is the cards"))
     else:
+        dates = [value for name, value in members if ROLES.get(normal(name)) == EXPIRES and isinstance(value, str) and value]
+        expires = "" if not dates else dates[0] if len(set(dates)) == 1 else "?"
         for start, name, _ in _inside(text, element.start, named=True):
             if name == holding[0]:
-                yield from _walk(text, start, depth + 1)
+                yield from _walk(text, start, depth + 1, expires or element.expires)
 
 
 def _is_part(name: str, value: object) -> bool:
@@ -192,6 +195,17 @@ def roles_of(members: Object) -> dict[str, str] | Refusal:
             return Refusal("ambiguous", f"{role} is given twice")
         roles[role] = value
     return roles
+
+
+def unnamed(members: Object) -> list[str]:
+    """The texts of an object, and of the objects in it, under names that mean nothing in particular."""
+    found: list[str] = []
+    for name, value in members:
+        if isinstance(value, Object):
+            found += unnamed(value)
+        elif isinstance(value, str) and not isinstance(value, Number) and ROLES.get(normal(name)) != NOTE:
+            found.append(value)
+    return found
 
 
 def texts_of(value: object) -> list[str]:

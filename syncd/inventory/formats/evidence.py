@@ -49,6 +49,8 @@ DOMINANT: Final = 0.8
 complement the payload is ambiguous as a whole."""
 _USUAL: Final = 0.2
 _MOSTLY: Final = 0.7
+_HALF: Final = 0.5
+_SERIAL: Final = 6  # digits of a number that may count the rows
 _RARE: Final = 0.2
 _STRUCTURAL: Final = ("-----", "----", "---", "——", "\t", "|")
 _STRONG: Final = (
@@ -174,6 +176,8 @@ class Evidence:
         self._headings = self._lists = 0
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
         self._pins: dict[str, dict[int, int]] = {}
+        self._last: dict[str, int] = {}
+        self._steps: Counter[str] = Counter()
         self._twice: dict[str, Counter[int]] = {}
         self._lengths: Counter[int] = Counter()
         self._said: set[str] = set()  # expiry dates in prose
@@ -258,6 +262,9 @@ class Evidence:
 
     def _numbers(self, name: str, parts: list[str]) -> None:
         """Remember which pin a number has; a number that comes with another is not certain, whichever is right."""
+        first = int(parts[0]) if parts[0].isascii() and parts[0].isdigit() and len(parts[0]) <= _SERIAL else -2
+        before, self._last[name] = self._last.get(name, -2), first
+        self._steps[name] += first >= 0 and first == before + 1
         pins = self._pins.setdefault(name, {})
         if len(pins) < _REMEMBERED and all(parts[:2]):
             number, pin = (crc32(part.encode("utf-8", "replace")) for part in parts[:2])
@@ -316,6 +323,11 @@ class Evidence:
         """Whether some part under this separator is the same on all lines (of which there are several)."""
         parts = self._sample.get(name, ())
         return self.parts[name].total() > 1 and any(part and not looks_like_date(fold(part)) for part in parts)
+
+    def counts_rows(self, name: str) -> bool:
+        """Whether the first of two parts is but the number of an order or a row, one more each time."""
+        count = self.parts[name].total()
+        return count >= _FEW and self._steps[name] >= count - 1
 
     def expires(self, *, labelled: bool = False) -> str:
         """The expiry that stands once for all cards: in prose, or under a label of its own beside cards without labels."""
@@ -379,7 +391,11 @@ class Evidence:
         }
         if labelled >= DOMINANT or not total:
             return self._labelled(encoding, media) if self.total else self._line_reading(encoding, media)
-        agreed = [name for name, share in shares.items() if share >= DOMINANT]
+        agreed = [name for name, share in shares.items() if share >= DOMINANT] or [
+            name
+            for name, counts in self.parts.items()
+            if name in {*_STRONG, ":"} and counts.total() >= DOMINANT * total and shares[name] > _HALF and counts[2] == max(counts.values())
+        ]
         strong = [name for name in agreed if name in _STRONG]
         if len(strong) == 1:
             agreed = strong
@@ -432,7 +448,7 @@ class Evidence:
             separator,
             columns,
             header=bool(columns),
-            constant=separator != ANY and self.is_constant(separator),
+            constant=separator != ANY and (self.is_constant(separator) or self.counts_rows(separator)),
             media=media,
             tail=self._tail(),
             numbered=self.numbered(),

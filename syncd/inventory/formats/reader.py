@@ -178,7 +178,7 @@ def _by_document(chunks: Iterable[bytes], slices: Slices, offset: int, position:
         at = element.end
         raw = data[start:place]
         number = position + 1 + data.count(b"\n", 0, start)
-        result = slices.element(element.value)
+        result = slices.element(element.value, element.expires)
         if isinstance(result, tuple):
             *before, final = ((key, _quoted(key)) for key in result)
             for key, text in before:

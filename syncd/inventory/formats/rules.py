@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from syncd.inventory.formats.expiry import looks_like_date
 from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
-from syncd.inventory.formats.text import fold, has_control, is_link, is_placeholder, is_prose, strip
+from syncd.inventory.formats.text import fold, has_control, is_link, is_masked, is_placeholder, is_prose, strip
 from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
 from syncd.model import NEVER, CardKey
 
@@ -44,7 +44,7 @@ _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyph
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
 _TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
-_DIGIT: Final = "(?=[^0-9]{0,64}[0-9])"  # keeps placeholders, which are words, off the short way
+_DIGIT: Final = "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}[xX]{4})"  # keeps placeholders, which are words, off the short way
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
 
@@ -309,6 +309,8 @@ class Format:
                 return {"code": parts[0]}
             if len(parts) != 2:  # noqa: PLR2004 -- number and pin
                 return Refusal("not_this_format", f"{len(parts)} parts; a number and a pin expected")
+            if _SUM.fullmatch(parts[1]) and _GROUPS.fullmatch(parts[0]):
+                return Refusal("ambiguous", "a key, and what may be its pin or its price")
             if constant:
                 return Refusal("ambiguous", "one part is the same on every line, and so is not a part of a key")
             return {"number": parts[0], "pin": parts[1]}
@@ -350,14 +352,14 @@ class Format:
         for rule in self.rules:
             text = assigned[rule.name]
             canonical_already = self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text)
-            if canonical_already and rule.passes(text):
+            if canonical_already and rule.passes(text) and not is_masked(text):
                 values[rule.name] = canonical[rule.name] = text
                 continue
             read = rule.read(text)
             if isinstance(read, str):
                 prose = is_prose(strip(assigned[rule.name]), self.placeholders)
                 return Refusal("prose" if prose else "not_this_format", "this is a text, not a key" if prose else read)
-            if is_placeholder(read[0], self.placeholders):
+            if is_placeholder(read[0], self.placeholders) or (rule.alphabet not in _SOLID and is_masked(read[0])):
                 return Refusal("prose", f"{rule.name} is a text that stands for a missing key")
             values[rule.name], canonical[rule.name] = read
         return CardKey(values, canonical, self.template.format_map(canonical), expires_at)
@@ -439,6 +441,8 @@ class Format:
         if name in _FREE_TEXT:  # named by a label, and chosen by a person: any visible characters do
             seen = all("!" <= char <= "~" for char in value)
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
+        if is_masked(value):
+            return Refusal("prose", f"{name} is masked")
         if _QUICK_AUTO.fullmatch(value):
             return None
         if named and _NAMED.fullmatch(value) and not is_placeholder(value, self.placeholders):
@@ -474,6 +478,7 @@ _TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
 _AUTO_AHEAD: Final = (
+    r"(?![^\n]{0,300}[xX]{4})"
     rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
 )
@@ -544,6 +549,8 @@ def _odd_shape(name: str, value: str) -> str:
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
+_SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
+_GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")
 _ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")
 
 

@@ -11,10 +11,12 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncd.inventory.formats.expiry import DATED
-from syncd.inventory.formats.text import LINK, is_placeholder
+from syncd.inventory.formats.text import LINK, is_masked, is_placeholder
 from syncd.inventory.formats.words import AMOUNT, EXPIRY_WORDS, plain_width, without_index
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from syncd.inventory.formats.rules import FieldRule, Format
 
 
@@ -52,7 +54,16 @@ _PLAIN_WORDS: Final = re.compile(
 )
 _YEAR: Final = re.compile(r"(?<=[A-Za-z] )(?:19|20)\d\d\b")
 _COUNT: Final = re.compile(r"\b\d{1,3} ?[xX×]|\b[xX×] ?\d{1,3}\b")
-_MASKED: Final = re.compile(r"(.)\1*(?:-(.)\2*)+")
+
+
+def lone_code(texts: Iterable[str], fmt: Format) -> str:
+    """The one text among these that is a key as it stands, in groups; "" if none or several are."""
+    found = set()
+    for text in texts:
+        fits = _GROUPED.fullmatch(text) if fmt.kind == "auto" else isinstance(fmt.rules[0].read(text), tuple)
+        if fits and "-" in text and any(map(str.isdigit, text)):
+            found.add(text)
+    return found.pop() if len(found) == 1 else ""
 
 
 def is_strict(fmt: Format) -> bool:
@@ -73,11 +84,6 @@ def _long(fmt: Format) -> bool:
 def denies(text: str) -> bool:
     """Whether words beside a key say that it is none, or none any more."""
     return _DENY.search(text) is not None
-
-
-def is_mask(text: str) -> bool:
-    """Whether a grouped text is a drawing of a key (``XXXXX-XXXXX-XXXXX``) and not one."""
-    return _MASKED.fullmatch(text) is not None and not any(map(str.isdigit, text))
 
 
 def find(text: str, fmt: Format) -> Found | None:
@@ -124,7 +130,7 @@ def _spans(text: str, rule: FieldRule) -> list[tuple[int, int]]:
     for pattern in rule.tokens:
         for match in re.finditer(f"{_LEFT}{pattern}{_RIGHT}", text):
             token = match[0]
-            shouts = "-" in token and token.isupper() and not is_mask(token)
+            shouts = "-" in token and token.isupper()
             if (shouts or any(map(str.isdigit, token))) and isinstance(rule.read(token), tuple):
                 found.append(match.span())
     return sorted(found)
@@ -134,7 +140,7 @@ def _codes(rest: str, expires: str, name: str, spans: list[tuple[int, int]], *, 
     if not spans or any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
         return None
     tokens = [rest[start:end] for start, end in spans]
-    if any(map(is_mask, tokens)) or (auto and not all(any(map(str.isdigit, token)) for token in tokens)):
+    if any(map(is_masked, tokens)) or (auto and not all(any(map(str.isdigit, token)) for token in tokens)):
         return None
     beside = _without(rest, spans)
     if len(tokens) == 1:

@@ -19,6 +19,7 @@ from syncd.inventory.formats.document import (
     elements,
     parse,
     roles_of,
+    unnamed,
     starts_like_json,
 )
 from syncd.inventory.formats.evidence import RECORD_PARTS, cut_trailing
@@ -364,7 +365,8 @@ class Slices:
             parts = [*parts[:-1], cut_trailing(parts[-1])]
         if any(part[:1] in _QUOTES or part[-1:] in _QUOTES for part in parts):
             return self._odd(" ".join(parts), "a quotation mark at the edge of a part")
-        if len(parts) == (len(fmt.fields) or 2) + 1 and looks_like_date(fold(parts[-1])):
+        dated_code = fmt.kind == "auto" and len(parts) == 2  # noqa: PLR2004 -- a code and a date
+        if (len(parts) == (len(fmt.fields) or 2) + 1 or dated_code) and looks_like_date(fold(parts[-1])):
             dated = self._expiry(parts[-1])
             if dated is None:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
@@ -501,14 +503,27 @@ class Slices:
         result = self.element(found[0].value)
         return Refusal("ambiguous", "several keys in one text") if isinstance(result, tuple) else result
 
-    def element(self, value: object) -> Result:
-        """One card of a document."""
+    def element(self, value: object, expires: str = "") -> Result:
+        """One card of a document; ``expires`` is the expiry that stands beside a list of them."""
+        result = self._element(value)
+        if expires and not isinstance(result, Refusal):
+            at = self._expiry(expires)
+            if at is None:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+            keys = tuple(key if key.expires_at != NEVER else replace(key, expires_at=at) for key in _keys(result))
+            return keys[0] if isinstance(result, CardKey) else keys
+        return result
+
+    def _element(self, value: object) -> Result:
         if isinstance(value, Refusal):
             return value
         roles = roles_of(value) if isinstance(value, Object) else {"": value} if isinstance(value, str) else {}
         if isinstance(roles, Refusal):
             return roles
         parts = {role: text for role, text in roles.items() if role != EXPIRES}
+        if not parts and isinstance(value, Object) and (self.fmt.kind == "auto" or (self.strict and len(self.fmt.rules) == 1)):
+            code = shape.lone_code(unnamed(value), self.fmt)
+            parts = {"code": code} if code else {}
         if not parts:
             texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
             return self._prose(texts) or Refusal("missing_field", "no part of a key is here")

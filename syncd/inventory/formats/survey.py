@@ -123,7 +123,8 @@ class Survey:
         if split == "csv" or (split == "auto" and self._media == "csv"):
             reading = self._table.reading(encoding, self._delimiter, self._media)
             if reading is not None:
-                return replace(reading, expires=self._evidence.expires())
+                rows = self._evidence.counts_rows(reading.separator) or self._evidence.is_constant(reading.separator)
+                return replace(reading, expires=self._evidence.expires(), constant=rows and not reading.columns)
             if split == "csv":
                 return Reading(encoding, "csv", self._delimiter, ("code",), required=("code",), media=self._media)
         return self._evidence.reading(encoding, split, self._media)

@@ -145,7 +145,28 @@ def normal(name: str) -> str:
     return plain if plain.isascii() else plain.translate(_TRADITIONAL)
 
 
-ROLES: Final[dict[str, str]] = {normal(name): role for role, names in _NAMES.items() for name in names}
+def _compounds() -> dict[str, str]:
+    """Names as programs write them, which are labels to nobody: ``voucherNo``, ``giftCardPin``, ``kmList``."""
+    kinds = ("card", "voucher", "coupon", "gift card", "giftcard", "ticket", "epin", "recharge card", "prepaid card", "kami")
+    last = {
+        "number": ("no", "number", "num", "nbr"),
+        "serial": ("serial", "serial no", "serial number", "sn", "serial num"),
+        "pin": ("pin", "pin code", "password", "pwd", "pass", "passwd", "psw", "secret", "pin number"),
+        "code": ("code", "codes", "key", "keys"),
+        "link": ("url", "link"),
+        "expires": ("expiry", "expire", "expires", "expire time", "expire date", "expiry date", "expiration", "expiration date",
+                    "valid to", "valid till", "valid until", "end date", "end time", "deadline", "exp date"),
+    }  # fmt: skip
+    found = {normal(f"{kind} {name}"): role for kind in kinds for role, names in last.items() for name in names}
+    short = {"km": "pin", "kms": "pin", "kmlist": "pin", "cami": "pin", "carmi": "pin", "psw": "password", "mima": "password",
+             "cardmm": "pin", "pincode": "pin", "kh": "number", "cdkeys": "code", "cdks": "code", "activationcodes": "code",
+             "redeemcodes": "code", "vouchercodes": "code", "productkeys": "code", "licensekeys": "code", "pins": "pin",
+             "expdate": "expires", "exptime": "expires", "validtill": "expires", "validdate": "expires", "overtime": "expires",
+             "invalidtime": "expires", "expirationat": "expires", "validendtime": "expires", "enddate": "expires"}  # fmt: skip
+    return found | short
+
+
+ROLES: Final[dict[str, str]] = _compounds() | {normal(name): role for role, names in _NAMES.items() for name in names}
 
 
 def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
