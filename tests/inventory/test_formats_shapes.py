@@ -122,7 +122,7 @@ def found(*args, **more):
         ('{"data":"[{\\"code\\":\\"A12345\\"}]","code":"{\\"a\\":1}"}', ["unreadable_shape"]),
         # nasty
         ("ABCD%0AEFGH1", [("ABCD%0AEFGH1",)]),
-        ("ABC&amp;12345", ["unreadable_shape"]),
+        ("ABC&amp;12345", [("ABC&amp;12345",)]),
         ("\u202eABCDE-12345\u202c", ["unreadable_shape"]),
         ("АBCDE-12345", ["unreadable_shape"]),
         ("②ABCDE-12345", ["unreadable_shape"]),

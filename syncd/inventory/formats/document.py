@@ -91,16 +91,18 @@ def _skip(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _walk(text: str, at: int, depth: int, expires: str) -> Iterator[Element]:
+def _walk(text: str, at: int, depth: int, expires: str, *, inside: bool = False) -> Iterator[Element]:
     value, end = _DECODER.raw_decode(text, at)
     if depth > _DEEPEST:
         yield Element(at, end, Refusal("ambiguous", "cards nested too deeply"))
     elif isinstance(value, Object):
         yield from _object(text, Element(at, end, value, expires), value, depth)
+    elif isinstance(value, list) and inside and len(value) > 1 and not any(isinstance(item, Object | list) for item in value):
+        yield Element(at, end, value, expires)  # a row of a table
     elif isinstance(value, list):
         for start, _, stop in _inside(text, at, named=False):
             if text[start] in "[{":
-                yield from _walk(text, start, depth + 1, expires)
+                yield from _walk(text, start, depth + 1, expires, inside=True)
             else:
                 yield Element(start, stop, _DECODER.raw_decode(text, start)[0], expires)
     else:
@@ -135,7 +137,7 @@ def _role(plain: str) -> str:
 
 def _is_status(name: str, value: object) -> bool:
     """The ``code`` of an answer, beside the list that holds its cards."""
-    return normal(name) in {"code", "key"} and isinstance(value, str) and _STATUS.fullmatch(value) is not None
+    return (normal(name) == "key" or normal(name).endswith("code")) and isinstance(value, str) and _STATUS.fullmatch(value) is not None
 
 
 def _holds_cards(value: object, name: str) -> bool:

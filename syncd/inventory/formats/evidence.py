@@ -53,7 +53,7 @@ _HALF: Final = 0.5
 _SERIAL: Final = 6  # digits of a number that may count the rows
 _RARE: Final = 0.2
 _STRUCTURAL: Final = ("-----", "----", "---", "——", "\t", "|")
-_STRONG: Final = (
+STRONG: Final = (
     "-----",
     "----",
     "---",
@@ -235,7 +235,7 @@ class Evidence:
         if is_link(bare):
             self.total += 1
             return
-        prose = is_prose_line(bare)
+        prose = is_prose_line(bare) or self._says_expiry(bare)
         bare = cut_trailing(bare)
         counts = count_parts(bare)
         # A text in a separated part does not make the line prose; nor are the words of a header.
@@ -260,8 +260,17 @@ class Evidence:
                 if count == 2 and len(counts) == 1 and all(sizes):  # noqa: PLR2004
                     self._sizes[ANY][tuple(map(abs, sizes))] += 1
 
+    def _says_expiry(self, text: str) -> bool:
+        """Whether a line of words says until when the keys are valid, in a way that ``is_prose`` takes for a code."""
+        if not EXPIRY_WORDS.search(text) or not (said := expiry_in(text)) or said == "?":
+            return False
+        rest = text.lower().replace(said, " ")
+        return len(rest) < len(text) and not any(map(str.isdigit, rest)) and " " in strip(rest)
+
     def _numbers(self, name: str, parts: list[str]) -> None:
         """Remember which pin a number has; a number that comes with another is not certain, whichever is right."""
+        if len(parts) < 2:  # noqa: PLR2004 -- quoted as one
+            return
         first = int(parts[0]) if parts[0].isascii() and parts[0].isdigit() and len(parts[0]) <= _SERIAL else -2
         before, self._last[name] = self._last.get(name, -2), first
         self._steps[name] += first >= 0 and first == before + 1
@@ -394,9 +403,9 @@ class Evidence:
         agreed = [name for name, share in shares.items() if share >= DOMINANT] or [
             name
             for name, counts in self.parts.items()
-            if name in {*_STRONG, ":"} and counts.total() >= DOMINANT * total and shares[name] > _HALF and counts[2] == max(counts.values())
+            if name in {*STRONG, ":"} and counts.total() >= DOMINANT * total and shares[name] > _HALF and counts[2] == max(counts.values())
         ]
-        strong = [name for name in agreed if name in _STRONG]
+        strong = [name for name in agreed if name in STRONG]
         if len(strong) == 1:
             agreed = strong
         if len(agreed) == 1 and labelled <= 1 - DOMINANT:
@@ -523,7 +532,7 @@ class Table:
             if max(self.widths, default=1) <= 1:
                 return Reading(encoding, "csv", delimiter, media=media) if media == "csv" and self.rows else None
             width, count = self.widths.most_common(1)[0]
-            if count >= DOMINANT * self.rows and (width == 2 or (width == _FEW and self.dated >= DOMINANT * self.rows)):  # noqa: PLR2004
+            if media != "rows" and count >= DOMINANT * self.rows and (width == 2 or (width == _FEW and self.dated >= DOMINANT * self.rows)):  # noqa: PLR2004
                 return Reading(encoding, "csv", delimiter, media=media)
             problem = f"{max(self.widths)} columns, and no header that names the one with the key"
             return Reading(encoding, "csv", delimiter, media=media, problem=problem)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
-from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.expiry import DATED, looks_like_date
 from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
 from syncd.inventory.formats.text import fold, has_control, is_link, is_masked, is_placeholder, is_prose, strip
 from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
@@ -72,6 +72,7 @@ _TAKES: Final[dict[str, tuple[str, ...]]] = {
     "number": ("number", "serial", "account"),
     "account": ("account", "number", "email"),
     "link": ("link", "code"),
+    "access": ("access", "password", "pin"),
 }
 
 
@@ -411,6 +412,8 @@ class Format:
         if frozenset(given) == {"image"}:
             return self._image_key(given["image"], expires_at)
         names = _AUTO_SHAPES.get(frozenset(given))
+        if frozenset(given) == {"code", "pin"} and len(strip(given["code"])) < _COMPLETE:
+            names = None  # may be the code of an answer, or of a product
         if names is None:
             if frozenset(given) == {"number"}:
                 return Refusal("missing_field", "a card number without its pin")
@@ -501,6 +504,7 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     **{frozenset({"number", pin}): {"number": "number", pin: "pin"} for pin in ("pin", "password", "code")},
     **{frozenset({"serial", pin}): {"serial": "serial", pin: "pin"} for pin in ("pin", "password")},
     frozenset({"serial", "code"}): {"serial": "serial", "code": "code"},
+    frozenset({"code", "pin"}): {"code": "code", "pin": "pin"},
     **{frozenset(roles): {role: role for role in roles} for roles in _ACCOUNTS},
     **{frozenset({"account", pin}): {"account": "account", pin: "password"} for pin in ("password", "pin")},
 }
@@ -542,6 +546,7 @@ def _odd_shape(name: str, value: str) -> str:
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
+        "has a date or a remark behind it": DATED.search(value) is not None or (value[-1] == ")" and "(" in value),
         "reads as a date, a time or an amount": looks_like_date(value) or _FIGURE.fullmatch(value) is not None,
         "may be two parts": _TWO_PARTS.fullmatch(value) is not None,
         "reads as a picture": size > _IMAGE and looks_like_image(value),
@@ -549,6 +554,7 @@ def _odd_shape(name: str, value: str) -> str:
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
+_COMPLETE: Final = 8
 _SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
 _GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")
 _ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")

@@ -32,6 +32,7 @@ _NEAR: Final = r"[A-Za-z0-9\u00c0-\u2e7f\u3130-\u318e\ua000-\ua95f!?@#$%&*+=_~^\
 _LEFT: Final = f"(?<!{_NEAR})"
 _RIGHT: Final = f"(?![A-Za-z0-9\\u00c0-\\u2e7f!?@#$%&*+=_~^\\\\-]|[./][A-Za-z0-9])"
 _RUN: Final = re.compile(r"[A-Za-z0-9]+(?:[-@._][A-Za-z0-9]+)*")
+_SOLID: Final = re.compile("[A-Za-z0-9]+")
 _GROUPED: Final = re.compile(f"{_LEFT}[A-Z0-9]{{4,6}}(?:-[A-Z0-9]{{4,6}}){{2,5}}{_RIGHT}")
 _BETWEEN: Final = re.compile(r"(?:[\s,;|/:.，；、：。｜()\[\]{}<>\"'“”‘’\x00-]|\b\d{1,2}(?=[.)、:]))*")
 _DENY: Final = re.compile(
@@ -153,8 +154,9 @@ def _codes(rest: str, expires: str, name: str, spans: list[tuple[int, int]], *, 
 
 def _pair(rest: str, expires: str, fmt: Format) -> Found | None:
     first, second = fmt.rules
-    runs = [match.span() for match in _RUN.finditer(rest) if match.end() - match.start() >= min(_SHORTEST, _least(fmt))]
-    runs = [span for span in runs if any(map(str.isdigit, rest[span[0] : span[1]]))]
+    runs = _long_runs(_RUN, rest, _least(fmt))
+    if len(runs) == 1 and rest[slice(*runs[0])].count("-") == 1:
+        runs = _long_runs(_SOLID, rest, _least(fmt))
     if len(runs) != 2:  # noqa: PLR2004 -- a number and its pin
         return None
     one, other = (rest[start:end] for start, end in runs)
@@ -166,6 +168,12 @@ def _pair(rest: str, expires: str, fmt: Format) -> Found | None:
     if not _is_beside(_without(rest, runs), auto=False):
         return None
     return Found(({first.name: a, second.name: b},), expires)
+
+
+def _long_runs(pattern: re.Pattern[str], text: str, least: int) -> list[tuple[int, int]]:
+    """Where letters and digits stand that may be a part of a key."""
+    found = [match for match in pattern.finditer(text) if len(match[0]) >= min(_SHORTEST, least)]
+    return [match.span() for match in found if any(map(str.isdigit, match[0]))]
 
 
 def _least(fmt: Format) -> int:

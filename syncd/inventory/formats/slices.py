@@ -22,7 +22,7 @@ from syncd.inventory.formats.document import (
     unnamed,
     starts_like_json,
 )
-from syncd.inventory.formats.evidence import RECORD_PARTS, cut_trailing
+from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
 from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
 from syncd.inventory.formats import shape
@@ -72,7 +72,10 @@ _PAIRS: Final = dict(zip("\"'“‘「『[【(（《`", "\"'”’」』]】)）
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
-_CLAUSE: Final = re.compile(r"\s{0,3}[，。；！,;!（(~～]\s{0,3}[^\x00-\x7f]{2,40}[)!.]?$")
+_CLAUSE: Final = re.compile(
+    r"\s{0,3}[，。；！,;!（(~～]\s{0,3}[^\x00-\x7f]{2,40}[)!.]?$|(?<=[A-Za-z0-9])\s{1,3}[\u3400-\u9fff][^\d:：@/]{1,60}$"
+)
+_PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 _BESIDE_SINGLE: Final = re.compile(r"[\s✓✔√☑✅★☆♥❤●■◆▲▶►→👉🎁🔑💳🎮📌]+$|^[\s✓✔√☑✅★☆♥❤●■◆▲▶►→👉🎁🔑💳🎮📌]+")
 
 
@@ -298,7 +301,8 @@ class Slices:
             return self._link(bare)
         as_sent = bare
         if self._is_code(fmt.lone_field):
-            bare = unwrap(cut_trailing(_BESIDE_SINGLE.sub("", bare)))
+            bare = cut_trailing(_BESIDE_SINGLE.sub("", bare))
+            bare = unwrap(bare) if self.strict or bare[:1] not in {"'", "`"} else bare
             if self.strict and bare.endswith(".") and not bare.endswith(".."):
                 bare = bare[:-1]
         if len(fmt.fields) > 1:
@@ -332,6 +336,11 @@ class Slices:
             return self._parts([address, behind])
         if dashes and fmt.kind == "auto" and "?" not in address:
             return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        address, bar, behind = bare.rpartition("|")
+        if bar and fmt.fields == ("link", "access") and is_link(address):
+            return self._parts([address, behind])
+        if fmt.fields == ("link", "access") and (inside := _PWD.search(bare)):
+            return fmt.key({"link": bare, "access": inside[1]})
         return fmt.key({fmt.lone_field: bare}) if len(fmt.fields) <= 1 else self._parts([bare])
 
     def _pair(self, bare: str) -> CardKey | Refusal:
@@ -365,12 +374,13 @@ class Slices:
             parts = [*parts[:-1], cut_trailing(parts[-1])]
         if any(part[:1] in _QUOTES or part[-1:] in _QUOTES for part in parts):
             return self._odd(" ".join(parts), "a quotation mark at the edge of a part")
-        dated_code = fmt.kind == "auto" and len(parts) == 2  # noqa: PLR2004 -- a code and a date
-        if (len(parts) == (len(fmt.fields) or 2) + 1 or dated_code) and looks_like_date(fold(parts[-1])):
+        if len(parts) == (len(fmt.fields) or 2) + 1 and looks_like_date(fold(parts[-1])):
             dated = self._expiry(parts[-1])
             if dated is None:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
             expires_at, parts = dated, parts[:-1]
+        if fmt.kind == "auto" and len(parts) == 2 and self.reading.separator not in STRONG and _alike(*parts):  # noqa: PLR2004
+            return Refusal("ambiguous", "two codes of one shape: perhaps two cards")
         if self._is_odd_size(parts):
             return self._odd(" ".join(parts), "a part that is not as long as on the other lines")
         if self.reading.twice and len(parts) > 1 and crc32(parts[0].encode("utf-8", "replace")) in self.reading.twice:
@@ -517,6 +527,9 @@ class Slices:
     def _element(self, value: object) -> Result:
         if isinstance(value, Refusal):
             return value
+        if isinstance(value, list):
+            row = [strip(text) for text in value if isinstance(text, str) and not isinstance(text, Number)]
+            return self._parts(row) if len(row) == len(value) else Refusal("unreadable_shape", "a list that is no card")
         roles = roles_of(value) if isinstance(value, Object) else {"": value} if isinstance(value, str) else {}
         if isinstance(roles, Refusal):
             return roles
@@ -582,6 +595,12 @@ class Slices:
         if image_of(text) is None:
             return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
         return self.fmt.key({"image": text})
+
+
+def _alike(first: str, second: str) -> bool:
+    """Whether two parts are grouped in the same way, as two keys of one product are."""
+    groups = [[len(group) for group in fold(part).split("-")] for part in (first, second)]
+    return groups[0] == groups[1] and len(groups[0]) > 2  # noqa: PLR2004
 
 
 def _keys(result: CardKey | tuple[CardKey, ...]) -> tuple[CardKey, ...]:

@@ -197,7 +197,7 @@ def count_parts(text: str) -> dict[str, int]:
     """How many parts each separator would make of a line (only those that occur). Links are passed over."""
     if not _HINTS.search(text):
         return {}
-    masked = _masked(text)
+    masked = _masked(text[1:-1] if text[:1] == text[-1:] == "|" else text)
     found = {
         name: count + 1
         for name, pattern in SEPARATORS.items()
@@ -223,6 +223,8 @@ def lone_separator(text: str) -> str:
 
 def split_parts(text: str, separator: str) -> list[str]:
     """The parts of a line, stripped. Links are not split, nor what is quoted as in a CSV record."""
+    if separator == "|" and len(text) > 2 and text[0] == text[-1] == "|":  # noqa: PLR2004 -- the edges of a table
+        text = text[1:-1]
     if '"' in text and separator in _QUOTED and (row := cells(text, separator)) is not None:
         return row
     masked = _masked(text)

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.text import ZERO_WIDTH_CLASS, is_link, mask_links, strip
+from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, mask_links, strip
 
 KEY_ROLES: Final = (
     "number",
@@ -103,7 +103,7 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "delivery date", "sold at", "bought at", "ordered at", "invoice", "invoice no", "reference", "ref", "ref no",
         "transaction", "po", "po number", "line no", "item no", "item id", "item name", "offer id", "offer", "kinguin id",
         "game title", "game name", "product title", "ean", "upc", "territory", "market", "zone", "date of purchase", "owner",
-        "kind", "path", "method", "trace", "商品名称", "产品", "产品名称", "名称", "类型", "卡类型", "卡种",
+        "kind", "path", "method", "trace", "balance", "initial balance", "余额", "issuer", "provider", "store name", "发卡方", "商品名称", "产品", "产品名称", "名称", "类型", "卡类型", "卡种",
         "备注", "说明", "序号", "编号", "订单号", "订单编号", "数量", "价格", "单价", "成本", "品牌", "地区", "区服",
         "状态", "规格", "日期", "创建时间", "购买时间", "product", "product name", "item", "title", "type",
         "card type", "note", "notes", "remark", "remarks", "value", "face value", "amount", "price", "cost",
@@ -181,7 +181,7 @@ def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
 _BRACKETED: Final = re.compile(r"(?<=\S) ?[(（\[][^()（）\[\]]{0,20}[)）\]]$")
 EXPIRY_WORDS: Final = re.compile(
     "有效期?(?:至|限|截止)?|过期|到期|截止(?:日期|时间)?|失效|前(?:使用|兑换|激活|充值)|期限|expir\\w*|valid(?:ity)?(?: until| till| to| thr(?:u|ough))?"
-    "|(?:use|redeem|activate|best) (?:by|before)|gültig bis|caduc|действ",
+    r"|\bexp\b\.?|(?:use|redeem|activate|best) (?:by|before)|gültig bis|caduc|действ",
     re.IGNORECASE,
 )
 """Words that say that a date is an expiry."""
@@ -324,6 +324,8 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     roles = {ROLES[normal(match["cjk"] or match["latin"])] for match in matches}
     if _INDEX.fullmatch(plain_width(head)) or (roles & _WHOLE and _is_title(head)):
         head = ""
+    elif roles == {"access"} and (last := LINK.search(head)) and not LINK.sub("", strip(head).rstrip(_FULL_STOPS)).count("--"):
+        head, items = "", [Item("link", last[0].rstrip(",;(")), *([] if LINK.search(head, last.end()) is None else [Item("link", "")])]
     elif is_link(link := strip(strip(head).rstrip(_FULL_STOPS + ",;(（【[|"))):
         head, items = "", [Item("link", link)]
     for match, after in zip(matches, [*matches[1:], None], strict=True):
@@ -392,7 +394,7 @@ _STATES: Final = frozenset({
 })  # fmt: skip
 _SPENT: Final = re.compile(
     r"已使用|已用|已失效|失效|作废|已过期|过期|已售|已兑换|无效|冻结|锁定"
-    r"|(?<!un)(?<!not )\b(?:used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
+    r"|(?<!un)(?<!not )\b(?:inactive|disabled|deactivated|suspended|locked|used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
     re.IGNORECASE,
 )
 
