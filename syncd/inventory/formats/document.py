@@ -25,10 +25,30 @@ _JSON_START: Final = re.compile(r'[\s\ufeff]*(?:\{\s*["}]|\[\s*["{\[\]])')
 _STATUS: Final = re.compile(r"-?\d{1,6}|[A-Za-z_ ]{1,20}")
 _PREORDER: Final = re.compile(r"pre[\s_-]?order", re.IGNORECASE)
 _ADDRESS: Final = frozenset({"url", "link"})
-_ENVELOPE: Final = frozenset({
-    "data", "list", "items", "item", "result", "results", "rows", "records", "content", "contents", "payload",
-    "response", "body", "detail", "details", "orders", "order", "products", "product", "goods",
-})
+_ENVELOPE: Final = frozenset(
+    {
+        "data",
+        "list",
+        "items",
+        "item",
+        "result",
+        "results",
+        "rows",
+        "records",
+        "content",
+        "contents",
+        "payload",
+        "response",
+        "body",
+        "detail",
+        "details",
+        "orders",
+        "order",
+        "products",
+        "product",
+        "goods",
+    }
+)
 # Names under which one text may be all cards of an order.
 _TEXTS: Final = frozenset({
     "payload", "content", "contents", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent", "deliverytext",
@@ -97,7 +117,12 @@ def _walk(text: str, at: int, depth: int, expires: str, *, inside: bool = False)
         yield Element(at, end, Refusal("ambiguous", "cards nested too deeply"))
     elif isinstance(value, Object):
         yield from _object(text, Element(at, end, value, expires), value, depth)
-    elif isinstance(value, list) and inside and len(value) > 1 and not any(isinstance(item, Object | list) for item in value):
+    elif (
+        isinstance(value, list)
+        and inside
+        and len(value) > 1
+        and not any(isinstance(item, Object | list) for item in value)
+    ):
         yield Element(at, end, value, expires)  # a row of a table
     elif isinstance(value, list):
         for start, _, stop in _inside(text, at, named=False):
@@ -120,7 +145,9 @@ def _object(text: str, element: Element, members: Object, depth: int) -> Iterato
         what = "lists" if len(holding) > 1 else "a list of cards beside a part of one"
         yield Element(element.start, element.end, Refusal("ambiguous", f"{what}, and which of them is the cards"))
     else:
-        dates = [value for name, value in members if ROLES.get(normal(name)) == EXPIRES and isinstance(value, str) and value]
+        dates = [
+            value for name, value in members if ROLES.get(normal(name)) == EXPIRES and isinstance(value, str) and value
+        ]
         expires = "" if not dates else dates[0] if len(set(dates)) == 1 else "?"
         for start, name, _ in _inside(text, element.start, named=True):
             if name == holding[0]:
@@ -137,7 +164,11 @@ def _role(plain: str) -> str:
 
 def _is_status(name: str, value: object) -> bool:
     """The ``code`` of an answer, beside the list that holds its cards."""
-    return (normal(name) == "key" or normal(name).endswith("code")) and isinstance(value, str) and _STATUS.fullmatch(value) is not None
+    return (
+        (normal(name) == "key" or normal(name).endswith("code"))
+        and isinstance(value, str)
+        and _STATUS.fullmatch(value) is not None
+    )
 
 
 def _holds_cards(value: object, name: str) -> bool:

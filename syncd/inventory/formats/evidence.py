@@ -27,7 +27,6 @@ from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
     KEY_ROLES,
-    NOTE,
     ROLES,
     Item,
     cut_notes,
@@ -136,7 +135,6 @@ class _Labels:
         if once or (self.first != self.last and self.follows[self.last, self.first] > leaving / 10):
             return "run", self.first
         return "", ""
-
 
     def _whole(self) -> bool:
         """Whether each line is a card of its own: the same parts in any order, or one code under one name or another."""
@@ -403,7 +401,10 @@ class Evidence:
         agreed = [name for name, share in shares.items() if share >= DOMINANT] or [
             name
             for name, counts in self.parts.items()
-            if name in {*STRONG, ":"} and counts.total() >= DOMINANT * total and shares[name] > _HALF and counts[2] == max(counts.values())
+            if name in {*STRONG, ":"}
+            and counts.total() >= DOMINANT * total
+            and shares[name] > _HALF
+            and counts[2] == max(counts.values())
         ]
         strong = [name for name in agreed if name in STRONG]
         if len(strong) == 1:
@@ -532,7 +533,11 @@ class Table:
             if max(self.widths, default=1) <= 1:
                 return Reading(encoding, "csv", delimiter, media=media) if media == "csv" and self.rows else None
             width, count = self.widths.most_common(1)[0]
-            if media != "rows" and count >= DOMINANT * self.rows and (width == 2 or (width == _FEW and self.dated >= DOMINANT * self.rows)):  # noqa: PLR2004
+            if (
+                media != "rows"
+                and count >= DOMINANT * self.rows
+                and (width == 2 or (width == _FEW and self.dated >= DOMINANT * self.rows))
+            ):
                 return Reading(encoding, "csv", delimiter, media=media)
             problem = f"{max(self.widths)} columns, and no header that names the one with the key"
             return Reading(encoding, "csv", delimiter, media=media, problem=problem)

@@ -32,7 +32,6 @@ from syncd.inventory.formats.split import (
 from syncd.inventory.formats.survey import Survey
 from syncd.inventory.formats.text import is_prose_line, strip
 from syncd.inventory.formats.words import (
-    EXPIRES,
     EXPIRY_WORDS,
     NOTE,
     Item,
@@ -65,7 +64,9 @@ def read(
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
     if reading.media == "json":
         return _by_document(chunks, slices, offset, position)
-    if slices.hopeless() or (reading.candidates and not by_line and not (slices.by_shape() and reading.splitter != "csv")):
+    if slices.hopeless() or (
+        reading.candidates and not by_line and not (slices.by_shape() and reading.splitter != "csv")
+    ):
         return _refuse_all(chunks, slices, offset, position)
     if reading.splitter == "csv":
         return _by_record(chunks, slices, offset, position)
@@ -87,7 +88,12 @@ def read_rows(
         if not any(stripped) or (reading.header and position == 1 and header_like(stripped)):
             continue
         raw = "\t".join(row).encode("utf-8", "surrogatepass")
-        yield from _cards(slices, Line(position, position - 1, position, raw, long=False, resume=position), raw, slices.row(stripped, len(raw)))
+        yield from _cards(
+            slices,
+            Line(position, position - 1, position, raw, long=False, resume=position),
+            raw,
+            slices.row(stripped, len(raw)),
+        )
 
 
 def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo) -> Card:
@@ -181,8 +187,8 @@ def _by_document(chunks: Iterable[bytes], slices: Slices, offset: int, position:
         result = slices.element(element.value, element.expires)
         if isinstance(result, tuple):
             *before, final = ((key, _quoted(key)) for key in result)
-            for key, text in before:
-                yield slices.card(number, offset, position, text, key)
+            for key, own in before:
+                yield slices.card(number, offset, position, own, key)
             last = slices.card(number, offset, position, final[1], final[0])
         else:
             last = slices.card(number, offset, position, raw, result)
@@ -314,7 +320,9 @@ def _fails(match: re.Match[str], checked: list[tuple[int, FieldRule]]) -> bool:
 
 def _usual(match: re.Match[str] | None, sizes: tuple[int, ...]) -> bool:
     """Whether the parts have the lengths of nearly all other lines."""
-    return match is not None and all(size <= 0 or len(part) == size for part, size in zip(match.groups(), sizes, strict=False))
+    return match is not None and all(
+        size <= 0 or len(part) == size for part, size in zip(match.groups(), sizes, strict=False)
+    )
 
 
 class _Labelled:
@@ -420,7 +428,9 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
         elif items is not None and card.waits():
             card.items[-1] = Item(card.items[-1].role, bare)
             card.join(line)
-        elif items is None and not isinstance(found := slices.rescued(bare, Refusal("prose", "this is a text, not a key")), Refusal):
+        elif items is None and not isinstance(
+            found := slices.rescued(bare, Refusal("prose", "this is a text, not a key")), Refusal
+        ):
             yield from card.close()
             yield from _cards(slices, line, _bare(line), slices.dated(found))
         elif is_prose_line(bare, slices.fmt.placeholders) and not EXPIRY_WORDS.search(bare):

@@ -44,7 +44,9 @@ _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyph
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
 _TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
-_DIGIT: Final = "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}[xX]{4})"  # keeps placeholders, which are words, off the short way
+_DIGIT: Final = (
+    "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}[xX]{4})"  # keeps placeholders, which are words, off the short way
+)
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
 
@@ -472,7 +474,9 @@ _WORD: Final = 10
 _FREE_TEXT: Final = frozenset({"account", "password", "access", "email_password"})
 _ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d{1,5});")
 # Letters and digits both, or a word with capitals inside, and any marks between them: with a name of its own it is a part.
-_NAMED: Final = re.compile(r"(?=.*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9])(?=[^\d]*\d|[^A-Z]*[A-Z]+[a-z]+[A-Z]|[A-Z]{3,}[a-z]{3,})(?!.*://)(?![\d.,:/-]*$)[!-~]{4,256}")
+_NAMED: Final = re.compile(
+    r"(?=.*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9])(?=[^\d]*\d|[^A-Z]*[A-Z]+[a-z]+[A-Z]|[A-Z]{3,}[a-z]{3,})(?!.*://)(?![\d.,:/-]*$)[!-~]{4,256}"
+)
 _IMAGE: Final = 100
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")

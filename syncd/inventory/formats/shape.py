@@ -30,7 +30,7 @@ class Found(NamedTuple):
 _SHORTEST: Final = 8
 _NEAR: Final = r"[A-Za-z0-9\u00c0-\u2e7f\u3130-\u318e\ua000-\ua95f!?@#$%&*+=_~^\\/.-]"
 _LEFT: Final = f"(?<!{_NEAR})"
-_RIGHT: Final = f"(?![A-Za-z0-9\\u00c0-\\u2e7f!?@#$%&*+=_~^\\\\-]|[./][A-Za-z0-9])"
+_RIGHT: Final = "(?![A-Za-z0-9\\u00c0-\\u2e7f!?@#$%&*+=_~^\\\\-]|[./][A-Za-z0-9])"
 _RUN: Final = re.compile(r"[A-Za-z0-9]+(?:[-@._][A-Za-z0-9]+)*")
 _SOLID: Final = re.compile("[A-Za-z0-9]+")
 _GROUPED: Final = re.compile(f"{_LEFT}[A-Z0-9]{{4,6}}(?:-[A-Z0-9]{{4,6}}){{2,5}}{_RIGHT}")
@@ -160,7 +160,9 @@ def _pair(rest: str, expires: str, fmt: Format) -> Found | None:
     if len(runs) != 2:  # noqa: PLR2004 -- a number and its pin
         return None
     one, other = (rest[start:end] for start, end in runs)
-    fits = [isinstance(first.read(a), tuple) and isinstance(second.read(b), tuple) for a, b in ((one, other), (other, one))]
+    fits = [
+        isinstance(first.read(a), tuple) and isinstance(second.read(b), tuple) for a, b in ((one, other), (other, one))
+    ]
     labelled = _OTHER_PART.search(rest) is not None
     if labelled or not any(fits):
         return None

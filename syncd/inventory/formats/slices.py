@@ -13,19 +13,19 @@ from zlib import crc32
 
 import msgspec
 
+from syncd.inventory.formats import shape
 from syncd.inventory.formats.document import (
     Number,
     Object,
     elements,
     parse,
     roles_of,
-    unnamed,
     starts_like_json,
+    unnamed,
 )
 from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
 from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
-from syncd.inventory.formats import shape
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
 from syncd.inventory.formats.split import (
@@ -131,7 +131,14 @@ class Slices:
     def quick(self) -> Quick | None:
         """The short way, if payload and format have one."""
         reading = self.reading
-        if reading.tail or reading.numbered or reading.media == "jsonl" or reading.expires or reading.candidates or reading.twice:
+        if (
+            reading.tail
+            or reading.numbered
+            or reading.media == "jsonl"
+            or reading.expires
+            or reading.candidates
+            or reading.twice
+        ):
             return None
         if reading.splitter == "line":
             return self.fmt.quick()
@@ -201,7 +208,9 @@ class Slices:
     def line(self, text: str) -> Result:
         """One line (line, pair, template, a document, or a whole card of labels)."""
         if self.reading.candidates and self.fmt.kind != "opaque":
-            whole = self.fmt.key({self.fmt.lone_field: strip(text)}) if self.strict and len(self.fmt.rules) == 1 else None
+            whole = (
+                self.fmt.key({self.fmt.lone_field: strip(text)}) if self.strict and len(self.fmt.rules) == 1 else None
+            )
             result = whole if isinstance(whole, CardKey) else self.refusal() or Refusal("ambiguous", "")
         else:
             result = self._line(text)
@@ -219,9 +228,20 @@ class Slices:
     def rescued(self, bare: str, result: CardKey | Refusal) -> Result:
         """A line that is not as the others are: the key in it, if its shape alone leaves no doubt."""
         reading, fmt = self.reading, self.fmt
-        if isinstance(result, CardKey) or result.reason in _SURE or reading.twice or not self.by_shape() or len(bare) > MAX_KEY:
+        if (
+            isinstance(result, CardKey)
+            or result.reason in _SURE
+            or reading.twice
+            or not self.by_shape()
+            or len(bare) > MAX_KEY
+        ):
             return result
-        if reading.columns or reading.splitter == "template" or reading.media == "jsonl" or (reading.whole and not self.strict):
+        if (
+            reading.columns
+            or reading.splitter == "template"
+            or reading.media == "jsonl"
+            or (reading.whole and not self.strict)
+        ):
             return result
         bare = self.without_tail(bare)
         if self.strict:
@@ -319,14 +339,21 @@ class Slices:
     def _is_cut(self, bare: str) -> bool:
         """Whether a code is shorter than nearly all others are, and not in groups of one size."""
         size = self.reading.sizes[0] if len(self.reading.sizes) == 1 else 0
-        return len(bare) < size and bare.isascii() and len({len(group) for group in bare.split("-")}) * 2 != bare.count("-")
+        return (
+            len(bare) < size
+            and bare.isascii()
+            and len({len(group) for group in bare.split("-")}) * 2 != bare.count("-")
+        )
 
     def _is_odd_size(self, parts: Sequence[str]) -> bool:
         """Whether a part is not of the digits that nearly all other lines have there."""
         sizes = self.reading.sizes
         if self.strict or len(parts) > len(sizes):
             return False
-        return any(size > 0 and (len(part) != size or not part.isdigit()) for part, size in zip(map(fold, parts), sizes, strict=False))
+        return any(
+            size > 0 and (len(part) != size or not part.isdigit())
+            for part, size in zip(map(fold, parts), sizes, strict=False)
+        )
 
     def _link(self, bare: str) -> CardKey | Refusal:
         """A line that is one link as it stands; whether one with ``----`` ends there is for the format to say."""
@@ -534,7 +561,11 @@ class Slices:
         if isinstance(roles, Refusal):
             return roles
         parts = {role: text for role, text in roles.items() if role != EXPIRES}
-        if not parts and isinstance(value, Object) and (self.fmt.kind == "auto" or (self.strict and len(self.fmt.rules) == 1)):
+        if (
+            not parts
+            and isinstance(value, Object)
+            and (self.fmt.kind == "auto" or (self.strict and len(self.fmt.rules) == 1))
+        ):
             code = shape.lone_code(unnamed(value), self.fmt)
             parts = {"code": code} if code else {}
         if not parts:

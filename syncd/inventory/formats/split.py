@@ -53,7 +53,9 @@ def is_plain(data: bytes) -> bool:
 
 ANY: Final = "any"
 """Instead of a separator: each line has one of its own, and only one."""
-_CLOCK: Final = re.compile(r"(?<=\d{4}[-/.]\d\d[-/.]\d\d)[ T]{1,3}\d{1,2}:\d\d(?::\d\d)?|(?<=日)\s?\d{1,2}:\d\d(?::\d\d)?")
+_CLOCK: Final = re.compile(
+    r"(?<=\d{4}[-/.]\d\d[-/.]\d\d)[ T]{1,3}\d{1,2}:\d\d(?::\d\d)?|(?<=日)\s?\d{1,2}:\d\d(?::\d\d)?"
+)
 _SPACES: Final = re.compile("[ \xa0\u3000]+")  # the separator " ": only below a header that uses it
 _QUOTED: Final = frozenset("\t,|;")  # separators of which a quoted part may hold some
 NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces", " - ": "dash"}

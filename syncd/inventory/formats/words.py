@@ -71,7 +71,7 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "link": (
         "链接", "兑换链接", "兑换地址", "领取链接", "卡券链接", "短链接", "网址", "link", "url", "redeem link",
         "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link",
-        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址", "领取网址", "兑换网址", 
+        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址", "领取网址", "兑换网址",
         "ссылка", "リンク", "lien", "enlace", "download link", "download url", "card url", "card link",
     ),
     "access": (
@@ -147,7 +147,18 @@ def normal(name: str) -> str:
 
 def _compounds() -> dict[str, str]:
     """Names as programs write them, which are labels to nobody: ``voucherNo``, ``giftCardPin``, ``kmList``."""
-    kinds = ("card", "voucher", "coupon", "gift card", "giftcard", "ticket", "epin", "recharge card", "prepaid card", "kami")
+    kinds = (
+        "card",
+        "voucher",
+        "coupon",
+        "gift card",
+        "giftcard",
+        "ticket",
+        "epin",
+        "recharge card",
+        "prepaid card",
+        "kami",
+    )
     last = {
         "number": ("no", "number", "num", "nbr"),
         "serial": ("serial", "serial no", "serial number", "sn", "serial num"),
@@ -293,7 +304,9 @@ AMOUNT: Final = re.compile(
     r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
-_NO_TITLE: Final = re.compile(r"@|--|[:=]|[A-Za-z0-9]{3}|(?<![\u3400-\u9fff])[A-Za-z0-9]|[A-Za-z0-9](?![\u3400-\u9fff])")
+_NO_TITLE: Final = re.compile(
+    r"@|--|[:=]|[A-Za-z0-9]{3}|(?<![\u3400-\u9fff])[A-Za-z0-9]|[A-Za-z0-9](?![\u3400-\u9fff])"
+)
 
 
 def _is_title(head: str) -> bool:
@@ -324,8 +337,18 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     roles = {ROLES[normal(match["cjk"] or match["latin"])] for match in matches}
     if _INDEX.fullmatch(plain_width(head)) or (roles & _WHOLE and _is_title(head)):
         head = ""
-    elif roles == {"access"} and (last := LINK.search(head)) and not LINK.sub("", strip(head).rstrip(_FULL_STOPS)).count("--"):
-        head, items = "", [Item("link", last[0].rstrip(",;(")), *([] if LINK.search(head, last.end()) is None else [Item("link", "")])]
+    elif (
+        roles == {"access"}
+        and (last := LINK.search(head))
+        and not LINK.sub("", strip(head).rstrip(_FULL_STOPS)).count("--")
+    ):
+        head, items = (
+            "",
+            [
+                Item("link", last[0].rstrip(",;(")),
+                *([] if LINK.search(head, last.end()) is None else [Item("link", "")]),
+            ],
+        )
     elif is_link(link := strip(strip(head).rstrip(_FULL_STOPS + ",;(（【[|"))):
         head, items = "", [Item("link", link)]
     for match, after in zip(matches, [*matches[1:], None], strict=True):
