@@ -51,8 +51,9 @@ _ENVELOPE: Final = frozenset(
 )
 # Names under which one text may be all cards of an order.
 _TEXTS: Final = frozenset({
-    "payload", "content", "contents", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent", "deliverytext",
-    "deliveryinfo", "cardinfo", "cardsinfo", "cardcontent", "carddata", "cardsdata", "keylist", "codelist", "卡密列表", "发货内容",
+    "payload", "content", "contents", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent",
+    "deliverytext", "deliveryinfo", "cardinfo", "cardsinfo", "cardcontent", "carddata", "cardsdata", "keylist",
+    "codelist", "卡密列表", "发货内容",
     "发货信息", "卡密信息", "goodscontent", "deliverydata", "delivery", "voucherlist", "keydata", "cardtext",
 })  # fmt: skip
 

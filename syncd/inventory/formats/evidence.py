@@ -62,6 +62,7 @@ STRONG: Final = (
 RECORD_PARTS: Final = 4
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
+_PAIR: Final = 2
 _ENOUGH: Final = 4
 _REMEMBERED: Final = 4096  # numbers, to see one that comes again
 _KINDS: Final = 256  # as many lengths are counted
@@ -137,7 +138,7 @@ class _Labels:
         return "", ""
 
     def _whole(self) -> bool:
-        """Whether each line is a card of its own: the same parts in any order, or one code under one name or another."""
+        """Whether each line is a card of its own: the same parts in any order, or one code under several names."""
         together, count = self.sets.most_common(1)[0]
         if self.several >= DOMINANT * self.lines and len(together) > 1:
             return count >= DOMINANT * self.lines
@@ -337,7 +338,7 @@ class Evidence:
         return count >= _FEW and self._steps[name] >= count - 1
 
     def expires(self, *, labelled: bool = False) -> str:
-        """The expiry that stands once for all cards: in prose, or under a label of its own beside cards without labels."""
+        """The expiry that stands once for all cards: in prose, or under a label beside cards without labels."""
         said = self._said if labelled else self._said | self._labelled_dates
         return "" if not said else next(iter(said)) if len(said) == 1 else "?"
 
@@ -536,7 +537,7 @@ class Table:
             if (
                 media != "rows"
                 and count >= DOMINANT * self.rows
-                and (width == 2 or (width == _FEW and self.dated >= DOMINANT * self.rows))
+                and (width == _PAIR or (width == _FEW and self.dated >= DOMINANT * self.rows))
             ):
                 return Reading(encoding, "csv", delimiter, media=media)
             problem = f"{max(self.widths)} columns, and no header that names the one with the key"

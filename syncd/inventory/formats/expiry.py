@@ -67,7 +67,8 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     """Unix seconds of an expiry, NEVER for "no expiry", None if it cannot be read with certainty.
 
     A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``.
-    Day-first (but for ``31.12.2027``, as it is written in Europe), month-first and two-digit years are not certain, and so not read.
+    Day-first (but for ``31.12.2027``, as it is written in Europe), month-first and two-digit years are not certain,
+    and so not read.
     """
     if len(text) > _LONGEST:
         return None

@@ -381,7 +381,7 @@ class _Labelled:
         yield from self.close(refusal)
 
 
-def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
+def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa: C901, PLR0912 -- each kind of line once
     """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout
     says.
     """

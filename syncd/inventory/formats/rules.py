@@ -473,7 +473,7 @@ _SHORTEST: Final = 4
 _WORD: Final = 10
 _FREE_TEXT: Final = frozenset({"account", "password", "access", "email_password"})
 _ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d{1,5});")
-# Letters and digits both, or a word with capitals inside, and any marks between them: with a name of its own it is a part.
+# Letters and digits both, or a word with capitals inside, and any marks between them: with a name of its own, a part.
 _NAMED: Final = re.compile(
     r"(?=.*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9])(?=[^\d]*\d|[^A-Z]*[A-Z]+[a-z]+[A-Z]|[A-Z]{3,}[a-z]{3,})(?!.*://)(?![\d.,:/-]*$)[!-~]{4,256}"
 )

@@ -8,6 +8,7 @@ number of a list, an expiry. Anything else leaves the line to quarantine.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncd.inventory.formats.expiry import DATED
@@ -34,7 +35,7 @@ _RIGHT: Final = "(?![A-Za-z0-9\\u00c0-\\u2e7f!?@#$%&*+=_~^\\\\-]|[./][A-Za-z0-9]
 _RUN: Final = re.compile(r"[A-Za-z0-9]+(?:[-@._][A-Za-z0-9]+)*")
 _SOLID: Final = re.compile("[A-Za-z0-9]+")
 _GROUPED: Final = re.compile(f"{_LEFT}[A-Z0-9]{{4,6}}(?:-[A-Z0-9]{{4,6}}){{2,5}}{_RIGHT}")
-_BETWEEN: Final = re.compile(r"(?:[\s,;|/:.，；、：。｜()\[\]{}<>\"'“”‘’\x00-]|\b\d{1,2}(?=[.)、:]))*")
+_BETWEEN: Final = re.compile(r"(?:[\s,;|/:.，；、：。｜()\[\]{}<>\"'“”\u2018\u2019\x00-]|\b\d{1,2}(?=[.)、:]))*")
 _DENY: Final = re.compile(
     "已|曾|旧|作废|失效|无效|循环|重复|通用|示例|样例|例如|格式|错误|退款|补发|更换|换|仅|只能|冻结|锁|假|不可|不能|未付|模板"
     r"|\b(?:used|redeemed|invalid|void|revoked|blocked|cancel\w*|refund\w*|sold|wrong|error|example|sample|format|demo"
@@ -138,7 +139,7 @@ def _spans(text: str, rule: FieldRule) -> list[tuple[int, int]]:
 
 
 def _codes(rest: str, expires: str, name: str, spans: list[tuple[int, int]], *, auto: bool) -> Found | None:
-    if not spans or any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
+    if not spans or any(end > start for (_, end), (start, _) in pairwise(spans)):
         return None
     tokens = [rest[start:end] for start, end in spans]
     if any(map(is_masked, tokens)) or (auto and not all(any(map(str.isdigit, token)) for token in tokens)):

@@ -23,6 +23,7 @@ from syncd.inventory.formats.document import (
     starts_like_json,
     unnamed,
 )
+from syncd.inventory.formats.edges import CLAUSE, MARKS, alike, unwrap
 from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
 from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
@@ -68,24 +69,10 @@ Result = CardKey | Refusal | tuple[CardKey, ...]
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/:")
 _QUOTES: Final = ('"', "“", "”")
-_PAIRS: Final = dict(zip("\"'“‘「『[【(（《`", "\"'”’」』]】)）》`", strict=True))
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
-_CLAUSE: Final = re.compile(
-    r"\s{0,3}[，。；！,;!（(~～]\s{0,3}[^\x00-\x7f]{2,40}[)!.]?$|(?<=[A-Za-z0-9])\s{1,3}[\u3400-\u9fff][^\d:：@/]{1,60}$"
-)
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
-_BESIDE_SINGLE: Final = re.compile(r"[\s✓✔√☑✅★☆♥❤●■◆▲▶►→👉🎁🔑💳🎮📌]+$|^[\s✓✔√☑✅★☆♥❤●■◆▲▶►→👉🎁🔑💳🎮📌]+")
-
-
-def unwrap(text: str) -> str:
-    """The text without the quotes or brackets that stand around all of it, and nowhere inside."""
-    bare = cut_trailing(text) if text[-1:] in ",;" else text
-    close = _PAIRS.get(bare[:1], "")
-    inner = bare[1:-1]
-    whole = close and len(bare) > 2 and bare[-1] == close and bare[0] not in inner and close not in inner  # noqa: PLR2004
-    return strip(inner) if whole and strip(inner) else text
 
 
 class Card(msgspec.Struct, gc=False):  # a struct: made a million times an import
@@ -321,7 +308,7 @@ class Slices:
             return self._link(bare)
         as_sent = bare
         if self._is_code(fmt.lone_field):
-            bare = cut_trailing(_BESIDE_SINGLE.sub("", bare))
+            bare = cut_trailing(MARKS.sub("", bare))
             bare = unwrap(bare) if self.strict or bare[:1] not in {"'", "`"} else bare
             if self.strict and bare.endswith(".") and not bare.endswith(".."):
                 bare = bare[:-1]
@@ -406,7 +393,7 @@ class Slices:
             if dated is None:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
             expires_at, parts = dated, parts[:-1]
-        if fmt.kind == "auto" and len(parts) == 2 and self.reading.separator not in STRONG and _alike(*parts):  # noqa: PLR2004
+        if fmt.kind == "auto" and len(parts) == 2 and self.reading.separator not in STRONG and alike(*parts):  # noqa: PLR2004
             return Refusal("ambiguous", "two codes of one shape: perhaps two cards")
         if self._is_odd_size(parts):
             return self._odd(" ".join(parts), "a part that is not as long as on the other lines")
@@ -514,7 +501,7 @@ class Slices:
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
         between = {item.text[-1:] for item in items[:-1]} & _MARKS
-        if items and (clause := _CLAUSE.search(items[-1].text)) and not shape.denies(clause[0]):
+        if items and (clause := CLAUSE.search(items[-1].text)) and not shape.denies(clause[0]):
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
@@ -626,12 +613,6 @@ class Slices:
         if image_of(text) is None:
             return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
         return self.fmt.key({"image": text})
-
-
-def _alike(first: str, second: str) -> bool:
-    """Whether two parts are grouped in the same way, as two keys of one product are."""
-    groups = [[len(group) for group in fold(part).split("-")] for part in (first, second)]
-    return groups[0] == groups[1] and len(groups[0]) > 2  # noqa: PLR2004
 
 
 def _keys(result: CardKey | tuple[CardKey, ...]) -> tuple[CardKey, ...]:

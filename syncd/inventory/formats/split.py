@@ -21,7 +21,7 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     "----": re.compile(r"(?<!-)----(?!-)|(?<!－)－{2,8}(?!－)"),
     "---": re.compile(r"(?<!-)---(?!-)"),
     "--": re.compile(r"(?<!-)--(?!-)"),
-    "——": re.compile("(?<!—)—{2,8}(?!—)|(?<!─)─{2,8}(?!─)|(?<!–)–{2,8}(?!–)"),
+    "——": re.compile("(?<!—)—{2,8}(?!—)|(?<!─)─{2,8}(?!─)|(?<!\u2013)\u2013{2,8}(?!\u2013)"),
     "—": re.compile("(?<!—)—(?!—)"),
     "\t": re.compile("[ \xa0\u3000]*\\t[ \\t\xa0\u3000]*"),
     ",": re.compile("[,，]"),
@@ -34,7 +34,7 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
 _TRIGGERS: Final = {"-----": "-----", "---": "--", "--": "--", "—": "—", "\t": "\t"}
-_HINTS: Final = re.compile("--|[—–─－\t,，|｜:：;；\u3000]|[ \xa0]{2}| [-\u2010-\u2013\u2212] ")
+_HINTS: Final = re.compile("--|[—\u2013─－\t,，|｜:：;；\u3000]|[ \xa0]{2}| [-\u2010-\u2013\u2212] ")
 _HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
 

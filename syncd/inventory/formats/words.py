@@ -33,12 +33,13 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "number": (
         "卡号", "卡号码", "充值卡号", "卡片号码", "卡号账号", "号码", "card", "card no", "card number", "card num",
         "card id", "number", "cardno number", "voucher number", "kahao", "ka hao", "ka no", "gift card number",
-        "卡片编号", "礼品卡号", "充值账号", "kartennummer", "numéro de carte", "número de tarjeta", "número do cartão",
-        "номер карты", "номер", "カード番号", "카드번호", "số thẻ", "no kartu",
+        "卡片编号", "礼品卡号", "充值账号", "kartennummer", "numéro de carte", "número de tarjeta",
+        "número do cartão", "номер карты", "номер", "カード番号", "카드번호", "số thẻ", "no kartu",
     ),
     "serial": (
-        "序列号", "流水号", "串号", "卡序列号", "序列", "充值卡序列号", "seriennummer", "numéro de série", "número de serie",
-        "número de série", "серийный номер", "シリアル番号", "일련번호", "số seri", "seri", "serial", "serial no", "serial number", "sn", "s n",
+        "序列号", "流水号", "串号", "卡序列号", "序列", "充值卡序列号", "seriennummer", "numéro de série",
+        "número de serie", "número de série", "серийный номер", "シリアル番号", "일련번호", "số seri", "seri",
+        "serial", "serial no", "serial number", "sn", "s n",
     ),
     "pin": (
         "卡密", "卡密码", "充值密码", "充值卡密", "充值卡密码", "卡片密码", "pin", "pin code", "pin number",
@@ -46,88 +47,105 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "gift card pin", "scratch code", "gift card password", "kapw", "пин", "пин код", "暗証番号",
     ),
     "password": (
-        "密码", "登录密码", "密鑰", "登陆密码", "游戏密码", "passwort", "kennwort", "mot de passe", "contraseña", "senha", "пароль", "パスワード",
-        "비밀번호", "mật khẩu", "kata sandi", "账号密码", "口令", "password", "passwd", "pwd", "pass",
+        "密码", "登录密码", "密鑰", "登陆密码", "游戏密码", "passwort", "kennwort", "mot de passe", "contraseña",
+        "senha", "пароль", "パスワード", "비밀번호", "mật khẩu", "kata sandi", "账号密码", "口令", "password",
+        "passwd", "pwd", "pass",
     ),
     "code": (
-        "兑换码", "激活码", "兑换卷", "兑换券", "兑换券码", "优惠码", "优惠券码", "邀请码", "序号码", "激活序列号", "游戏激活码", "steam激活码",
-        "gutscheincode", "gutschein", "schlüssel", "aktivierungscode", "code cadeau", "clé", "clé d'activation",
-        "código", "clave", "código de activación", "código de ativação", "chave", "codice", "ключ", "код", "код активации",
-        "промокод", "コード", "ギフトコード", "シリアルコード", "コード番号", "코드", "쿠폰번호", "mã thẻ", "mã", "kode", "kode voucher",
-        "steam code", "xbox code", "psn code", "windows key", "office key", "origin key", "uplay key", "gog key",
-        "epic key", "microsoft key", "redeem key code", "epin", "e pin", "gift key", "game code", "serial code",
-        "key code", "license code", "cdk code", "prepaid code", "top up code", "recharge code", "unlock code", "礼品码", "礼包码", "充值码", "券码", "卡券码", "注册码", "密钥", "激活密钥", "产品密钥",
-        "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY", "CD KEY", "secret", "code", "codes",
-        "key", "keys", "product key", "license key", "licence key", "license", "licence", "activation code",
-        "activation key", "redeem code", "redemption code", "gift code", "gift card code", "voucher", "vouchers",
-        "voucher code", "coupon", "coupon code", "game key", "steam key", "claim code", "card code", "serial key",
-        "pass code", "digital code", "download code", "redeem key", "cd keys", "serials",
+        "兑换码", "激活码", "兑换卷", "兑换券", "兑换券码", "优惠码", "优惠券码", "邀请码", "序号码", "激活序列号",
+        "游戏激活码", "steam激活码", "gutscheincode", "gutschein", "schlüssel", "aktivierungscode", "code cadeau",
+        "clé", "clé d'activation", "código", "clave", "código de activación", "código de ativação", "chave", "codice",
+        "ключ", "код", "код активации", "промокод", "コード", "ギフトコード", "シリアルコード", "コード番号", "코드",
+        "쿠폰번호", "mã thẻ", "mã", "kode", "kode voucher", "steam code", "xbox code", "psn code", "windows key",
+        "office key", "origin key", "uplay key", "gog key", "epic key", "microsoft key", "redeem key code", "epin",
+        "e pin", "gift key", "game code", "serial code", "key code", "license code", "cdk code", "prepaid code",
+        "top up code", "recharge code", "unlock code", "礼品码", "礼包码", "充值码", "券码", "卡券码", "注册码",
+        "密钥", "激活密钥", "产品密钥", "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY",
+        "CD KEY", "secret", "code", "codes", "key", "keys", "product key", "license key", "licence key", "license",
+        "licence", "activation code", "activation key", "redeem code", "redemption code", "gift code",
+        "gift card code", "voucher", "vouchers", "voucher code", "coupon", "coupon code", "game key", "steam key",
+        "claim code", "card code", "serial key", "pass code", "digital code", "download code", "redeem key",
+        "cd keys", "serials",
     ),
     "account": (
-        "账号", "帐号", "账户", "帐户", "用户名", "登陆账号", "登陆名", "会员账号", "游戏帐号", "benutzername", "konto", "identifiant", "usuario",
-        "cuenta", "usuário", "логин", "аккаунт", "アカウント", "ユーザー名", "계정", "아이디", "login name", "login id", "user id", "登录名", "游戏账号", "登录账号", "account", "account name",
-        "username", "user name", "user", "login",
+        "账号", "帐号", "账户", "帐户", "用户名", "登陆账号", "登陆名", "会员账号", "游戏帐号", "benutzername",
+        "konto", "identifiant", "usuario", "cuenta", "usuário", "логин", "аккаунт", "アカウント", "ユーザー名",
+        "계정", "아이디", "login name", "login id", "user id", "登录名", "游戏账号", "登录账号", "account",
+        "account name", "username", "user name", "user", "login",
     ),
     "link": (
         "链接", "兑换链接", "兑换地址", "领取链接", "卡券链接", "短链接", "网址", "link", "url", "redeem link",
         "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link",
-        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址", "领取网址", "兑换网址",
-        "ссылка", "リンク", "lien", "enlace", "download link", "download url", "card url", "card link",
+        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址",
+        "领取网址", "兑换网址", "ссылка", "リンク", "lien", "enlace", "download link", "download url", "card url",
+        "card link",
     ),
     "access": (
-        "提取码", "访问码", "取件码", "提取密码", "访问密码", "提取碼", "分享密码", "access code", "extraction code", "extract code", "fetch code",
+        "提取码", "访问码", "取件码", "提取密码", "访问密码", "提取碼", "分享密码", "access code", "extraction code",
+        "extract code", "fetch code",
     ),
     "expires": (
         "有效期", "有效期至", "有效期限", "有效日期", "有效时间", "有效截止日期", "到期", "到期日", "到期日期",
         "到期时间", "截止", "截止日期", "截止时间", "过期", "过期时间", "过期日期", "失效时间", "失效日期", "expires",
-        "失效时间", "使用期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间", "激活截止日期", "gültig bis", "ablaufdatum",
-        "verfallsdatum", "date d'expiration", "valable jusqu'au", "fecha de caducidad", "vence", "válido hasta", "válido até",
-        "validade", "срок действия", "действует до", "годен до", "有効期限", "유효기간", "hạn sử dụng", "hsd", "best before",
-        "use by", "use before", "redeem by", "redeem before", "valid thru", "valid through", "good through", "expired at",
-        "expired date", "expiration time", "expires in", "expiry time", "valid date", "expires at", "expire", "expire at", "expire date", "expire time", "expiry", "expiry date", "expires on",
-        "expiration", "expiration date", "exp", "exp date", "valid until", "valid till", "valid to", "validity",
-        "end time", "end date", "card deadline", "deadline",
+        "使用期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间",
+        "激活截止日期", "gültig bis", "ablaufdatum", "verfallsdatum", "date d'expiration", "valable jusqu'au",
+        "fecha de caducidad", "vence", "válido hasta", "válido até", "validade", "срок действия", "действует до",
+        "годен до", "有効期限", "유효기간", "hạn sử dụng", "hsd", "best before", "use by", "use before", "redeem by",
+        "redeem before", "valid thru", "valid through", "good through", "expired at", "expired date",
+        "expiration time", "expires in", "expiry time", "valid date", "expires at", "expire", "expire at",
+        "expire date", "expire time", "expiry", "expiry date", "expires on", "expiration", "expiration date", "exp",
+        "exp date", "valid until", "valid till", "valid to", "validity", "end time", "end date", "card deadline",
+        "deadline",
     ),
     "note": (
-        "produkt", "artikel", "wert", "betrag", "preis", "währung", "menge", "land", "bestellnummer", "bezeichnung", "hinweis", "produit", "article", "valeur",
-        "montant", "prix", "devise", "pays", "producto", "artículo", "valor", "importe", "precio", "moneda", "país",
-        "produto", "preço", "товар", "продукт", "номинал", "цена", "валюта", "количество", "регион", "заказ", "название",
-        "примечание", "статус", "商品コード", "価格", "金額", "通貨", "数量コード", "備考", "注文番号", "상품명", "상품", "금액", "가격", "비고",
-        "sản phẩm", "mệnh giá", "giá", "面值", "面额", "金额", "商品", "商品名", "充值卡", "语言", "版本", "供货商", "渠道", "发货人", "操作员",
-        "卡名称", "卡名", "卡面值", "卡片类型", "货币", "币种", "运营商", "省份", "时间", "用途", "限制", "有效状态", "是否使用", "使用状态", "兑换网站",
-        "兑换步骤", "兑换教程", "使用教程", "使用步骤", "公告", "通知", "官网地址", "商品编号", "商品编码", "商品id", "货号", "批次", "批次号", "入库时间",
-        "出库时间", "提卡时间", "发卡时间", "生成时间", "销售时间", "创建日期", "订单时间", "交易号", "流水单号", "支付时间", "购买日期", "买家", "收货人", "会员",
-        "等级", "区域", "国家", "大区", "line", "row", "seq", "sequence", "language", "edition", "version", "comment", "comments", "memo",
-        "seller", "vendor", "supplier", "buyer", "customer", "model", "face", "face amount", "unit price", "nominal",
-        "package", "plan", "os", "release date", "date added", "added", "purchase date", "order date", "delivered at",
-        "delivery date", "sold at", "bought at", "ordered at", "invoice", "invoice no", "reference", "ref", "ref no",
-        "transaction", "po", "po number", "line no", "item no", "item id", "item name", "offer id", "offer", "kinguin id",
-        "game title", "game name", "product title", "ean", "upc", "territory", "market", "zone", "date of purchase", "owner",
-        "kind", "path", "method", "trace", "balance", "initial balance", "余额", "issuer", "provider", "store name", "发卡方", "商品名称", "产品", "产品名称", "名称", "类型", "卡类型", "卡种",
-        "备注", "说明", "序号", "编号", "订单号", "订单编号", "数量", "价格", "单价", "成本", "品牌", "地区", "区服",
-        "状态", "规格", "日期", "创建时间", "购买时间", "product", "product name", "item", "title", "type",
-        "card type", "note", "notes", "remark", "remarks", "value", "face value", "amount", "price", "cost",
-        "currency", "order", "order no", "order id", "order number", "id", "index", "no", "region", "status", "sku",
-        "brand", "batch", "created at", "date", "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信",
-        "客服微信", "联系电话", "电话", "手机", "旺旺", "官网", "店铺", "温馨提示", "提示", "注意", "注意事项",
-        "使用方法", "使用说明", "兑换方式", "兑换方法", "教程", "购买数量", "订单", "单号", "下单时间", "发货时间",
-        "售后", "品名", "套餐", "游戏", "平台", "服务器", "规格型号", "商家", "供应商", "tel", "phone", "wechat",
-        "telegram", "contact", "support", "website", "shop", "store", "tips", "tip", "warning", "instructions",
-        "how to redeem", "how to use", "game", "platform", "quantity", "qty", "description", "desc", "name",
-        "country", "country code", "product code", "product id", "sku id", "order code", "purchased at", "category",
-        "denomination", "file name", "code type", "code id", "code status", "card status", "card id number",
-        "message", "msg", "error", "error code", "status code", "success", "currency code", "region code", "trade no",
-        "out trade no", "transaction id", "request id", "trace id", "timestamp", "time", "sign", "sign type", "nonce",
-        "page", "page size", "total", "count", "mime type", "media type", "content type", "card value", "card amount",
-        "card name", "key type", "card title", "created", "updated at", "create time", "update time", "add time",
-        "pay time", "buy time", "sent", "used",
+        "produkt", "artikel", "wert", "betrag", "preis", "währung", "menge", "land", "bestellnummer", "bezeichnung",
+        "hinweis", "produit", "article", "valeur", "montant", "prix", "devise", "pays", "producto", "artículo",
+        "valor", "importe", "precio", "moneda", "país", "produto", "preço", "товар", "продукт", "номинал", "цена",
+        "валюта", "количество", "регион", "заказ", "название", "примечание", "статус", "商品コード", "価格", "金額",
+        "通貨", "数量コード", "備考", "注文番号", "상품명", "상품", "금액", "가격", "비고", "sản phẩm", "mệnh giá",
+        "giá", "面值", "面额", "金额", "商品", "商品名", "充值卡", "语言", "版本", "供货商", "渠道", "发货人",
+        "操作员", "卡名称", "卡名", "卡面值", "卡片类型", "货币", "币种", "运营商", "省份", "时间", "用途", "限制",
+        "有效状态", "是否使用", "使用状态", "兑换网站", "兑换步骤", "兑换教程", "使用教程", "使用步骤", "公告",
+        "通知", "官网地址", "商品编号", "商品编码", "商品id", "货号", "批次", "批次号", "入库时间", "出库时间",
+        "提卡时间", "发卡时间", "生成时间", "销售时间", "创建日期", "订单时间", "交易号", "流水单号", "支付时间",
+        "购买日期", "买家", "收货人", "会员", "等级", "区域", "国家", "大区", "line", "row", "seq", "sequence",
+        "language", "edition", "version", "comment", "comments", "memo", "seller", "vendor", "supplier", "buyer",
+        "customer", "model", "face", "face amount", "unit price", "nominal", "package", "plan", "os", "release date",
+        "date added", "added", "purchase date", "order date", "delivered at", "delivery date", "sold at", "bought at",
+        "ordered at", "invoice", "invoice no", "reference", "ref", "ref no", "transaction", "po", "po number",
+        "line no", "item no", "item id", "item name", "offer id", "offer", "kinguin id", "game title", "game name",
+        "product title", "ean", "upc", "territory", "market", "zone", "date of purchase", "owner", "kind", "path",
+        "method", "trace", "balance", "initial balance", "余额", "issuer", "provider", "store name", "发卡方",
+        "商品名称", "产品", "产品名称", "名称", "类型", "卡类型", "卡种", "备注", "说明", "序号", "编号", "订单号",
+        "订单编号", "数量", "价格", "单价", "成本", "品牌", "地区", "区服", "状态", "规格", "日期", "创建时间",
+        "购买时间", "product", "product name", "item", "title", "type", "card type", "note", "notes", "remark",
+        "remarks", "value", "face value", "amount", "price", "cost", "currency", "order", "order no", "order id",
+        "order number", "id", "index", "no", "region", "status", "sku", "brand", "batch", "created at", "date",
+        "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信", "客服微信", "联系电话", "电话", "手机", "旺旺",
+        "官网", "店铺", "温馨提示", "提示", "注意", "注意事项", "使用方法", "使用说明", "兑换方式", "兑换方法",
+        "教程", "购买数量", "订单", "单号", "下单时间", "发货时间", "售后", "品名", "套餐", "游戏", "平台", "服务器",
+        "规格型号", "商家", "供应商", "tel", "phone", "wechat", "telegram", "contact", "support", "website", "shop",
+        "store", "tips", "tip", "warning", "instructions", "how to redeem", "how to use", "game", "platform",
+        "quantity", "qty", "description", "desc", "name", "country", "country code", "product code", "product id",
+        "sku id", "order code", "purchased at", "category", "denomination", "file name", "code type", "code id",
+        "code status", "card status", "card id number", "message", "msg", "error", "error code", "status code",
+        "success", "currency code", "region code", "trade no", "out trade no", "transaction id", "request id",
+        "trace id", "timestamp", "time", "sign", "sign type", "nonce", "page", "page size", "total", "count",
+        "mime type", "media type", "content type", "card value", "card amount", "card name", "key type", "card title",
+        "created", "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
     ),
-    "email_password": ("邮箱密码", "邮箱登录密码", "辅助邮箱密码", "绑定邮箱密码", "邮箱登陆密码", "mail pwd", "email pwd", "recovery email password",
-        "recovery password", "mail pass", "辅邮密码", "email password", "mail password", "email pass"),
-    "image": ("图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image"),
+    "email_password": (
+        "邮箱密码", "邮箱登录密码", "辅助邮箱密码", "绑定邮箱密码", "邮箱登陆密码", "mail pwd", "email pwd",
+        "recovery email password", "recovery password", "mail pass", "辅邮密码", "email password", "mail password",
+        "email pass",
+    ),
+    "image": (
+        "图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image",
+    ),
     "email": (
-        "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱", "邮箱地址", "辅助邮箱", "密保邮箱", "安全邮箱", "备用邮箱", "recovery email",
-        "recovery mail", "backup email", "email address", "mail address", "辅邮",
+        "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱", "邮箱地址", "辅助邮箱", "密保邮箱",
+        "安全邮箱", "备用邮箱", "recovery email", "recovery mail", "backup email", "email address", "mail address",
+        "辅邮",
     ),
 }  # fmt: skip
 
@@ -147,34 +165,30 @@ def normal(name: str) -> str:
 
 def _compounds() -> dict[str, str]:
     """Names as programs write them, which are labels to nobody: ``voucherNo``, ``giftCardPin``, ``kmList``."""
-    kinds = (
-        "card",
-        "voucher",
-        "coupon",
-        "gift card",
-        "giftcard",
-        "ticket",
-        "epin",
-        "recharge card",
-        "prepaid card",
-        "kami",
-    )
+    kinds = ("card", "voucher", "coupon", "gift card", "ticket", "epin", "recharge card", "prepaid card", "kami")
     last = {
         "number": ("no", "number", "num", "nbr"),
         "serial": ("serial", "serial no", "serial number", "sn", "serial num"),
         "pin": ("pin", "pin code", "password", "pwd", "pass", "passwd", "psw", "secret", "pin number"),
         "code": ("code", "codes", "key", "keys"),
         "link": ("url", "link"),
-        "expires": ("expiry", "expire", "expires", "expire time", "expire date", "expiry date", "expiration", "expiration date",
-                    "valid to", "valid till", "valid until", "end date", "end time", "deadline", "exp date"),
+        "expires": (
+            "expiry", "expire", "expires", "expire time", "expire date", "expiry date", "expiration", "expiration date",
+            "valid to", "valid till", "valid until", "end date", "end time", "deadline", "exp date",
+        ),
     }  # fmt: skip
     found = {normal(f"{kind} {name}"): role for kind in kinds for role, names in last.items() for name in names}
-    short = {"km": "pin", "kms": "pin", "kmlist": "pin", "cami": "pin", "carmi": "pin", "psw": "password", "mima": "password",
-             "cardmm": "pin", "pincode": "pin", "kh": "number", "cdkeys": "code", "cdks": "code", "activationcodes": "code",
-             "redeemcodes": "code", "vouchercodes": "code", "productkeys": "code", "licensekeys": "code", "pins": "pin",
-             "expdate": "expires", "exptime": "expires", "validtill": "expires", "validdate": "expires", "overtime": "expires",
-             "invalidtime": "expires", "expirationat": "expires", "validendtime": "expires", "enddate": "expires"}  # fmt: skip
-    return found | short
+    short = {
+        "pin": ("km", "kms", "kmlist", "cami", "carmi", "cardmm", "pincode", "pins"),
+        "password": ("psw", "mima"),
+        "number": ("kh",),
+        "code": ("cdkeys", "cdks", "activationcodes", "redeemcodes", "vouchercodes", "productkeys", "licensekeys"),
+        "expires": (
+            "expdate", "exptime", "validtill", "validdate", "overtime", "invalidtime", "expirationat", "validendtime",
+            "enddate",
+        ),
+    }  # fmt: skip
+    return found | {name: role for role, names in short.items() for name in names}
 
 
 ROLES: Final[dict[str, str]] = _compounds() | {normal(name): role for role, names in _NAMES.items() for name in names}
@@ -191,7 +205,8 @@ def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
 
 _BRACKETED: Final = re.compile(r"(?<=\S) ?[(（\[][^()（）\[\]]{0,20}[)）\]]$")
 EXPIRY_WORDS: Final = re.compile(
-    "有效期?(?:至|限|截止)?|过期|到期|截止(?:日期|时间)?|失效|前(?:使用|兑换|激活|充值)|期限|expir\\w*|valid(?:ity)?(?: until| till| to| thr(?:u|ough))?"
+    "有效期?(?:至|限|截止)?|过期|到期|截止(?:日期|时间)?|失效|前(?:使用|兑换|激活|充值)|期限"
+    r"|expir\w*|valid(?:ity)?(?: until| till| to| thr(?:u|ough))?"
     r"|\bexp\b\.?|(?:use|redeem|activate|best) (?:by|before)|gültig bis|caduc|действ",
     re.IGNORECASE,
 )
@@ -259,8 +274,9 @@ _ORDINAL: Final = (
 _INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:{_ORDINAL}[\\s:]*)?", re.IGNORECASE)
 _ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
 _NUMBERED: Final = re.compile(
-    rf"(?:(?P<circled>[{_CIRCLED}])|(?P<word>(?:no\.?|№|#|第|卡密?|code|key|card|item|激活码|兑换码|序号|编号) ?#?)?[(\[【]?(?P<digits>\d{{1,5}})"
-    r"(?P<mark> ?[张个条组份]?[.、)\]】:\t]{1,3}| ?[张个条组份](?= )| [-–—](?= )|(?= )))\s{0,8}(?=\S)",
+    rf"(?:(?P<circled>[{_CIRCLED}])|(?P<word>(?:no\.?|№|#|第|卡密?|code|key|card|item|激活码|兑换码|序号|编号) ?#?)?"
+    r"[(\[【]?(?P<digits>\d{1,5})"
+    r"(?P<mark> ?[张个条组份]?[.、)\]】:\t]{1,3}| ?[张个条组份](?= )| [-\u2013—](?= )|(?= )))\s{0,8}(?=\S)",
     re.IGNORECASE,
 )
 _FULL_STOPS: Final = "，；。、｜："
@@ -310,7 +326,7 @@ _NO_TITLE: Final = re.compile(
 
 
 def _is_title(head: str) -> bool:
-    """Whether what stands before the labels of a whole card is a title (``【中国移动】``, ``京东E卡``, ``充值卡100元``)."""
+    """Whether what stands before the labels of a whole card is a title (``【中国移动】``, ``京东E卡``)."""
     return len(head) <= MAX_NAME and _NO_TITLE.search(AMOUNT.sub("", without_index(head))) is None
 
 
@@ -417,7 +433,8 @@ _STATES: Final = frozenset({
 })  # fmt: skip
 _SPENT: Final = re.compile(
     r"已使用|已用|已失效|失效|作废|已过期|过期|已售|已兑换|无效|冻结|锁定"
-    r"|(?<!un)(?<!not )\b(?:inactive|disabled|deactivated|suspended|locked|used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
+    r"|(?<!un)(?<!not )\b(?:inactive|disabled|deactivated|suspended|locked)\b"
+    r"|(?<!un)(?<!not )\b(?:used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
     re.IGNORECASE,
 )
 
