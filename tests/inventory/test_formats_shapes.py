@@ -288,3 +288,28 @@ def test_a_document_is_taken_up_again_from_its_start():
     assert whole[-1].end == len(payload)
     assert [card.position for card in whole] == list(range(2, 22))
     assert not list(read([b""], reading, AUTO, offset=len(payload), position=22, timezone=UTC))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("steam", "Steam Key - ABCDE-12345-FGHIJ", ["ABCDE-12345-FGHIJ"]),
+        ("steam", "请使用 ABCDE-12345-FGHIJ 激活，谢谢", ["ABCDE-12345-FGHIJ"]),
+        ("steam", "ABCDE-12345-FGHIJ ABCDE-12345-FGHIK", ["ABCDE-12345-FGHIJ", "ABCDE-12345-FGHIK"]),
+        ("steam", "Your code ABCDE-12345-FGHIJ will be refunded", []),
+        ("steam", "格式如 ABCDE-12345-FGHIJ", []),
+        ("steam", "ABCDE-12345-FGHIJ 或 ABCDE-12345-FGHIK", []),
+        ("steam", "PIN: 1234 ABCDE-12345-FGHIJ", []),
+        ("steam", "ABCDE-XXXXX-FGHIJ", []),
+        ("auto", "ABCDE-12345-FGHIJ; ABCDE-12345-FGHIK", []),
+        ("auto", '{"data": [["A1234567", "B1234567"]]}', ["A1234567", "B1234567"]),
+        ("auto", '{"keys": ["ABCDE-12345-FGHIJ"], "valid_until": "05/06/2027"}', []),
+        ("auto", "ABCD-1234-EFGH(2027-12-31)", []),
+        ("auto", "All codes valid until 12/11/2027\nABCD-1234-EFGH", []),
+        ("china-mobile", "12345678901234567 123456789012345678 13800138000", []),
+        ("china-mobile", "123456789012345678/12345678901234567", ["12345678901234567", "123456789012345678"]),
+    ],
+)
+def test_what_stands_beside_a_key_and_what_spoils_it(name, text, wanted):
+    found = [value for card in cards(text, name) if card.key for value in card.key.fields.values()]
+    assert sorted(found) == sorted(wanted)

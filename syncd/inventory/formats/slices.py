@@ -241,6 +241,8 @@ class Slices:
         expires_at = self._expiry(found.expires) if found.expires else NEVER
         if expires_at is None:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        if len(found.cards) > 1 and not all(text in bare for parts in found.cards for text in parts.values()):
+            return result  # not as it is written: each of several keys has its own slice
         keys = [fmt.key(parts, expires_at) for parts in found.cards]
         sure = tuple(key for key in keys if isinstance(key, CardKey))
         if len(sure) != len(keys):
