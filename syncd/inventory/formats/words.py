@@ -243,16 +243,32 @@ _IDEOGRAPH: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _LEAD: Final = "(?:您|你)?(?:本次)?购买"
 
 
+def _any_of(names: list[str], between: str) -> str:
+    """A pattern of these names, the longest first, by their first characters: a text is tried against few of them."""
+    heads: dict[str, list[str]] = {}
+    for name in names:
+        heads.setdefault(name[:1], []).append(name[1:])
+    found = []
+    for head, rests in sorted(heads.items()):
+        more = [rest for rest in dict.fromkeys(rests) if rest]
+        gap = r"[ _.\-]{0,2}" if head == " " else ""
+        tail = f"(?:{between}{_any_of(more, between)})" if more else ""
+        if more and "" in rests:
+            tail += "?"
+        found.append((gap or re.escape(head)) + tail)
+    return found[0] if len(found) == 1 else f"(?:{'|'.join(found)})"
+
+
 def _label_pattern() -> re.Pattern[str]:
     cjk, latin = [], []
     inside = f"[\\s{ZERO_WIDTH_CLASS}]{{0,3}}"  # 卡 号, as people space it out
     for names in _NAMES.values():
         for name in names:
             if _IDEOGRAPH.search(name):
-                cjk.append((len(name), inside.join(map(re.escape, name))))
+                cjk.append(name)
             else:
-                latin.append((len(name), r"[ _.\-]{0,2}".join(map(re.escape, name.lower().split(" ")))))
-    either = ["|".join(pattern for _, pattern in sorted(found, reverse=True)) for found in (cjk, latin)]
+                latin.append(name.lower())
+    either = [_any_of(cjk, inside), _any_of(latin, "")]
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
     count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
