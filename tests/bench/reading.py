@@ -90,8 +90,8 @@ def main() -> None:
         held = peak(number)
         rate = number / (time.perf_counter() - started)
         print(
-            f"reading labelled   {number:,} lines: {rate:9,.0f}/s; {held:.1f} MiB more resident memory (wanted below 16),"
-            f" {resident():.0f} MiB in all",
+            f"reading labelled   {number:,} lines: {rate:9,.0f}/s; {held:.1f} MiB more resident memory"
+            f" (wanted below 16), {resident():.0f} MiB in all",
             flush=True,
         )
         return
