@@ -45,7 +45,7 @@ _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,
 _TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
 _DIGIT: Final = (
-    "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}[xX]{4})"  # keeps placeholders, which are words, off the short way
+    "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}(?:X{4}|x{4}))"  # keeps placeholders, which are words, off the short way
 )
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
@@ -280,7 +280,7 @@ class Format:
         """Whether every line of a block of ASCII lines, each with LF, is a single key that ``quick`` takes, found out
         by a few passes over the whole block. False is no more than "look at each line".
         """
-        if self._light is None or self.checked:
+        if self._light is None or self.checked or b"XXXX" in block or b"xxxx" in block:
             return False
         digits = block.translate(None, _NO_DIGITS)  # a line without a digit may be a placeholder,
         others = block.translate(None, _FIGURES) if self.kind == "auto" else digits  # and one of these alone a date
@@ -485,7 +485,7 @@ _TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
 _AUTO_AHEAD: Final = (
-    r"(?![^\n]{0,300}[xX]{4})"
+    r"(?![^\n]{0,300}(?:X{4}|x{4}))"
     rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
 )

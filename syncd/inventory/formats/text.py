@@ -156,7 +156,7 @@ def _bare(text: str) -> str:
 _KNOWN: Final = frozenset(map(_bare, _PLACEHOLDERS))
 
 
-_MASK: Final = re.compile(r"[xX]{4}|\*{2}|[•●…※□■]|^\*|\*$|-\*|\*-|#{3}|\?{2}|_{4}")
+_MASK: Final = re.compile(r"X{4}|x{4}|\*{2}|[•●…※□■]|^\*|\*$|-\*|\*-|#{3}|\?{2}|_{4}")
 _DRAWN: Final = re.compile(r"([A-Za-z])\1*(?:-([A-Za-z])\2*)+")
 
 
