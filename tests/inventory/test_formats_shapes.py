@@ -179,7 +179,8 @@ def test_an_expiry_is_found_where_it_stands(text):
 
 def test_more_dates_and_what_stays_uncertain():
     assert parse_expiry("December 31st, 2027", ZONE) == parse_expiry(f"{END_2027}000", ZONE) == END_2027
-    for text in ("12/31/2027", "2027013108", "31 Foo 2027", "0", "0000-00-00", "1 year"):
+    assert parse_expiry("12/31/2027", ZONE) == END_2027  # no month has this number
+    for text in ("12/11/2027", "2027013108", "31 Foo 2027", "0", "0000-00-00", "1 year"):
         assert parse_expiry(text, ZONE) is None
 
 
@@ -313,3 +314,16 @@ def test_a_document_is_taken_up_again_from_its_start():
 def test_what_stands_beside_a_key_and_what_spoils_it(name, text, wanted):
     found = [value for card in cards(text, name) if card.key for value in card.key.fields.values()]
     assert sorted(found) == sorted(wanted)
+
+
+def test_what_a_spreadsheet_has_spoilt_is_no_key():
+    for spoilt in ("6.22841E+15", "1.23457E+11", "#####", "1-Dec", "Dec-27"):
+        assert found(f"卡号：{spoilt} 密码：71660633\n卡号：1441523097025406 密码：82349938") == [
+            "unreadable_shape" if "#" not in spoilt else "prose",
+            ("1441523097025406", "82349938"),
+        ]
+
+
+def test_a_fifth_hyphen_on_one_line_is_not_sure():
+    lines = ["222735404965----36562774", "811758286693----14245881", "829768032820----11759998"]
+    assert found("\n".join([*lines, "750440972713-----61546346"]))[3] == "ambiguous"

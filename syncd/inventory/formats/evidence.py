@@ -256,7 +256,7 @@ class Evidence:
                 sizes = tuple(map(_size, parts))
                 self._numbers(name, parts)
                 self._sizes[name][sizes] += 1
-                if count == 2 and len(counts) == 1 and all(sizes):  # noqa: PLR2004
+                if count == 2 and len(counts) == 1 and all(sizes) and name != "-----":  # noqa: PLR2004
                     self._sizes[ANY][tuple(map(abs, sizes))] += 1
 
     def _says_expiry(self, text: str) -> bool:
@@ -410,7 +410,7 @@ class Evidence:
         strong = [name for name in agreed if name in STRONG]
         if len(strong) == 1:
             agreed = strong
-        if len(agreed) == 1 and labelled <= 1 - DOMINANT:
+        if len(agreed) == 1 and labelled <= _RARE:
             return self._pair(encoding, media, agreed[0])
         mixed = self._sizes[ANY].most_common(1)
         if mixed and mixed[0][1] >= DOMINANT * total and mixed[0][1] >= _ENOUGH and labelled <= 1 - DOMINANT:

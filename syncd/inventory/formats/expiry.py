@@ -56,6 +56,7 @@ _MONTH: Final = re.compile(
 )
 _RANGE: Final = re.compile(r"\s*(?:至|到|~|[\u2013\u2014]| - | to )\s*")
 _DAY_FIRST: Final = re.compile(r"(1[3-9]|2\d|3[01])(\.)(\d{1,2})\.(\d{4})")
+_SLASHED: Final = re.compile(r"(0?[1-9]|1[0-2])/(1[3-9]|2\d|3[01])/(\d{4})")
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
@@ -67,8 +68,8 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     """Unix seconds of an expiry, NEVER for "no expiry", None if it cannot be read with certainty.
 
     A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``.
-    Day-first (but for ``31.12.2027``, as it is written in Europe), month-first and two-digit years are not certain,
-    and so not read.
+    Day-first is read only as it is written in Europe (``31.12.2027``), month-first as in America (``12/31/2027``), and
+    both only where a number above 12 tells the day; two-digit years are not certain, and so not read.
     """
     if len(text) > _LONGEST:
         return None
@@ -82,6 +83,8 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
         return _unix(folded)
     if day_first := _DAY_FIRST.fullmatch(folded):  # no month has this number
         folded = f"{day_first[4]}-{day_first[3]}-{day_first[1]}"
+    if slashed := _SLASHED.fullmatch(folded):  # nor this
+        folded = f"{slashed[3]}-{slashed[1]}-{slashed[2]}"
     match = _DATE.fullmatch(folded) or _DIGITS.fullmatch(folded) or _DATE.fullmatch(_spelled_out(folded))
     if match is None:
         return None

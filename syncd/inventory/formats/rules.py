@@ -42,6 +42,12 @@ Any other word is taken as the characters themselves.
 
 _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+SPOILT: Final = re.compile(
+    r"[+-]?\d(?:[.,]\d+)?[Ee]\+\d{1,3}|\d[.,]\d+[Ee]\d{1,3}|#+"
+    r"|\d{1,2}-(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(?:-\d\d)?"
+    r"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)-\d\d"
+)
+"""What a spreadsheet makes of a code that it takes for a number or a date: ``6.22841E+15``, ``####``, ``1-Dec``."""
 _TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
 _DIGIT: Final = (
@@ -199,6 +205,8 @@ class FieldRule:
             return ""
         if " " in value or "\t" in value or not value.isascii():
             return f"{self.name} has a character outside its alphabet"
+        if SPOILT.fullmatch(value):
+            return f"{self.name} is a number or a date that a spreadsheet has made of it"
         if _TAG.search(value):
             return f"{self.name} has an HTML tag in it"
         if self.alphabet == "email" and not _EMAIL.fullmatch(value):
@@ -448,6 +456,8 @@ class Format:
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
         if is_masked(value):
             return Refusal("prose", f"{name} is masked")
+        if SPOILT.fullmatch(value):
+            return Refusal("unreadable_shape", f"{name} is a number or a date that a spreadsheet has made of it")
         if _QUICK_AUTO.fullmatch(value):
             return None
         if named and _NAMED.fullmatch(value) and not is_placeholder(value, self.placeholders):
@@ -505,6 +515,8 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"password"}): {"password": "code"},
     frozenset({"link"}): {"link": "link"},
     frozenset({"link", "access"}): {"link": "link", "access": "access"},
+    frozenset({"link", "code"}): {"link": "link", "code": "code"},
+    frozenset({"email", "password"}): {"email": "email", "password": "password"},
     **{frozenset({"number", pin}): {"number": "number", pin: "pin"} for pin in ("pin", "password", "code")},
     **{frozenset({"serial", pin}): {"serial": "serial", pin: "pin"} for pin in ("pin", "password")},
     frozenset({"serial", "code"}): {"serial": "serial", "code": "code"},

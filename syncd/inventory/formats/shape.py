@@ -29,6 +29,10 @@ class Found(NamedTuple):
 
 
 _SHORTEST: Final = 8
+_SENDER: Final = re.compile(
+    r"^\[?\d{1,4}[./-]\d{1,2}[./-]\d{2,4},? \d{1,2}:\d\d(?::\d\d)?(?: ?[AaPp][Mm])?\]?(?: -)? [^:\d]{1,40}: "
+)
+"""Who said it and when, as chat programs export a message."""
 _NEAR: Final = r"[A-Za-z0-9\u00c0-\u2e7f\u3130-\u318e\ua000-\ua95f!?@#$%&*+=_~^\\/.-]"
 _LEFT: Final = f"(?<!{_NEAR})"
 _RIGHT: Final = "(?![A-Za-z0-9\\u00c0-\\u2e7f!?@#$%&*+=_~^\\\\-]|[./][A-Za-z0-9])"
@@ -47,6 +51,7 @@ _OTHER_PART: Final = re.compile(
     "|邮箱|验证码|安全码|提取码|链接|串号|卡號|密碼",
     re.IGNORECASE,
 )
+_PIN: Final = re.compile(r"\x00[\s,;|/(-]{1,4}(?:pin|密码|密碼)[\s:.#]{0,4}\x00[\s)]?", re.IGNORECASE)
 _PLAIN_WORDS: Final = re.compile(
     r"(?:your|the|is|for|by|of|and|a|an|x|key|keys|cd|cdkey|cdk|code|codes|product|license|licence|activation|serial|gift|card"
     r"|cards|game|games|redeem|redemption|voucher|item|no|number|global|eu|us|uk|usd|eur|gbp|cny|rmb|row|pc|pro|home|retail"
@@ -92,7 +97,8 @@ def find(text: str, fmt: Format) -> Found | None:
     """The cards in a line, or None if that is not certain."""
     plain = plain_width(text)
     if fmt.lone_field == "link" and len(fmt.rules) == 1:
-        return _links(plain)
+        return _links(text)
+    plain = _SENDER.sub("", plain)
     if "://" in plain or _DENY.search(plain) or is_placeholder(plain, fmt.placeholders):
         return None
     expires, rest = _cut_date(plain)
@@ -110,7 +116,10 @@ def find(text: str, fmt: Format) -> Found | None:
 def _links(text: str) -> Found | None:
     links = LINK.findall(text)
     rest = LINK.sub(" ", text)
-    if len(set(links)) < 2 or any(link[-1] in ",;|" for link in links) or rest.strip(" \t,;|、"):  # noqa: PLR2004
+    if len(links) == 1 and links[0][-1].isalnum() and not any(char.isascii() and char.isalnum() for char in rest):
+        bare = _DENY.search(rest) is None and _OTHER_PART.search(rest.replace("链接", "")) is None
+        return Found(({"link": links[0]},), "") if bare and not EXPIRY_WORDS.search(rest) else None
+    if len(set(links)) < 2 or any(link[-1] in ",;|" for link in links) or rest.strip(" \t,;|、，；｜"):  # noqa: PLR2004
         return None
     return Found(tuple({"link": link} for link in links), "")
 
@@ -165,10 +174,11 @@ def _pair(rest: str, expires: str, fmt: Format) -> Found | None:
         isinstance(first.read(a), tuple) and isinstance(second.read(b), tuple) for a, b in ((one, other), (other, one))
     ]
     labelled = _OTHER_PART.search(rest) is not None
-    if labelled or not any(fits):
+    named = second.name == "pin" and fits[0] and _PIN.fullmatch(_without(rest, runs)) is not None
+    if (labelled and not named) or not any(fits):
         return None
     a, b = (one, other) if fits[0] else (other, one)
-    if not _is_beside(_without(rest, runs), auto=False):
+    if not named and not _is_beside(_without(rest, runs), auto=False):
         return None
     return Found(({first.name: a, second.name: b},), expires)
 

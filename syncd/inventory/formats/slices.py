@@ -498,7 +498,8 @@ class Slices:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
         for item in items[:-1]:
             if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                if item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
+                apart = item.text[-2:-1].isspace()
+                if not apart and item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
                     return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}

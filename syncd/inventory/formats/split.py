@@ -28,13 +28,15 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     "|": re.compile("[|｜]"),
     ":": re.compile("[:：]"),
     ";": re.compile("[;；]"),
-    " - ": re.compile("(?<=\\S) {1,4}[-\u2010-\u2013\u2212] {1,4}(?=\\S)"),
-    "  ": re.compile("[ \xa0\u3000]{2,}|\u3000"),
+    " - ": re.compile("(?<=\\S) {1,4}[-/\u2010-\u2013\u2212] {1,4}(?=\\S)"),
+    "  ": re.compile(r"[ \xa0\u3000]{2,}|\u3000|(?<=\d{10})[ \xa0](?=\d{4,64}$)"),
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
 _TRIGGERS: Final = {"-----": "-----", "---": "--", "--": "--", "—": "—", "\t": "\t"}
-_HINTS: Final = re.compile("--|[—\u2013─－\t,，|｜:：;；\u3000]|[ \xa0]{2}| [-\u2010-\u2013\u2212] ")
+_HINTS: Final = re.compile(
+    "--|[—\u2013─－\t,，|｜:：;；\u3000]|[ \xa0]{2}| [-/\u2010-\u2013\u2212] |\\d{10}[ \xa0]\\d{4}"
+)
 _HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
 
@@ -220,7 +222,8 @@ def _masked(text: str) -> str:
 def lone_separator(text: str) -> str:
     """The only separator of a line that has two parts, "" if there is none or it is not certain."""
     found = count_parts(text)
-    return next(iter(found)) if list(found.values()) == [2] else ""
+    lone = next(iter(found)) if list(found.values()) == [2] else ""
+    return "" if lone == "-----" else lone  # a fifth hyphen on one line may be the first character of the pin
 
 
 def split_parts(text: str, separator: str) -> list[str]:

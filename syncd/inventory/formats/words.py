@@ -289,6 +289,7 @@ _ORDINAL: Final = (
 )
 _INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:{_ORDINAL}[\\s:]*)?", re.IGNORECASE)
 _ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
+_HEADING: Final = re.compile(r"(?:card|voucher|item|key) ?#?\d{1,3}\s?[.:]?", re.IGNORECASE)
 _NUMBERED: Final = re.compile(
     rf"(?:(?P<circled>[{_CIRCLED}])|(?P<word>(?:no\.?|№|#|第|卡密?|code|key|card|item|激活码|兑换码|序号|编号) ?#?)?"
     r"[(\[【]?(?P<digits>\d{1,5})"
@@ -305,8 +306,9 @@ def plain_width(text: str) -> str:
 
 
 def is_index(text: str) -> bool:
-    """Whether a line only counts the cards: ``1.``, ``①``, ``第2张：``."""
-    return len(text) <= MAX_NAME and _ONLY_INDEX.fullmatch(plain_width(text)) is not None
+    """Whether a line only counts the cards: ``1.``, ``①``, ``第2张：``, ``Card 2``."""
+    plain = plain_width(text)
+    return len(text) <= MAX_NAME and (_ONLY_INDEX.fullmatch(plain) or _HEADING.fullmatch(plain)) is not None
 
 
 def numbering(text: str) -> tuple[int, int]:
@@ -386,6 +388,8 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     for match, after in zip(matches, [*matches[1:], None], strict=True):
         name = normal(match["cjk"] or match["latin"])
         role = ROLES[name]
+        if after and _says_twice(text[match.start() : after.start()], match, after):
+            continue
         value = strip(strip(text[match.end() : after.start() if after else None]).rstrip(_FULL_STOPS))
         if match["open"] and not match["close"]:
             value = value.rstrip(")）]】")
@@ -393,6 +397,16 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
             value = strip(value.rstrip("-—"))
         items.append(Item(f"{NOTE}:{name}" if role == NOTE else role, value))
     return head, items
+
+
+_ALIKE: Final = (frozenset({"pin", "password"}), frozenset({"email"}), frozenset({"code"}), frozenset({"number"}))
+
+
+def _says_twice(between: str, match: re.Match[str], after: re.Match[str]) -> bool:
+    """Whether a label is but the same name in another language, in front of it: ``卡号 Card No：``."""
+    roles = {ROLES[normal(found["cjk"] or found["latin"])] for found in (match, after)}
+    bare = match[0][-1:] not in ":=" and not between[len(match[0]) :].strip(" /(")
+    return bare and after["latin"] is not None and any(roles <= alike for alike in _ALIKE)
 
 
 def _is_label(match: re.Match[str]) -> bool:
