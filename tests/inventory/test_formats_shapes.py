@@ -122,7 +122,7 @@ def found(*args, **more):
         ('{"data":"[{\\"code\\":\\"A12345\\"}]","code":"{\\"a\\":1}"}', ["unreadable_shape"]),
         # nasty
         ("ABCD%0AEFGH1", [("ABCD%0AEFGH1",)]),
-        ("ABC&amp;12345", ["unreadable_shape"]),
+        ("ABC&amp;12345", [("ABC&amp;12345",)]),
         ("\u202eABCDE-12345\u202c", ["unreadable_shape"]),
         ("АBCDE-12345", ["unreadable_shape"]),
         ("②ABCDE-12345", ["unreadable_shape"]),
@@ -179,7 +179,8 @@ def test_an_expiry_is_found_where_it_stands(text):
 
 def test_more_dates_and_what_stays_uncertain():
     assert parse_expiry("December 31st, 2027", ZONE) == parse_expiry(f"{END_2027}000", ZONE) == END_2027
-    for text in ("12/31/2027", "2027013108", "31 Foo 2027", "0", "0000-00-00", "1 year"):
+    assert parse_expiry("12/31/2027", ZONE) == END_2027  # no month has this number
+    for text in ("12/11/2027", "2027013108", "31 Foo 2027", "0", "0000-00-00", "1 year"):
         assert parse_expiry(text, ZONE) is None
 
 
@@ -288,3 +289,41 @@ def test_a_document_is_taken_up_again_from_its_start():
     assert whole[-1].end == len(payload)
     assert [card.position for card in whole] == list(range(2, 22))
     assert not list(read([b""], reading, AUTO, offset=len(payload), position=22, timezone=UTC))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("steam", "Steam Key - ABCDE-12345-FGHIJ", ["ABCDE-12345-FGHIJ"]),
+        ("steam", "请使用 ABCDE-12345-FGHIJ 激活，谢谢", ["ABCDE-12345-FGHIJ"]),
+        ("steam", "ABCDE-12345-FGHIJ ABCDE-12345-FGHIK", ["ABCDE-12345-FGHIJ", "ABCDE-12345-FGHIK"]),
+        ("steam", "Your code ABCDE-12345-FGHIJ will be refunded", []),
+        ("steam", "格式如 ABCDE-12345-FGHIJ", []),
+        ("steam", "ABCDE-12345-FGHIJ 或 ABCDE-12345-FGHIK", []),
+        ("steam", "PIN: 1234 ABCDE-12345-FGHIJ", []),
+        ("steam", "ABCDE-XXXXX-FGHIJ", []),
+        ("auto", "ABCDE-12345-FGHIJ; ABCDE-12345-FGHIK", []),
+        ("auto", '{"data": [["A1234567", "B1234567"]]}', ["A1234567", "B1234567"]),
+        ("auto", '{"keys": ["ABCDE-12345-FGHIJ"], "valid_until": "05/06/2027"}', []),
+        ("auto", "ABCD-1234-EFGH(2027-12-31)", []),
+        ("auto", "All codes valid until 12/11/2027\nABCD-1234-EFGH", []),
+        ("china-mobile", "12345678901234567 123456789012345678 13800138000", []),
+        ("china-mobile", "123456789012345678/12345678901234567", ["12345678901234567", "123456789012345678"]),
+    ],
+)
+def test_what_stands_beside_a_key_and_what_spoils_it(name, text, wanted):
+    found = [value for card in cards(text, name) if card.key for value in card.key.fields.values()]
+    assert sorted(found) == sorted(wanted)
+
+
+def test_what_a_spreadsheet_has_spoilt_is_no_key():
+    for spoilt in ("6.22841E+15", "1.23457E+11", "#####", "1-Dec", "Dec-27"):
+        assert found(f"卡号：{spoilt} 密码：71660633\n卡号：1441523097025406 密码：82349938") == [
+            "unreadable_shape" if "#" not in spoilt else "prose",
+            ("1441523097025406", "82349938"),
+        ]
+
+
+def test_a_fifth_hyphen_on_one_line_is_not_sure():
+    lines = ["222735404965----36562774", "811758286693----14245881", "829768032820----11759998"]
+    assert found("\n".join([*lines, "750440972713-----61546346"]))[3] == "ambiguous"

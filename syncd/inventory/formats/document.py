@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.rules import Refusal
-from syncd.inventory.formats.words import KEY_ROLES, ROLES, hides_a_key, normal, says_spent
+from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, ROLES, hides_a_key, normal, says_spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +24,37 @@ _SPACE: Final = re.compile(r"[ \t\r\n\ufeff]*")
 _JSON_START: Final = re.compile(r'[\s\ufeff]*(?:\{\s*["}]|\[\s*["{\[\]])')
 _STATUS: Final = re.compile(r"-?\d{1,6}|[A-Za-z_ ]{1,20}")
 _PREORDER: Final = re.compile(r"pre[\s_-]?order", re.IGNORECASE)
-_ENVELOPE: Final = frozenset({
-    "data", "list", "items", "item", "result", "results", "rows", "records", "content", "contents", "payload",
-    "response", "body", "detail", "details", "orders", "order", "products", "product", "goods",
+_ADDRESS: Final = frozenset({"url", "link"})
+_ENVELOPE: Final = frozenset(
+    {
+        "data",
+        "list",
+        "items",
+        "item",
+        "result",
+        "results",
+        "rows",
+        "records",
+        "content",
+        "contents",
+        "payload",
+        "response",
+        "body",
+        "detail",
+        "details",
+        "orders",
+        "order",
+        "products",
+        "product",
+        "goods",
+    }
+)
+# Names under which one text may be all cards of an order.
+_TEXTS: Final = frozenset({
+    "payload", "content", "contents", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent",
+    "deliverytext", "deliveryinfo", "cardinfo", "cardsinfo", "cardcontent", "carddata", "cardsdata", "keylist",
+    "codelist", "卡密列表", "发货内容",
+    "发货信息", "卡密信息", "goodscontent", "deliverydata", "delivery", "voucherlist", "keydata", "cardtext",
 })  # fmt: skip
 
 
@@ -48,6 +76,7 @@ class Element(NamedTuple):
     start: int
     end: int
     value: object
+    expires: str = ""
 
 
 _DECODER: Final = json.JSONDecoder(
@@ -75,7 +104,7 @@ def parse(text: str) -> object | None:
 
 def elements(text: str) -> Iterator[Element]:
     """The cards of a document that ``parse`` takes, in order."""
-    return _walk(text, _skip(text, 0), 0)
+    return _walk(text, _skip(text, 0), 0, "")
 
 
 def _skip(text: str, at: int) -> int:
@@ -83,20 +112,27 @@ def _skip(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _walk(text: str, at: int, depth: int) -> Iterator[Element]:
+def _walk(text: str, at: int, depth: int, expires: str, *, inside: bool = False) -> Iterator[Element]:
     value, end = _DECODER.raw_decode(text, at)
     if depth > _DEEPEST:
         yield Element(at, end, Refusal("ambiguous", "cards nested too deeply"))
     elif isinstance(value, Object):
-        yield from _object(text, Element(at, end, value), value, depth)
+        yield from _object(text, Element(at, end, value, expires), value, depth)
+    elif (
+        isinstance(value, list)
+        and inside
+        and len(value) > 1
+        and not any(isinstance(item, Object | list) for item in value)
+    ):
+        yield Element(at, end, value, expires)  # a row of a table
     elif isinstance(value, list):
         for start, _, stop in _inside(text, at, named=False):
             if text[start] in "[{":
-                yield from _walk(text, start, depth + 1)
+                yield from _walk(text, start, depth + 1, expires, inside=True)
             else:
-                yield Element(start, stop, _DECODER.raw_decode(text, start)[0])
+                yield Element(start, stop, _DECODER.raw_decode(text, start)[0], expires)
     else:
-        yield Element(at, end, value)
+        yield Element(at, end, value, expires)
 
 
 def _object(text: str, element: Element, members: Object, depth: int) -> Iterator[Element]:
@@ -110,18 +146,30 @@ def _object(text: str, element: Element, members: Object, depth: int) -> Iterato
         what = "lists" if len(holding) > 1 else "a list of cards beside a part of one"
         yield Element(element.start, element.end, Refusal("ambiguous", f"{what}, and which of them is the cards"))
     else:
+        dates = [
+            value for name, value in members if ROLES.get(normal(name)) == EXPIRES and isinstance(value, str) and value
+        ]
+        expires = "" if not dates else dates[0] if len(set(dates)) == 1 else "?"
         for start, name, _ in _inside(text, element.start, named=True):
             if name == holding[0]:
-                yield from _walk(text, start, depth + 1)
+                yield from _walk(text, start, depth + 1, expires or element.expires)
 
 
 def _is_part(name: str, value: object) -> bool:
-    return isinstance(value, str) and value != "" and (ROLES.get(normal(name)) in KEY_ROLES or hides_a_key(name))
+    return isinstance(value, str) and value != "" and (_role(normal(name)) in KEY_ROLES or hides_a_key(name))
+
+
+def _role(plain: str) -> str:
+    return ROLES.get(plain, "") or ("code" if plain in _TEXTS else "")
 
 
 def _is_status(name: str, value: object) -> bool:
     """The ``code`` of an answer, beside the list that holds its cards."""
-    return normal(name) in {"code", "key"} and isinstance(value, str) and _STATUS.fullmatch(value) is not None
+    return (
+        (normal(name) == "key" or normal(name).endswith("code"))
+        and isinstance(value, str)
+        and _STATUS.fullmatch(value) is not None
+    )
 
 
 def _holds_cards(value: object, name: str) -> bool:
@@ -158,7 +206,9 @@ def roles_of(members: Object) -> dict[str, str] | Refusal:
     roles: dict[str, str] = {}
     for name, value in members:
         plain = normal(name)
-        role = ROLES.get(plain, "")
+        role = _role(plain) if isinstance(value, str) else ROLES.get(plain, "")
+        if plain in _ADDRESS and "secret" in names:
+            continue  # the page of the order in a shop that gives the key itself
         if isinstance(value, str) and _PREORDER.search(value) and role not in KEY_ROLES:
             return Refusal("no_key_yet", "a pre-order: the supplier has no key yet")
         if plain == "no" and names & {"pwd", "password", "pass", "pin", "cardpwd"}:
@@ -179,6 +229,17 @@ def roles_of(members: Object) -> dict[str, str] | Refusal:
             return Refusal("ambiguous", f"{role} is given twice")
         roles[role] = value
     return roles
+
+
+def unnamed(members: Object) -> list[str]:
+    """The texts of an object, and of the objects in it, under names that mean nothing in particular."""
+    found: list[str] = []
+    for name, value in members:
+        if isinstance(value, Object):
+            found += unnamed(value)
+        elif isinstance(value, str) and not isinstance(value, Number) and ROLES.get(normal(name)) != NOTE:
+            found.append(value)
+    return found
 
 
 def texts_of(value: object) -> list[str]:

@@ -5,14 +5,18 @@ Counts only: memory does not grow with the payload.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
-from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.expiry import expiry_in, looks_like_date
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.reading import RECORD, Layout, Reading, pair_name, separator_of
 from syncd.inventory.formats.rules import MAX_KEY
 from syncd.inventory.formats.split import (
+    ANY,
     SEPARATORS,
     count_parts,
     split_parts,
@@ -21,8 +25,8 @@ from syncd.inventory.formats.template import is_template
 from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
+    EXPIRY_WORDS,
     KEY_ROLES,
-    NOTE,
     ROLES,
     Item,
     cut_notes,
@@ -43,16 +47,27 @@ DOMINANT: Final = 0.8
 """The share of lines that must agree. What does not agree is held in quarantine line by line; between this and its
 complement the payload is ambiguous as a whole."""
 _USUAL: Final = 0.2
+_MOSTLY: Final = 0.7
+_HALF: Final = 0.5
+_SERIAL: Final = 6  # digits of a number that may count the rows
 _RARE: Final = 0.2
-_STRUCTURAL: Final = ("----", "---", "——", "\t", "|")
-_STRONG: Final = (
+_STRUCTURAL: Final = ("-----", "----", "---", "——", "\t", "|")
+STRONG: Final = (
+    "-----",
     "----",
     "---",
     "——",
+    "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
 RECORD_PARTS: Final = 4
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
+_PAIR: Final = 2
+_ENOUGH: Final = 4
+_REMEMBERED: Final = 4096  # numbers, to see one that comes again
+_KINDS: Final = 256  # as many lengths are counted
+_SECRETS: Final = frozenset({"pin", "password", "code"})
+_NUMBERS: Final = frozenset({"number", "serial", "account"})
 _DECORATION: Final = frozenset("-=*_#~.·—+ \t＝－─━═…☆★◆●■")
 
 
@@ -83,6 +98,7 @@ class _Labels:
         self.follows: Counter[tuple[str, str]] = Counter()
         self.first = ""
         self.last = ""
+        self.sets: Counter[frozenset[str]] = Counter()  # which roles stand together on a line
 
     def add(self, items: list[Item], *, gap: bool) -> None:
         self.lines += 1
@@ -93,6 +109,8 @@ class _Labels:
             self.first = lead
         elif gap:
             self.gap_first[lead] += 1
+        if len(self.sets) < _KINDS:
+            self.sets[frozenset(item.role for item in items if item.role in KEY_ROLES)] += 1
         for item in items:
             self.roles[item.role] += 1
             if self.last:
@@ -106,6 +124,8 @@ class _Labels:
         whole_lines = len(self.roles) == 1 or self.several >= DOMINANT * self.lines
         if whole_lines and count >= DOMINANT * self.lines:
             return "line", lead
+        if self._whole():
+            return "line", ""
         if gaps and gaps < self.lines - 1:
             (after_gap, count), *_ = self.gap_first.most_common(1)
             if count >= DOMINANT * gaps and (after_gap == self.first or gaps > 2):  # noqa: PLR2004 -- one odd gap is no rule
@@ -117,6 +137,23 @@ class _Labels:
             return "run", self.first
         return "", ""
 
+    def _whole(self) -> bool:
+        """Whether each line is a card of its own: the same parts in any order, or one code under several names."""
+        together, count = self.sets.most_common(1)[0]
+        if self.several >= DOMINANT * self.lines and len(together) > 1:
+            return count >= DOMINANT * self.lines
+        lone = all(len(roles) == 1 and roles <= _SECRETS for roles in self.sets)
+        return lone and not self.several and self.lines > _FEW and count >= _MOSTLY * self.lines
+
+    def required(self, anchor: str, layout: Layout) -> tuple[str, ...]:
+        """The roles that most cards have; on a line of its own, one of several names for a part will do."""
+        cards = max(self.roles[anchor], 1) if anchor else self.lines
+        usual = [role for role, count in self.roles.items() if role in KEY_ROLES and count > _USUAL * cards]
+        for group in (_SECRETS, _NUMBERS) if layout == "line" else ():
+            if len(group.intersection(usual)) > 1 and all(len(group & roles) <= 1 for roles in self.sets):
+                usual = [role for role in usual if role not in group]
+        return tuple(usual)
+
 
 class Evidence:
     """Counts over the lines of a payload, whatever their encoding."""
@@ -126,6 +163,7 @@ class Evidence:
         self.prose = 0
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
+        self.keyed = _Labels()  # of the lines that name a part of a key
         self.notes = 0  # lines with labels of which none names a part of a key
         self.records = 0
         self.numbers = 0  # lines that are numbered 1, 2, 3 …
@@ -133,7 +171,16 @@ class Evidence:
         self._mark = ""
         self._gap = False
         self._waits = False  # a label without a value: the next line may be it
-        self._heading = False  # the first line is such a label
+        self._held = ""  # the line that may be that value, or the first of a list below a heading
+        self._headings = self._lists = 0
+        self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
+        self._pins: dict[str, dict[int, int]] = {}
+        self._last: dict[str, int] = {}
+        self._steps: Counter[str] = Counter()
+        self._twice: dict[str, Counter[int]] = {}
+        self._lengths: Counter[int] = Counter()
+        self._said: set[str] = set()  # expiry dates in prose
+        self._labelled_dates: set[str] = set()
         self.header: str | None = None
         self._sample: dict[str, list[str | None]] = {}
 
@@ -141,10 +188,16 @@ class Evidence:
         """Whether plain lines are no more than plain: no list has been begun, and no label waits for its value."""
         return self.total > 0 and not self.numbers and not self._waits
 
-    def plain(self, count: int) -> None:
+    def plain(self, count: int, data: bytes = b"") -> None:
         """``count`` lines without any separator or label in them."""
         self.total += count
         self._gap = self._waits = False
+        self._held = ""
+        size = data.find(b"\n")
+        if size > 0 and data[size :: size + 1].count(b"\n") == count and len(data) == count * (size + 1):
+            self._lengths[size - data.endswith(b"\r\n")] += count
+        elif data and len(self._lengths) < _KINDS:
+            self._lengths.update(Counter(map(len, data.splitlines())))
 
     def line(self, text: str) -> None:
         """One line, decoded."""
@@ -152,8 +205,7 @@ class Evidence:
         if not bare or is_gap(bare):
             self._gap = True
             return
-        first = self.header is None
-        if first:
+        if self.header is None:
             self.header = bare
         if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
@@ -163,11 +215,18 @@ class Evidence:
             bare = strip(bare.partition(RECORD)[0])
         head, items = labels_in(bare)
         if items and not head:
-            self._labelled_line(items, first=first)
+            self._labelled_line(items)
             return
         if self._waits:
-            self._waits = False
+            self._waits, self._held = False, bare
             return
+        if self._held:  # not the value of the label before it, but the first of a list
+            held, self._held = self._held, ""
+            self._lists += 1
+            self._unlabelled(held, [])
+        self._unlabelled(bare, items)
+
+    def _unlabelled(self, bare: str, items: list[Item]) -> None:
         if items:
             bare, _ = cut_notes(bare)
         gap, self._gap = self._gap, False
@@ -175,7 +234,7 @@ class Evidence:
         if is_link(bare):
             self.total += 1
             return
-        prose = is_prose_line(bare)
+        prose = is_prose_line(bare) or self._says_expiry(bare)
         bare = cut_trailing(bare)
         counts = count_parts(bare)
         # A text in a separated part does not make the line prose; nor are the words of a header.
@@ -183,18 +242,55 @@ class Evidence:
         if prose and (not structured or not is_prose(bare)):
             self.prose += 1
             self._gap = gap
+            if EXPIRY_WORDS.search(bare) and len(self._said) < _FEW and (said := expiry_in(bare)):
+                self._said.add(said)
             return
         self.total += 1
+        if not counts and len(self._lengths) < _KINDS:
+            self._lengths[len(bare)] += 1
         for name, count in counts.items():
             self.parts[name][count] += 1
             self._constant(name, bare)
+            if count in {2, 3} and len(self._sizes[name]) < _KINDS:
+                parts = split_parts(bare, name)
+                sizes = tuple(map(_size, parts))
+                self._numbers(name, parts)
+                self._sizes[name][sizes] += 1
+                if count == 2 and len(counts) == 1 and all(sizes) and name != "-----":  # noqa: PLR2004
+                    self._sizes[ANY][tuple(map(abs, sizes))] += 1
 
-    def _labelled_line(self, items: list[Item], *, first: bool) -> None:
+    def _says_expiry(self, text: str) -> bool:
+        """Whether a line of words says until when the keys are valid, in a way that ``is_prose`` takes for a code."""
+        if not EXPIRY_WORDS.search(text) or not (said := expiry_in(text)) or said == "?":
+            return False
+        rest = text.lower().replace(said, " ")
+        return len(rest) < len(text) and not any(map(str.isdigit, rest)) and " " in strip(rest)
+
+    def _numbers(self, name: str, parts: list[str]) -> None:
+        """Remember which pin a number has; a number that comes with another is not certain, whichever is right."""
+        if len(parts) < 2:  # noqa: PLR2004 -- quoted as one
+            return
+        first = int(parts[0]) if parts[0].isascii() and parts[0].isdigit() and len(parts[0]) <= _SERIAL else -2
+        before, self._last[name] = self._last.get(name, -2), first
+        self._steps[name] += first >= 0 and first == before + 1
+        pins = self._pins.setdefault(name, {})
+        if len(pins) < _REMEMBERED and all(parts[:2]):
+            number, pin = (crc32(part.encode("utf-8", "replace")) for part in parts[:2])
+            if pins.setdefault(number, pin) != pin:
+                self._twice.setdefault(name, Counter())[number] += 1
+
+    def _labelled_line(self, items: list[Item]) -> None:
         self.labels.add(items, gap=self._gap)
         self.total += 1
-        self.notes += all(item.role.startswith(NOTE) for item in items)
-        self._gap, self._waits = False, not items[-1].text
-        self._heading = self._heading or (first and len(items) == 1 and self._waits)
+        if any(item.role in KEY_ROLES for item in items):
+            self.keyed.add(items, gap=self._gap)
+        else:
+            self.notes += 1
+            said = [item.text for item in items if item.role == EXPIRES]
+            if said and len(self._labelled_dates) < _FEW:
+                self._labelled_dates.update(said)
+        self._gap, self._waits, self._held = False, not items[-1].text, ""
+        self._headings += len(items) == 1 and self._waits
 
     def _unnumbered(self, text: str) -> str:
         """The line without its number, as long as the numbers count the lines from the first on."""
@@ -212,7 +308,7 @@ class Evidence:
 
     def numbered(self) -> str:
         """The mark behind the numbers that count the lines, "" if no numbers do."""
-        sure = self._mark in {"①", ".", "、", ")", "]", "】"}
+        sure = self._mark in {"①", ".", "、", ")", "]", "】"} or len(self._mark) > 1
         enough = self.numbers >= (_FEW if not sure else 2) or (self.numbers == 1 and self._mark in {"①", "、", "】"})
         return self._mark if enough and self.numbers >= DOMINANT * (self.total - self.notes) else ""
 
@@ -236,8 +332,53 @@ class Evidence:
         parts = self._sample.get(name, ())
         return self.parts[name].total() > 1 and any(part and not looks_like_date(fold(part)) for part in parts)
 
+    def counts_rows(self, name: str) -> bool:
+        """Whether the first of two parts is but the number of an order or a row, one more each time."""
+        count = self.parts[name].total()
+        return count >= _FEW and self._steps[name] >= count - 1
+
+    def expires(self, *, labelled: bool = False) -> str:
+        """The expiry that stands once for all cards: in prose, or under a label beside cards without labels."""
+        said = self._said if labelled else self._said | self._labelled_dates
+        return "" if not said else next(iter(said)) if len(said) == 1 else "?"
+
+    def sizes(self, separator: str) -> tuple[int, ...]:
+        """The lengths of the parts on all lines but a few, if there are enough to tell."""
+        if not separator:
+            usual = [self._usual(self._lengths)]
+            return (usual[0],) if usual[0] else ()
+        counts = self._sizes[separator]
+        if not counts:
+            return ()
+        width = len(counts.most_common(1)[0][0])
+        columns: list[Counter[int]] = [Counter() for _ in range(width)]
+        for sizes, count in counts.items():
+            for column, size in zip(columns, sizes, strict=False):
+                column[size] += count
+        found = tuple(map(self._usual, columns))
+        return found if any(found) else ()
+
+    @staticmethod
+    def _usual(counts: Counter[int]) -> int:
+        if not counts:
+            return 0
+        (size, count), *_ = counts.most_common(1)
+        total = counts.total()
+        return size if count >= _ENOUGH and total - count <= max(1, total // 10) else 0
+
     def reading(self, encoding: str, split: str, media: str) -> Reading:
         """The Reading of text that these lines are evidence for."""
+        reading = self._reading(encoding, split, media)
+        if reading.splitter == "template" or reading.candidates:
+            return reading
+        separator = reading.separator if reading.splitter == "pair" else ""
+        sizes = self.sizes(separator) if reading.splitter in {"pair", "line"} and separator != " " else ()
+        again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
+        few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
+        twice = tuple(sorted(again)) if few else ()
+        return replace(reading, sizes=sizes, twice=twice, expires=self.expires(labelled=reading.splitter == "labelled"))
+
+    def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
             return self._labelled(encoding, media)
         if is_template(split):
@@ -245,10 +386,12 @@ class Evidence:
         if split.startswith("pair"):
             return self._pair(encoding, media, separator_of(split) if ":" in split else "")
         if split == "line":
-            return self._line_reading(encoding, media)
+            return replace(self._line_reading(encoding, media), whole=True)
         total, lines = self.total, self.labels.lines
         if self.notes == lines or self._is_heading():  # labels, but none that names a key on its line
             total, lines = total - lines, 0
+        elif total - self.notes == self.keyed.lines:  # notes over the cards
+            total, lines = total - self.notes, lines - self.notes
         labelled = lines / total if total else 0.0
         shares = {
             name: max((count for parts, count in counts.items() if parts > 1), default=0) / total if total else 0.0
@@ -256,12 +399,22 @@ class Evidence:
         }
         if labelled >= DOMINANT or not total:
             return self._labelled(encoding, media) if self.total else self._line_reading(encoding, media)
-        agreed = [name for name, share in shares.items() if share >= DOMINANT]
-        strong = [name for name in agreed if name in _STRONG]
+        agreed = [name for name, share in shares.items() if share >= DOMINANT] or [
+            name
+            for name, counts in self.parts.items()
+            if name in {*STRONG, ":"}
+            and counts.total() >= DOMINANT * total
+            and shares[name] > _HALF
+            and counts[2] == max(counts.values())
+        ]
+        strong = [name for name in agreed if name in STRONG]
         if len(strong) == 1:
             agreed = strong
-        if len(agreed) == 1 and labelled <= 1 - DOMINANT:
+        if len(agreed) == 1 and labelled <= _RARE:
             return self._pair(encoding, media, agreed[0])
+        mixed = self._sizes[ANY].most_common(1)
+        if mixed and mixed[0][1] >= DOMINANT * total and mixed[0][1] >= _ENOUGH and labelled <= 1 - DOMINANT:
+            return self._pair(encoding, media, ANY)
         seen = {name: counts.total() / total if total else 0.0 for name, counts in self.parts.items()}
         others = [pair_name(name) for name, share in seen.items() if share > _RARE]
         if not agreed and not others and labelled <= _RARE:
@@ -270,8 +423,9 @@ class Evidence:
         return Reading(encoding, media=media, candidates=("line", *named))
 
     def _is_heading(self) -> bool:
-        """Whether the one label of the payload is a heading over several lines of keys."""
-        return self._heading and self.labels.lines == 1 and self.total > 1
+        """Whether the labels are headings over lists of keys, or notes."""
+        named = self.keyed.lines
+        return 0 < self._headings <= self._lists + self.notes and self._lists > 0 and named <= self._headings
 
     def _tail(self) -> str:
         return RECORD if self.records > _RARE * self.total else ""
@@ -293,7 +447,7 @@ class Evidence:
             if len(best) != 1:
                 return Reading(encoding, media=media, candidates=tuple(map(pair_name, best)) or ("line", "pair"))
             separator = best[0]
-        columns = header_columns(split_parts(self.header or "", separator)) or ()
+        columns = () if separator == ANY else header_columns(split_parts(self.header or "", separator)) or ()
         if len(columns) == 1:
             columns = ()
         roles = [ROLES.get(name, "") for name in columns]
@@ -305,7 +459,7 @@ class Evidence:
             separator,
             columns,
             header=bool(columns),
-            constant=self.is_constant(separator),
+            constant=separator != ANY and (self.is_constant(separator) or self.counts_rows(separator)),
             media=media,
             tail=self._tail(),
             numbered=self.numbered(),
@@ -314,14 +468,24 @@ class Evidence:
     def _labelled(self, encoding: str, media: str) -> Reading:
         if not self.labels.lines:
             return Reading(encoding, "labelled", media=media, layout="run")
-        layout, anchor = self.labels.layout()
+        labels = self.labels
+        layout, anchor = labels.layout()
+        if self.keyed.lines and (not layout or (layout == "line" and anchor not in {"", *KEY_ROLES})):
+            labels = self.keyed
+            layout, anchor = labels.layout()
         if not layout:
             return Reading(encoding, media=media, candidates=("labelled by blank lines", "labelled by repeated labels"))
-        cards = max(self.labels.roles[anchor], 1)
-        usual = tuple(role for role, count in self.labels.roles.items() if role in KEY_ROLES and count > _USUAL * cards)
+        required = labels.required(anchor, layout)
         return Reading(
-            encoding, "labelled", required=usual, anchor=anchor, layout=layout, media=media, tail=self._tail()
+            encoding, "labelled", required=required, anchor=anchor, layout=layout, media=media, tail=self._tail()
         )
+
+
+def _size(part: str) -> int:
+    """The length of a part: negative if it is not all digits, 0 if it is no plain text at all."""
+    if not part.isascii() or not part.replace("-", "").isalnum():
+        return 0
+    return len(part) if part.isdigit() else -len(part)
 
 
 def _is_header(text: str, separators: Iterable[str]) -> bool:
@@ -333,12 +497,15 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
+_IS_TITLE: Final = re.compile("[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+")
+
+
 class Table:
     """Evidence on CSV records or spreadsheet rows: a header, how many cells, which columns are filled."""
 
     def __init__(self) -> None:
         self.columns: tuple[str, ...] | None = None
-        self.rows = 0
+        self.rows = self.titles = self.dated = 0
         self.widths: Counter[int] = Counter()
         self.filled: Counter[int] = Counter()
 
@@ -347,12 +514,17 @@ class Table:
         used = [at for at, cell in enumerate(row) if cell]
         if not used:
             return
-        if self.rows == 0 and self.columns is None:
+        if not self.columns and self.rows == self.titles < _FEW:
             self.columns = header_columns(tuple(row)) or ()
             if self.columns:
+                self.rows = 0
+                self.widths.clear()
+                self.filled.clear()
                 return
+            self.titles += used == [0] and _IS_TITLE.search(row[0]) is not None
         self.rows += 1
         self.widths[used[-1] + 1] += 1
+        self.dated += len(used) == _FEW and looks_like_date(fold(row[used[-1]]))
         for at in used:
             self.filled[at] += 1
 
@@ -360,7 +532,14 @@ class Table:
         """The Reading, or None if there is but one column without a name: lines of text then."""
         if not self.columns:
             if max(self.widths, default=1) <= 1:
-                return None
+                return Reading(encoding, "csv", delimiter, media=media) if media == "csv" and self.rows else None
+            width, count = self.widths.most_common(1)[0]
+            if (
+                media != "rows"
+                and count >= DOMINANT * self.rows
+                and (width == _PAIR or (width == _FEW and self.dated >= DOMINANT * self.rows))
+            ):
+                return Reading(encoding, "csv", delimiter, media=media)
             problem = f"{max(self.widths)} columns, and no header that names the one with the key"
             return Reading(encoding, "csv", delimiter, media=media, problem=problem)
         roles = [ROLES.get(name, "") for name in self.columns]

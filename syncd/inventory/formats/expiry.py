@@ -35,6 +35,16 @@ _DATE: Final = re.compile(
     r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)?"
     r" ?(?P<zone>Z|[+-]\d\d:?\d\d)?)?"
 )
+DATED: Final = re.compile(
+    r"(?<![\d./-])(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{4}年 ?\d{1,2} ?月 ?\d{1,2} ?日?)(?![\d/-])"
+    r"(?:(?:T| {1,3})?\d{1,2}:\d\d(?::\d\d)?)?"
+)
+"""A date with a four-digit year, with or without a time, in the midst of a text."""
+_UNSURE: Final = re.compile(
+    r"(?<![\d./-])\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}(?![\d/-])|(?<!\d)\d{8}(?!\d)|\d{1,2}月\d{1,2}"
+    r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]{0,6}\.? \d",
+    re.IGNORECASE,
+)
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NAMED: Final = re.compile(
     r"(?:(?P<day>\d{1,2})(?:st|nd|rd|th)?[ -](?P<month>[a-z]{3,9})\.?,?[ -](?P<year>\d{4})"
@@ -45,6 +55,8 @@ _MONTH: Final = re.compile(
     "|nov(?:ember)?|dec(?:ember)?"
 )
 _RANGE: Final = re.compile(r"\s*(?:至|到|~|[\u2013\u2014]| - | to )\s*")
+_DAY_FIRST: Final = re.compile(r"(1[3-9]|2\d|3[01])(\.)(\d{1,2})\.(\d{4})")
+_SLASHED: Final = re.compile(r"(0?[1-9]|1[0-2])/(1[3-9]|2\d|3[01])/(\d{4})")
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
@@ -56,7 +68,8 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     """Unix seconds of an expiry, NEVER for "no expiry", None if it cannot be read with certainty.
 
     A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``.
-    Day-first, month-first and two-digit years are not certain, and so not read.
+    Day-first is read only as it is written in Europe (``31.12.2027``), month-first as in America (``12/31/2027``), and
+    both only where a number above 12 tells the day; two-digit years are not certain, and so not read.
     """
     if len(text) > _LONGEST:
         return None
@@ -68,6 +81,10 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
         folded = ends[1]
     if _UNIX.fullmatch(folded):
         return _unix(folded)
+    if day_first := _DAY_FIRST.fullmatch(folded):  # no month has this number
+        folded = f"{day_first[4]}-{day_first[3]}-{day_first[1]}"
+    if slashed := _SLASHED.fullmatch(folded):  # nor this
+        folded = f"{slashed[3]}-{slashed[1]}-{slashed[2]}"
     match = _DATE.fullmatch(folded) or _DIGITS.fullmatch(folded) or _DATE.fullmatch(_spelled_out(folded))
     if match is None:
         return None
@@ -81,6 +98,22 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
         return min(int(moment.timestamp()), NEVER)
     except (ValueError, OverflowError):
         return None
+
+
+def expiry_in(text: str) -> str:
+    """The expiry that a line of prose gives for the cards around it: the text of its date, "?" if that is not certain,
+    "" if there is none. Asked of lines that have a word for it.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    dates = list(DATED.finditer(text))
+    if len(dates) == 2 and _RANGE.fullmatch(text[dates[0].end() : dates[1].start()]):  # noqa: PLR2004 -- from … to …
+        dates = dates[1:]
+    if len(dates) == 1:
+        return dates[0][0]
+    spelled = list(_NAMED.finditer(text.lower()))
+    if len(spelled) == 1 and not dates and _spelled_out(spelled[0][0]):
+        return spelled[0][0]
+    return "?" if dates or _UNSURE.search(text) else ""
 
 
 def _unix(digits: str) -> int | None:

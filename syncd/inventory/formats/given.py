@@ -44,6 +44,8 @@ def read_fields(
         survey.feed(texts[0].encode("utf-8", "surrogatepass"))
         reading = replace(survey.decide(), media="json", header=False, columns=())
     result = Slices(reading, fmt, timezone).element(members)
+    if isinstance(result, tuple):
+        result = Refusal("ambiguous", "several keys where one was given")
     return _given(raw, result, supplier_key)
 
 

@@ -19,7 +19,7 @@ from syncd.inventory.formats.document import (
 from syncd.inventory.formats.evidence import header_like, is_gap
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import MAX_KEY, FieldRule, Format, Refusal, default_display
-from syncd.inventory.formats.slices import Card, Quick, Slices
+from syncd.inventory.formats.slices import Card, Quick, Result, Slices
 from syncd.inventory.formats.split import (
     PIECE,
     Line,
@@ -32,8 +32,11 @@ from syncd.inventory.formats.split import (
 from syncd.inventory.formats.survey import Survey
 from syncd.inventory.formats.text import is_prose_line, strip
 from syncd.inventory.formats.words import (
+    EXPIRY_WORDS,
+    NOTE,
     Item,
     find_labels,
+    says_spent,
 )
 from syncd.model import CardKey
 
@@ -44,7 +47,6 @@ if TYPE_CHECKING:
     from syncd.inventory.formats.split import Cut
 
 _BOM: Final = b"\xef\xbb\xbf"
-_EXPIRY_WORDS: Final = re.compile("有效|过期|到期|截止|expir|valid", re.IGNORECASE)
 
 
 def read(
@@ -62,7 +64,9 @@ def read(
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
     if reading.media == "json":
         return _by_document(chunks, slices, offset, position)
-    if slices.hopeless() or (reading.candidates and not by_line):
+    if slices.hopeless() or (
+        reading.candidates and not by_line and not (slices.by_shape() and reading.splitter != "csv")
+    ):
         return _refuse_all(chunks, slices, offset, position)
     if reading.splitter == "csv":
         return _by_record(chunks, slices, offset, position)
@@ -84,7 +88,12 @@ def read_rows(
         if not any(stripped) or (reading.header and position == 1 and header_like(stripped)):
             continue
         raw = "\t".join(row).encode("utf-8", "surrogatepass")
-        yield slices.card(position, position, position, raw, slices.row(stripped, len(raw)))
+        yield from _cards(
+            slices,
+            Line(position, position - 1, position, raw, long=False, resume=position),
+            raw,
+            slices.row(stripped, len(raw)),
+        )
 
 
 def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo) -> Card:
@@ -105,7 +114,9 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
         return slices.card(1, len(raw), 1, raw, slices.image(raw.decode("ascii", "replace")))
     if reading.media == "rows":
         text = raw.decode("utf-8", "replace")
-        return slices.card(1, len(raw), 1, raw, slices.row([strip(cell) for cell in text.split("\t")], len(raw)))
+        result = slices.row([strip(cell) for cell in text.split("\t")], len(raw))
+        result = Refusal("ambiguous", "more than one card in the slice") if isinstance(result, tuple) else result
+        return slices.card(1, len(raw), 1, raw, result)
     found = list(_first_two(read((raw,), reading, fmt, timezone=timezone)))
     if len(found) == 1 and (reading.media == "json" or found[0].raw.strip() == raw.strip()):
         found[0].raw = raw
@@ -173,7 +184,14 @@ def _by_document(chunks: Iterable[bytes], slices: Slices, offset: int, position:
         at = element.end
         raw = data[start:place]
         number = position + 1 + data.count(b"\n", 0, start)
-        last = slices.card(number, offset, position, raw, slices.element(element.value))
+        result = slices.element(element.value, element.expires)
+        if isinstance(result, tuple):
+            *before, final = ((key, _quoted(key)) for key in result)
+            for key, own in before:
+                yield slices.card(number, offset, position, own, key)
+            last = slices.card(number, offset, position, final[1], final[0])
+        else:
+            last = slices.card(number, offset, position, raw, result)
     if last is not None:
         last.end, last.line_end = offset + len(data), position + max(1, len(data.splitlines()))
         yield last
@@ -200,10 +218,28 @@ def _by_record(chunks: Iterable[bytes], slices: Slices, offset: int, position: i
         if not text.strip(f'{slices.reading.separator}" \t') or not strip(text):
             continue  # separators alone: an empty row, as spreadsheets export it
         if header:
-            header = False
             if slices.is_header(strip(text)):
+                header = False
                 continue
-        yield slices.card(line.number, line.end, line.resume, raw, slices.record(text))
+            yield slices.card(line.number, line.end, line.resume, raw, Refusal("prose", "a title over the table"))
+            continue
+        yield from _cards(slices, line, raw, slices.record(text))
+
+
+def _cards(slices: Slices, line: Line, raw: bytes, result: Result) -> Iterator[Card]:
+    """The card of a line, or the cards: but for the last, reading is taken up again before the line."""
+    if not isinstance(result, tuple):
+        yield slices.card(line.number, line.end, line.resume, raw, result)
+        return
+    *before, last = result
+    for key in before:
+        yield slices.card(line.number, line.start, line.number - 1, _quoted(key), key)
+    yield slices.card(line.number, line.end, line.resume, _quoted(last), last)
+
+
+def _quoted(key: CardKey) -> bytes:
+    """One of several keys of a line as a slice of its own."""
+    return "----".join(key.fields.values()).encode()
 
 
 def _by_line(chunks: Iterable[bytes], slices: Slices, offset: int, position: int) -> Iterator[Card]:
@@ -229,7 +265,7 @@ def _by_line(chunks: Iterable[bytes], slices: Slices, offset: int, position: int
                 header = False
             else:
                 header = False
-                yield slices.card(line.number, line.end, line.resume, raw, slices.line(text))
+                yield from _cards(slices, line, raw, slices.line(text))
 
 
 def _line_end(cut: Cut) -> bytes:
@@ -254,7 +290,10 @@ def _short_way(quick: Quick, data: bytes, end: bytes, slices: Slices, offset: in
     raws, texts = data.split(end), whole.split(end.decode("ascii"))
     raws.pop()  # what is behind the last line end: nothing
     texts.pop()
-    if lone and size == 1 and fmt.all_canonical(data, whole):
+    sizes = slices.reading.sizes if fmt.kind == "auto" else ()
+    least = sizes[0] if len(sizes) == 1 else 0
+    even = len(sizes) <= 1 and (not least or min(map(len, texts)) >= least)
+    if lone and size == 1 and even and fmt.all_canonical(data, whole):
         for raw, text in zip(raws, texts, strict=True):
             position += 1
             offset += len(raw) + 1
@@ -266,15 +305,24 @@ def _short_way(quick: Quick, data: bytes, end: bytes, slices: Slices, offset: in
         position += 1
         offset += len(raw) + size
         match = fullmatch(text)
-        if match and len(text) <= MAX_KEY and not (checked and _fails(match, checked)):
+        usual = len(text) >= least if lone else not sizes or _usual(match, sizes)
+        if match and usual and len(text) <= MAX_KEY and not (checked and _fails(match, checked)):
             fields = {lone: text} if lone else dict(zip(names, match.groups(), strict=True))
             yield Card(position, offset, position, raw, CardKey(fields, fields, template.format_map(fields)))
         elif strip(text):
-            yield slices.card(position, offset, position, raw, slices.line(text))
+            line = Line(position, offset - len(raw) - size, offset, raw, long=False, resume=position)
+            yield from _cards(slices, line, raw, slices.line(text))
 
 
 def _fails(match: re.Match[str], checked: list[tuple[int, FieldRule]]) -> bool:
     return not all(rule.passes(match[group]) for group, rule in checked)
+
+
+def _usual(match: re.Match[str] | None, sizes: tuple[int, ...]) -> bool:
+    """Whether the parts have the lengths of nearly all other lines."""
+    return match is not None and all(
+        size <= 0 or len(part) == size for part, size in zip(match.groups(), sizes, strict=False)
+    )
 
 
 class _Labelled:
@@ -318,7 +366,11 @@ class _Labelled:
                 )
             )
             result = refusal or self.slices.items(self.items)
-            yield self.slices.card(first.number, last.end, last.resume, raw, result)
+            line = Line(first.number, first.start, last.end, raw, long=False, resume=last.resume)
+            if isinstance(result, Refusal) and first is last and isinstance(text := self.slices.text(raw), str):
+                yield from _cards(self.slices, line, raw, self.slices.dated(self.slices.rescued(strip(text), result)))
+            else:
+                yield from _cards(self.slices, line, raw, self.slices.dated(result))
         self.lines, self.items, self.gap, self.size = [], [], [], 0
 
     def spoil(self, line: Line, refusal: Refusal) -> Iterator[Card]:
@@ -329,7 +381,7 @@ class _Labelled:
         yield from self.close(refusal)
 
 
-def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
+def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa: C901, PLR0912 -- each kind of line once
     """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout
     says.
     """
@@ -352,9 +404,19 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
             yield from card.spoil(line, Refusal("too_long", f"{len(bare)} characters on one line, {MAX_KEY} at most"))
             continue
         items = find_labels(bare)
+        if items and all(item.role.startswith(NOTE) for item in items) and not anchor.startswith(NOTE):
+            if card.lines and not card.gap and layout != "line":
+                card.join(line)
+                card.items += [item for item in items if item.role not in {known.role for known in card.items}]
+                continue
+            if not (card.lines and not card.gap and _tells(items)):
+                yield from card.close()
+                refusal = Refusal("prose", "a note, not a key")
+                yield slices.card(line.number, line.end, line.resume, _bare(line), refusal)
+                continue
         if items:
             known = {item.role for item in card.items}
-            if layout == "line" and card.lines and not card.gap and items[0].role != anchor:
+            if layout == "line" and card.lines and not card.gap and anchor and items[0].role != anchor:
                 yield from card.spoil(
                     line, Refusal("unreadable_shape", "a line with labels that is not a card of its own")
                 )
@@ -366,7 +428,12 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
         elif items is not None and card.waits():
             card.items[-1] = Item(card.items[-1].role, bare)
             card.join(line)
-        elif is_prose_line(bare, slices.fmt.placeholders) and not _EXPIRY_WORDS.search(bare):
+        elif items is None and not isinstance(
+            found := slices.rescued(bare, Refusal("prose", "this is a text, not a key")), Refusal
+        ):
+            yield from card.close()
+            yield from _cards(slices, line, _bare(line), slices.dated(found))
+        elif is_prose_line(bare, slices.fmt.placeholders) and not EXPIRY_WORDS.search(bare):
             yield from card.close()
             yield slices.card(
                 line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")
@@ -374,3 +441,8 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:
         else:
             yield from card.spoil(line, Refusal("unreadable_shape", "a line without a known label beside the card"))
     yield from card.close()
+
+
+def _tells(items: Sequence[Item]) -> bool:
+    """Whether a note says that a card is no good."""
+    return any(says_spent(item.role.removeprefix(f"{NOTE}:"), item.text) for item in items)

@@ -31,6 +31,11 @@ class Reading:
     text in it. ``tail`` is the sign behind which a line's text is not the key's; ``numbered`` the mark behind the
     numbers (``1.``, ``2.``) that count the lines.
 
+    ``whole`` says that a line is one key whatever is in it, as the product's ``split`` has it; ``sizes`` are the
+    lengths of a line's parts that all but a few lines have (negative if they are not all digits; 0 for no such length);
+    ``twice`` are check sums of numbers that come with several pins; ``expires`` is the expiry that a line of prose
+    gives for all cards, "?" if it is not certain.
+
     Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.
     """
 
@@ -48,6 +53,10 @@ class Reading:
     candidates: tuple[str, ...] = ()
     tail: str = ""
     numbered: str = ""
+    whole: bool = False
+    sizes: tuple[int, ...] = ()
+    twice: tuple[int, ...] = ()
+    expires: str = ""
 
     def dump(self) -> str:
         """As JSON, for the database. ``load`` reads it back."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
-from syncd.inventory.formats.expiry import looks_like_date
+from syncd.inventory.formats.expiry import DATED, looks_like_date
 from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
-from syncd.inventory.formats.text import fold, has_control, is_link, is_placeholder, is_prose, strip
+from syncd.inventory.formats.text import fold, has_control, is_link, is_masked, is_placeholder, is_prose, strip
 from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
 from syncd.model import NEVER, CardKey
 
@@ -42,9 +42,17 @@ Any other word is taken as the characters themselves.
 
 _SOLID: Final = frozenset({"visible", "email", "link", "image", "text"})  # hyphens and spaces belong to the value
 _EMAIL: Final = re.compile(r"[^\s@]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+SPOILT: Final = re.compile(
+    r"[+-]?\d(?:[.,]\d+)?[Ee]\+\d{1,3}|\d[.,]\d+[Ee]\d{1,3}|#+"
+    r"|\d{1,2}-(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(?:-\d\d)?"
+    r"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)-\d\d"
+)
+"""What a spreadsheet makes of a code that it takes for a number or a date: ``6.22841E+15``, ``####``, ``1-Dec``."""
 _TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
-_DIGIT: Final = "(?=[^0-9]{0,64}[0-9])"  # keeps placeholders, which are words, off the short way
+_DIGIT: Final = (
+    "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}(?:X{4}|x{4}))"  # keeps placeholders, which are words, off the short way
+)
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
 
@@ -72,6 +80,7 @@ _TAKES: Final[dict[str, tuple[str, ...]]] = {
     "number": ("number", "serial", "account"),
     "account": ("account", "number", "email"),
     "link": ("link", "code"),
+    "access": ("access", "password", "pin"),
 }
 
 
@@ -139,6 +148,15 @@ class FieldRule:
     def _spread(self) -> re.Pattern[str]:
         return re.compile(f"{self._class}++(?:[- ]{self._class}++)*+")
 
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """Patterns of this value in the midst of a text, in groups with hyphens or in one piece."""
+        cls = self._class
+        if self.groups:
+            shapes = ["-".join(f"{cls}{{{size}}}" for size in group) for group in self.groups]
+            return (*shapes, *(f"{cls}{{{sum(group)}}}" for group in self.groups if len(group) > 1))
+        return tuple(f"{cls}{{{low},{high}}}" for low, high in self.lengths)
+
     def read(self, text: str) -> tuple[str, str] | str:
         """(value as read, canonical value), or what is wrong with it in words that hold none of it."""
         if self.alphabet == "image":
@@ -187,6 +205,8 @@ class FieldRule:
             return ""
         if " " in value or "\t" in value or not value.isascii():
             return f"{self.name} has a character outside its alphabet"
+        if SPOILT.fullmatch(value):
+            return f"{self.name} is a number or a date that a spreadsheet has made of it"
         if _TAG.search(value):
             return f"{self.name} has an HTML tag in it"
         if self.alphabet == "email" and not _EMAIL.fullmatch(value):
@@ -268,7 +288,7 @@ class Format:
         """Whether every line of a block of ASCII lines, each with LF, is a single key that ``quick`` takes, found out
         by a few passes over the whole block. False is no more than "look at each line".
         """
-        if self._light is None or self.checked:
+        if self._light is None or self.checked or b"XXXX" in block or b"xxxx" in block:
             return False
         digits = block.translate(None, _NO_DIGITS)  # a line without a digit may be a placeholder,
         others = block.translate(None, _FIGURES) if self.kind == "auto" else digits  # and one of these alone a date
@@ -300,6 +320,8 @@ class Format:
                 return {"code": parts[0]}
             if len(parts) != 2:  # noqa: PLR2004 -- number and pin
                 return Refusal("not_this_format", f"{len(parts)} parts; a number and a pin expected")
+            if _SUM.fullmatch(parts[1]) and _GROUPS.fullmatch(parts[0]):
+                return Refusal("ambiguous", "a key, and what may be its pin or its price")
             if constant:
                 return Refusal("ambiguous", "one part is the same on every line, and so is not a part of a key")
             return {"number": parts[0], "pin": parts[1]}
@@ -320,15 +342,18 @@ class Format:
             return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
         return {rule.name: fitting[0]}
 
-    def key(self, roles: Mapping[str, str], expires_at: int = NEVER) -> CardKey | Refusal:
-        """The key that these named texts make, or why they make none. Notes are passed over; any other must fit."""
+    def key(self, roles: Mapping[str, str], expires_at: int = NEVER, *, named: bool = False) -> CardKey | Refusal:
+        """The key that these named texts make, or why they make none. Notes are passed over; any other must fit.
+
+        ``named``: the parts were told from each other by their names, so that marks in them are their own.
+        """
         given = {
             role: text for role, text in roles.items() if strip(text) and role != EXPIRES and not role.startswith(NOTE)
         }
         if not given:
             return Refusal("missing_field", "no part of a key is here")
         if self.kind == "auto":
-            return self._auto_key(given, expires_at)
+            return self._auto_key(given, expires_at, named=named and len(given) > 1)
         if self.kind == "opaque":
             return self._opaque_key(given, expires_at)
         assigned = self._assign(given)
@@ -338,14 +363,14 @@ class Format:
         for rule in self.rules:
             text = assigned[rule.name]
             canonical_already = self._plain_placeholders and rule.canonical and rule.canonical.fullmatch(text)
-            if canonical_already and rule.passes(text):
+            if canonical_already and rule.passes(text) and not is_masked(text):
                 values[rule.name] = canonical[rule.name] = text
                 continue
             read = rule.read(text)
             if isinstance(read, str):
                 prose = is_prose(strip(assigned[rule.name]), self.placeholders)
                 return Refusal("prose" if prose else "not_this_format", "this is a text, not a key" if prose else read)
-            if is_placeholder(read[0], self.placeholders):
+            if is_placeholder(read[0], self.placeholders) or (rule.alphabet not in _SOLID and is_masked(read[1])):
                 return Refusal("prose", f"{rule.name} is a text that stands for a missing key")
             values[rule.name], canonical[rule.name] = read
         return CardKey(values, canonical, self.template.format_map(canonical), expires_at)
@@ -363,6 +388,14 @@ class Format:
         if left:
             return Refusal("not_this_format", f"{', '.join(sorted(left))} given, which is no field of the format")
         return assigned
+
+    def whole(self, text: str) -> CardKey | Refusal:
+        """A whole line as the one key that the product's split says it is, separators included."""
+        value = fold(text)
+        if is_prose(text, self.placeholders):
+            return Refusal("prose", "this is a text, not a key")
+        fields = {self.lone_field: value}
+        return CardKey(fields, fields, value)
 
     def _opaque_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
         if len(given) != 1:
@@ -385,10 +418,12 @@ class Format:
         fields = {"image": data_uri(data)}
         return CardKey(fields, fields, fields["image"], expires_at)
 
-    def _auto_key(self, given: dict[str, str], expires_at: int) -> CardKey | Refusal:
+    def _auto_key(self, given: dict[str, str], expires_at: int, *, named: bool) -> CardKey | Refusal:
         if frozenset(given) == {"image"}:
             return self._image_key(given["image"], expires_at)
         names = _AUTO_SHAPES.get(frozenset(given))
+        if frozenset(given) == {"code", "pin"} and len(strip(given["code"])) < _COMPLETE:
+            names = None  # may be the code of an answer, or of a product
         if names is None:
             if frozenset(given) == {"number"}:
                 return Refusal("missing_field", "a card number without its pin")
@@ -400,13 +435,13 @@ class Format:
             if role in names:
                 name = names[role]
                 text = strip(given[role])
-                problem = _link_problem(text) if name == "link" else self._implausible(name, text)
+                problem = _link_problem(text) if name == "link" else self._implausible(name, text, named=named)
                 if problem:
                     return problem
                 values[name] = text if name == "link" else fold(text)
         return CardKey(values, values, default_display(tuple(values)).format_map(values), expires_at)
 
-    def _implausible(self, name: str, text: str) -> Refusal | None:
+    def _implausible(self, name: str, text: str, *, named: bool) -> Refusal | None:
         """Why a text is not plausible as a part of a key of unknown shape."""
         if is_prose(text, self.placeholders):
             return Refusal("prose", "this is a text, not a key")
@@ -414,10 +449,18 @@ class Format:
         shape = len(value)
         if shape > MAX_KEY:
             return Refusal("too_long", f"{name} has {shape} characters")
+        if name == "email":
+            return None if _EMAIL.fullmatch(value) else Refusal("unreadable_shape", "email is not an e-mail address")
         if name in _FREE_TEXT:  # named by a label, and chosen by a person: any visible characters do
             seen = all("!" <= char <= "~" for char in value)
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
+        if is_masked(value):
+            return Refusal("prose", f"{name} is masked")
+        if SPOILT.fullmatch(value):
+            return Refusal("unreadable_shape", f"{name} is a number or a date that a spreadsheet has made of it")
         if _QUICK_AUTO.fullmatch(value):
+            return None
+        if named and _NAMED.fullmatch(value) and not is_placeholder(value, self.placeholders):
             return None
         problem = _odd_shape(name, value)
         return Refusal("unreadable_shape", problem) if problem else None
@@ -438,7 +481,12 @@ class Format:
 
 _SHORTEST: Final = 4
 _WORD: Final = 10
-_FREE_TEXT: Final = frozenset({"account", "password", "access"})
+_FREE_TEXT: Final = frozenset({"account", "password", "access", "email_password"})
+_ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d{1,5});")
+# Letters and digits both, or a word with capitals inside, and any marks between them: with a name of its own, a part.
+_NAMED: Final = re.compile(
+    r"(?=.*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9].*[A-Za-z0-9])(?=[^\d]*\d|[^A-Z]*[A-Z]+[a-z]+[A-Z]|[A-Z]{3,}[a-z]{3,})(?!.*://)(?![\d.,:/-]*$)[!-~]{4,256}"
+)
 _IMAGE: Final = 100
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9!#$%&*+./=?@^_~()-]+")
 _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4}/\d{1,2}/\d{1,4}|\d+%")
@@ -447,6 +495,7 @@ _TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
 _AUTO_AHEAD: Final = (
+    r"(?![^\n]{0,300}(?:X{4}|x{4}))"
     rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
 )
@@ -458,6 +507,7 @@ _PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b
 _OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
 _QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
 _QUICK_AUTO: Final = re.compile(_AUTO_PART)
+_ACCOUNTS: Final = (("account", "password", "email"), ("account", "password", "email", "email_password"))
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},
     frozenset({"serial"}): {"serial": "code"},
@@ -465,16 +515,18 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"password"}): {"password": "code"},
     frozenset({"link"}): {"link": "link"},
     frozenset({"link", "access"}): {"link": "link", "access": "access"},
-    **{
-        frozenset({number, pin}): {number: "number", pin: "pin"}
-        for number in ("number", "serial")
-        for pin in ("pin", "password", "code")
-    },
+    frozenset({"link", "code"}): {"link": "link", "code": "code"},
+    frozenset({"email", "password"}): {"email": "email", "password": "password"},
+    **{frozenset({"number", pin}): {"number": "number", pin: "pin"} for pin in ("pin", "password", "code")},
+    **{frozenset({"serial", pin}): {"serial": "serial", pin: "pin"} for pin in ("pin", "password")},
+    frozenset({"serial", "code"}): {"serial": "serial", "code": "code"},
+    frozenset({"code", "pin"}): {"code": "code", "pin": "pin"},
+    **{frozenset(roles): {role: role for role in roles} for roles in _ACCOUNTS},
     **{frozenset({"account", pin}): {"account": "account", pin: "password"} for pin in ("password", "pin")},
 }
 _LABELS: Final = {
     "number": "Number", "pin": "PIN", "account": "Account", "password": "Password", "serial": "Serial", "code": "Code",
-    "link": "Link", "access": "Access code", "email": "Email",
+    "link": "Link", "access": "Access code", "email": "Email", "email_password": "Email password",
 }  # fmt: skip
 
 
@@ -505,11 +557,12 @@ def _odd_shape(name: str, value: str) -> str:
         return f"{name} has {size} character{'s' if size != 1 else ''}, at least {_SHORTEST} expected"
     problems = {
         "has a space in it": " " in value,
-        "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(value),
+        "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(_ENTITY.sub("E", value)),
         "has a separator at its edge or twice in a row": "--" in value or value[0] == "-" or value[-1] == "-",
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
+        "has a date or a remark behind it": DATED.search(value) is not None or (value[-1] == ")" and "(" in value),
         "reads as a date, a time or an amount": looks_like_date(value) or _FIGURE.fullmatch(value) is not None,
         "may be two parts": _TWO_PARTS.fullmatch(value) is not None,
         "reads as a picture": size > _IMAGE and looks_like_image(value),
@@ -517,6 +570,9 @@ def _odd_shape(name: str, value: str) -> str:
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
+_COMPLETE: Final = 8
+_SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
+_GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")
 _ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")
 
 

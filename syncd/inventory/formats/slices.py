@@ -9,9 +9,11 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 import msgspec
 
+from syncd.inventory.formats import shape
 from syncd.inventory.formats.document import (
     Number,
     Object,
@@ -19,17 +21,21 @@ from syncd.inventory.formats.document import (
     parse,
     roles_of,
     starts_like_json,
+    unnamed,
 )
-from syncd.inventory.formats.evidence import RECORD_PARTS, cut_trailing
+from syncd.inventory.formats.edges import CLAUSE, MARKS, alike, unwrap
+from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
 from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
 from syncd.inventory.formats.split import (
+    ANY,
     NAMES,
     PIECE,
     cells,
     count_parts,
+    lone_separator,
     split_parts,
 )
 from syncd.inventory.formats.template import compiled
@@ -58,9 +64,15 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
 
+Result = CardKey | Refusal | tuple[CardKey, ...]
+"""What a slice is: a key, none, or several keys of which each is certain."""
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/:")
 _QUOTES: Final = ('"', "“", "”")
+_CODES: Final = frozenset({"code", "pin", "password", "serial"})
+_WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
+_SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
+_PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
 
 class Card(msgspec.Struct, gc=False):  # a struct: made a million times an import
@@ -97,6 +109,8 @@ class Slices:
         self._expiry = lru_cache(maxsize=1024)(partial(parse_expiry, zone=timezone))  # few dates, many cards
         self.encoding = "utf-8" if reading.encoding in {"utf-8-sig", "unreadable"} else reading.encoding
         self.roles = [role_of(name, fmt.fields) for name in reading.columns]
+        self.strict = shape.is_strict(fmt)
+        self._common = NEVER if not reading.expires else self._expiry(reading.expires)
         self._hidden = any(
             not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
         )
@@ -104,7 +118,14 @@ class Slices:
     def quick(self) -> Quick | None:
         """The short way, if payload and format have one."""
         reading = self.reading
-        if reading.tail or reading.numbered or reading.media == "jsonl":
+        if (
+            reading.tail
+            or reading.numbered
+            or reading.media == "jsonl"
+            or reading.expires
+            or reading.candidates
+            or reading.twice
+        ):
             return None
         if reading.splitter == "line":
             return self.fmt.quick()
@@ -134,6 +155,10 @@ class Slices:
         if reading.problem and reading.splitter == "csv":
             return self.fmt.kind != "fields"  # columns without names are tried by position: the format checks each
         return reading.encoding == "unreadable" or bool(reading.problem)
+
+    def by_shape(self) -> bool:
+        """Whether a line can be told for a key where the payload as a whole is not certain."""
+        return not self.hopeless() and (self.strict or self.fmt.kind == "auto" or self.fmt.lone_field == "link")
 
     def refusal(self) -> Refusal | None:
         """Why no card of this payload is read, if so."""
@@ -167,8 +192,64 @@ class Slices:
             return bare
         return strip(bare.partition(tail)[0])
 
-    def line(self, text: str) -> CardKey | Refusal:
+    def line(self, text: str) -> Result:
         """One line (line, pair, template, a document, or a whole card of labels)."""
+        if self.reading.candidates and self.fmt.kind != "opaque":
+            whole = (
+                self.fmt.key({self.fmt.lone_field: strip(text)}) if self.strict and len(self.fmt.rules) == 1 else None
+            )
+            result = whole if isinstance(whole, CardKey) else self.refusal() or Refusal("ambiguous", "")
+        else:
+            result = self._line(text)
+        return self.dated(self.rescued(strip(text), result))
+
+    def dated(self, result: Result) -> Result:
+        """With the expiry that the payload gives once for all its keys."""
+        if not self.reading.expires or isinstance(result, Refusal):
+            return result
+        if self._common is None:
+            return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        keys = [key if key.expires_at != NEVER else replace(key, expires_at=self._common) for key in _keys(result)]
+        return keys[0] if isinstance(result, CardKey) else tuple(keys)
+
+    def rescued(self, bare: str, result: CardKey | Refusal) -> Result:
+        """A line that is not as the others are: the key in it, if its shape alone leaves no doubt."""
+        reading, fmt = self.reading, self.fmt
+        if (
+            isinstance(result, CardKey)
+            or result.reason in _SURE
+            or reading.twice
+            or not self.by_shape()
+            or len(bare) > MAX_KEY
+        ):
+            return result
+        if (
+            reading.columns
+            or reading.splitter == "template"
+            or reading.media == "jsonl"
+            or (reading.whole and not self.strict)
+        ):
+            return result
+        bare = self.without_tail(bare)
+        if self.strict:
+            head, items = labels_in(without_bullet(bare))
+            if items and not head and isinstance(key := self.items(items), CardKey):
+                return key
+        found = shape.find(bare, fmt)
+        if found is None:
+            return result
+        expires_at = self._expiry(found.expires) if found.expires else NEVER
+        if expires_at is None:
+            return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        if len(found.cards) > 1 and not all(text in bare for parts in found.cards for text in parts.values()):
+            return result  # not as it is written: each of several keys has its own slice
+        keys = [fmt.key(parts, expires_at) for parts in found.cards]
+        sure = tuple(key for key in keys if isinstance(key, CardKey))
+        if len(sure) != len(keys):
+            return result
+        return sure[0] if len(sure) == 1 else sure
+
+    def _line(self, text: str) -> CardKey | Refusal:
         bare, fmt, reading = strip(text), self.fmt, self.reading
         if reading.media == "jsonl":
             return self._document(bare)
@@ -185,8 +266,10 @@ class Slices:
             items = find_labels(bare)
             return self.items(items) if items else self._odd(bare, "no label, as on the other lines")
         head, items = labels_in(bare)
-        if items and not head and all(item.role.startswith(NOTE) for item in items):
+        if items and not head and all(item.role.startswith(NOTE) or item.role == EXPIRES for item in items):
             return Refusal("prose", "a note, not a key")
+        if items and not head and len(items) == 1 and not items[0].text:
+            return Refusal("prose", "a heading, not a key")
         bare, notes = cut_notes(without_bullet(bare))
         if reading.numbered:
             number, size = numbering(bare)
@@ -225,14 +308,41 @@ class Slices:
         fmt = self.fmt
         if is_link(bare):
             return self._link(bare)
+        as_sent = bare
         if self._is_code(fmt.lone_field):
-            bare = cut_trailing(bare)
+            bare = cut_trailing(MARKS.sub("", bare))
+            bare = unwrap(bare) if self.strict or bare[:1] not in {"'", "`"} else bare
+            if self.strict and bare.endswith(".") and not bare.endswith(".."):
+                bare = bare[:-1]
         if len(fmt.fields) > 1:
             parts = fold(bare).split(" ")
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
-        if fmt.kind == "auto" and count_parts(bare):
+        if fmt.kind == "auto" and (found := count_parts(bare)):
+            if self.reading.whole and not {"  ", ",", ";", "\t", " - "} & found.keys() and _WHOLE.fullmatch(bare):
+                return fmt.whole(bare)
             return self._odd(bare, "a separator where the other lines have none")
+        if fmt.kind == "auto" and self._is_cut(as_sent):
+            return Refusal("unreadable_shape", "shorter than the other lines: perhaps cut off")
         return fmt.key({fmt.lone_field: bare})
+
+    def _is_cut(self, bare: str) -> bool:
+        """Whether a code is shorter than nearly all others are, and not in groups of one size."""
+        size = self.reading.sizes[0] if len(self.reading.sizes) == 1 else 0
+        return (
+            len(bare) < size
+            and bare.isascii()
+            and len({len(group) for group in bare.split("-")}) * 2 != bare.count("-")
+        )
+
+    def _is_odd_size(self, parts: Sequence[str]) -> bool:
+        """Whether a part is not of the digits that nearly all other lines have there."""
+        sizes = self.reading.sizes
+        if self.strict or len(parts) > len(sizes):
+            return False
+        return any(
+            size > 0 and (len(part) != size or not part.isdigit())
+            for part, size in zip(map(fold, parts), sizes, strict=False)
+        )
 
     def _link(self, bare: str) -> CardKey | Refusal:
         """A line that is one link as it stands; whether one with ``----`` ends there is for the format to say."""
@@ -242,11 +352,21 @@ class Slices:
             return self._parts([address, behind])
         if dashes and fmt.kind == "auto" and "?" not in address:
             return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        address, bar, behind = bare.rpartition("|")
+        if bar and fmt.fields == ("link", "access") and is_link(address):
+            return self._parts([address, behind])
+        if fmt.fields == ("link", "access") and (inside := _PWD.search(bare)):
+            return fmt.key({"link": bare, "access": inside[1]})
         return fmt.key({fmt.lone_field: bare}) if len(fmt.fields) <= 1 else self._parts([bare])
 
     def _pair(self, bare: str) -> CardKey | Refusal:
         reading, fmt = self.reading, self.fmt
+        bare = unwrap(bare) if bare[:1] in _QUOTES or bare[:1] == "'" else bare
         parts = [bare] if is_link(bare) else split_parts(bare, reading.separator)
+        if len(parts) == 1 and len(reading.sizes) == 2 and (lone := lone_separator(bare)):  # noqa: PLR2004
+            other = split_parts(bare, lone)
+            if [len(part) for part in other] == [abs(size) for size in reading.sizes]:
+                parts = other
         if reading.columns:
             return self.columns(parts)
         if len(fmt.fields) == 1:  # its own spaces may look like a separator
@@ -259,8 +379,15 @@ class Slices:
     def _parts(self, parts: list[str]) -> CardKey | Refusal:
         """The parts of a line or record by position; a date behind them is the expiry."""
         fmt, expires_at = self.fmt, NEVER
+        wanted = len(parts)
         while len(parts) > 1 and not parts[-1]:
             parts = parts[:-1]
+        if len(parts) == 1 < wanted and len(fmt.fields) != 1 and self.reading.splitter in {"pair", "csv"}:
+            return self._odd(parts[0], "nothing behind the separator")
+        if len(parts) > 1 and all(part and unwrap(part) != part and part[0] in _QUOTES for part in parts):
+            parts = [unwrap(part) for part in parts]
+        if len(parts) > 1 and self._is_code("pin"):
+            parts = [*parts[:-1], cut_trailing(parts[-1])]
         if any(part[:1] in _QUOTES or part[-1:] in _QUOTES for part in parts):
             return self._odd(" ".join(parts), "a quotation mark at the edge of a part")
         if len(parts) == (len(fmt.fields) or 2) + 1 and looks_like_date(fold(parts[-1])):
@@ -268,6 +395,12 @@ class Slices:
             if dated is None:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
             expires_at, parts = dated, parts[:-1]
+        if fmt.kind == "auto" and len(parts) == 2 and self.reading.separator not in STRONG and alike(*parts):  # noqa: PLR2004
+            return Refusal("ambiguous", "two codes of one shape: perhaps two cards")
+        if self._is_odd_size(parts):
+            return self._odd(" ".join(parts), "a part that is not as long as on the other lines")
+        if self.reading.twice and len(parts) > 1 and crc32(parts[0].encode("utf-8", "replace")) in self.reading.twice:
+            return Refusal("ambiguous", "this number comes with another pin too")
         roles = fmt.read_parts(parts, constant=self.reading.constant)
         if isinstance(roles, Refusal):
             return self._odd(" ".join(parts), roles.detail, roles.reason)
@@ -290,9 +423,24 @@ class Slices:
         if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
             return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        lone = [role for role in roles if role != EXPIRES]
+        if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
+            result = self._parts(parts)
+            return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
         return self.named(roles)
 
-    def named(self, roles: Mapping[str, str]) -> CardKey | Refusal:
+    def _inside(self, cell: str) -> list[str]:
+        """The parts of a cell that is a whole card, if it is one: ``number----pin`` in a column of its own."""
+        if len(self.fmt.fields) == 1 or is_link(cell):
+            return []
+        found = count_parts(cell)
+        strong = [name for name in found if name in {"-----", "----", "---", "——", "\t", "|"}]
+        if self.fmt.kind == "fields" and not strong:
+            strong = list(found)
+        parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
+        return parts if len(parts) == (len(self.fmt.fields) or 2) else []
+
+    def named(self, roles: Mapping[str, str], *, free: bool = True) -> CardKey | Refusal:
         """Texts under their roles, the expiry among them."""
         for role in self.reading.required:
             if not roles.get(role):
@@ -304,9 +452,9 @@ class Slices:
         expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
         if expires_at is None:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-        return self.fmt.key(roles, expires_at)
+        return self.fmt.key(roles, expires_at, named=free)
 
-    def record(self, text: str) -> CardKey | Refusal:
+    def record(self, text: str) -> Result:
         """One CSV record."""
         row = cells(text, self.reading.separator)
         if row is None:
@@ -315,9 +463,14 @@ class Slices:
             inside = cells(inner, self.reading.separator)
             if inside and len(inside) > 1 and isinstance(self.columns(inside), CardKey):
                 return Refusal("unreadable_shape", "a quoted text holds what may be records of its own")
-        return self.columns(row) if self.reading.columns else self._parts(row)
+        if self.reading.columns:
+            return self.dated(self.columns(row))
+        if len(self.fmt.fields) == 1:
+            row = [unwrap(cell) for cell in row]
+        result = self._parts(row)
+        return self.dated(self.rescued("\t".join(cell for cell in row if cell), result))
 
-    def row(self, row: Sequence[str], size: int) -> CardKey | Refusal:
+    def row(self, row: Sequence[str], size: int) -> Result:
         """One row of a spreadsheet."""
         refusal = self.refusal()
         if refusal:
@@ -345,13 +498,19 @@ class Slices:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
         for item in items[:-1]:
             if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                if item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
+                apart = item.text[-2:-1].isspace()
+                if not apart and item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
                     return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
+        between = {item.text[-1:] for item in items[:-1]} & _MARKS
+        if items and (clause := CLAUSE.search(items[-1].text)) and not shape.denies(clause[0]):
+            roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
-            roles[items[-1].role] = cut_trailing(items[-1].text)
-        return self.named({role: text for role, text in roles.items() if not role.startswith(NOTE)})
+            roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
+        roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
+        free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
+        return self.named(roles, free=free)
 
     def _is_code(self, role: str) -> bool:
         """Whether this role's value cannot end in punctuation, which then is a separator."""
@@ -368,16 +527,37 @@ class Slices:
         found = list(islice(elements(bare), 2))
         if len(found) != 1:
             return Refusal("ambiguous", "not exactly one card in the document on this line")
-        return self.element(found[0].value)
+        result = self.element(found[0].value)
+        return Refusal("ambiguous", "several keys in one text") if isinstance(result, tuple) else result
 
-    def element(self, value: object) -> CardKey | Refusal:
-        """One card of a document."""
+    def element(self, value: object, expires: str = "") -> Result:
+        """One card of a document; ``expires`` is the expiry that stands beside a list of them."""
+        result = self._element(value)
+        if expires and not isinstance(result, Refusal):
+            at = self._expiry(expires)
+            if at is None:
+                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+            keys = tuple(key if key.expires_at != NEVER else replace(key, expires_at=at) for key in _keys(result))
+            return keys[0] if isinstance(result, CardKey) else keys
+        return result
+
+    def _element(self, value: object) -> Result:
         if isinstance(value, Refusal):
             return value
+        if isinstance(value, list):
+            row = [strip(text) for text in value if isinstance(text, str) and not isinstance(text, Number)]
+            return self._parts(row) if len(row) == len(value) else Refusal("unreadable_shape", "a list that is no card")
         roles = roles_of(value) if isinstance(value, Object) else {"": value} if isinstance(value, str) else {}
         if isinstance(roles, Refusal):
             return roles
         parts = {role: text for role, text in roles.items() if role != EXPIRES}
+        if (
+            not parts
+            and isinstance(value, Object)
+            and (self.fmt.kind == "auto" or (self.strict and len(self.fmt.rules) == 1))
+        ):
+            code = shape.lone_code(unnamed(value), self.fmt)
+            parts = {"code": code} if code else {}
         if not parts:
             texts = [text for _, text in value if isinstance(text, str)] if isinstance(value, Object) else []
             return self._prose(texts) or Refusal("missing_field", "no part of a key is here")
@@ -387,13 +567,15 @@ class Slices:
         if len(parts) > 1:
             return self.named(roles)
         result = self._text_card(*parts.values())
-        return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
+        if EXPIRES in roles and not isinstance(result, tuple):
+            return self.noted(result, [Item(EXPIRES, roles[EXPIRES])])
+        return Refusal("ambiguous", "several keys and one expiry") if EXPIRES in roles else result
 
     def _prose(self, texts: Iterable[str]) -> Refusal | None:
         said = any(is_prose(text, self.fmt.placeholders) for text in texts)
         return Refusal("prose", "an answer in words, not a key") if said else None
 
-    def _text_card(self, text: str) -> CardKey | Refusal:
+    def _text_card(self, text: str) -> Result:
         """A card that is one text of a document, which may have parts of its own."""
         bare = strip(text)
         if looks_like_image(bare):
@@ -404,10 +586,24 @@ class Slices:
             return self.refusal() or Refusal("ambiguous", "the text could be read in several ways")
         if "\n" not in bare and "\r" not in bare:
             return self.line(bare) if self.reading.media == "json" else self._single(bare)
-        labelled = [find_labels(line) for line in bare.splitlines() if strip(line)]
+        said = [line for line in bare.splitlines() if strip(line)]
+        labelled = [find_labels(line) for line in said]
         if all(labelled):
-            return self.items([item for items in labelled for item in items or []])
-        return Refusal("ambiguous", "several lines in one text")
+            together = self.items([item for items in labelled for item in items or []])
+            if isinstance(together, CardKey) or self.reading.media != "json":
+                return together
+        return self._list(said) if self.reading.media == "json" else Refusal("ambiguous", "several lines in one text")
+
+    def _list(self, said: Sequence[str]) -> Result:
+        """A text with a card on each line: all of them are keys, or none is taken."""
+        found: list[CardKey] = []
+        for line in said:
+            result = self.line(line)
+            if isinstance(result, Refusal):
+                return Refusal("ambiguous", "several lines in one text, and not each of them a key")
+            found += _keys(result)
+        distinct = {tuple(sorted(key.canonical.items())) for key in found}
+        return tuple(found) if len(distinct) == len(found) else Refusal("ambiguous", "a key twice in one text")
 
     def _keeps_zeros(self) -> bool:
         """Whether a key of the format that had lost a zero would be too short to pass."""
@@ -422,5 +618,9 @@ class Slices:
         return self.fmt.key({"image": text})
 
 
+def _keys(result: CardKey | tuple[CardKey, ...]) -> tuple[CardKey, ...]:
+    return (result,) if isinstance(result, CardKey) else result
+
+
 def _name(separator: str) -> str:
-    return NAMES.get(separator, separator)
+    return "separator" if separator == ANY else NAMES.get(separator, separator)

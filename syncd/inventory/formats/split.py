@@ -17,22 +17,26 @@ _STEP: Final = 256 * 1024
 _CR: Final = 13
 
 SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
-    "----": re.compile(r"(?<!-)----(?!-)"),
+    "-----": re.compile(r"(?<!-)-{5,16}(?!-)"),
+    "----": re.compile(r"(?<!-)----(?!-)|(?<!－)－{2,8}(?!－)"),
     "---": re.compile(r"(?<!-)---(?!-)"),
     "--": re.compile(r"(?<!-)--(?!-)"),
-    "——": re.compile("(?<!—)——(?!—)"),
+    "——": re.compile("(?<!—)—{2,8}(?!—)|(?<!─)─{2,8}(?!─)|(?<!\u2013)\u2013{2,8}(?!\u2013)"),
     "—": re.compile("(?<!—)—(?!—)"),
-    "\t": re.compile(r"\t+"),
+    "\t": re.compile("[ \xa0\u3000]*\\t[ \\t\xa0\u3000]*"),
     ",": re.compile("[,，]"),
     "|": re.compile("[|｜]"),
     ":": re.compile("[:：]"),
     ";": re.compile("[;；]"),
-    "  ": re.compile("[ \xa0\u3000]{2,}"),
+    " - ": re.compile("(?<=\\S) {1,4}[-/\u2010-\u2013\u2212] {1,4}(?=\\S)"),
+    "  ": re.compile(r"[ \xa0\u3000]{2,}|\u3000|(?<=\d{10})[ \xa0](?=\d{4,64}$)"),
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
-_TRIGGERS: Final = {"----": "--", "---": "--", "--": "--", "——": "—", "—": "—", "\t": "\t"}
-_HINTS: Final = re.compile("--|[—\t,，|｜:：;；]|[ \xa0\u3000]{2}")
+_TRIGGERS: Final = {"-----": "-----", "---": "--", "--": "--", "—": "—", "\t": "\t"}
+_HINTS: Final = re.compile(
+    "--|[—\u2013─－\t,，|｜:：;；\u3000]|[ \xa0]{2}| [-/\u2010-\u2013\u2212] |\\d{10}[ \xa0]\\d{4}"
+)
 _HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
 
@@ -49,9 +53,14 @@ def is_plain(data: bytes) -> bool:
     return digits[:1] != b"\n" and b"\n\n" not in digits and data.endswith(b"\n")
 
 
+ANY: Final = "any"
+"""Instead of a separator: each line has one of its own, and only one."""
+_CLOCK: Final = re.compile(
+    r"(?<=\d{4}[-/.]\d\d[-/.]\d\d)[ T]{1,3}\d{1,2}:\d\d(?::\d\d)?|(?<=日)\s?\d{1,2}:\d\d(?::\d\d)?"
+)
 _SPACES: Final = re.compile("[ \xa0\u3000]+")  # the separator " ": only below a header that uses it
 _QUOTED: Final = frozenset("\t,|;")  # separators of which a quoted part may hold some
-NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces"}
+NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces", " - ": "dash"}
 
 
 class Cut(NamedTuple):
@@ -192,22 +201,42 @@ def count_parts(text: str) -> dict[str, int]:
     """How many parts each separator would make of a line (only those that occur). Links are passed over."""
     if not _HINTS.search(text):
         return {}
-    masked = mask_links(text)
+    masked = _masked(text[1:-1] if text[:1] == text[-1:] == "|" else text)
     found = {
         name: count + 1
         for name, pattern in SEPARATORS.items()
-        if name != "  " and _TRIGGERS.get(name, "") in masked and (count := len(pattern.findall(masked)))
+        if name not in {"  ", " - "} and _TRIGGERS.get(name, "") in masked and (count := len(pattern.findall(masked)))
     }
-    if not found and (count := len(SEPARATORS["  "].findall(masked))):
-        found["  "] = count + 1
+    for name in ("  ", " - "):
+        if not found and (count := len(SEPARATORS[name].findall(masked))):
+            found[name] = count + 1
     return found
+
+
+def _masked(text: str) -> str:
+    """The text with letters for what no separator is looked for in: links, and the clock behind a date."""
+    masked = mask_links(text)
+    return _CLOCK.sub(lambda match: "T" * len(match[0]), masked) if ":" in masked else masked
+
+
+def lone_separator(text: str) -> str:
+    """The only separator of a line that has two parts, "" if there is none or it is not certain."""
+    found = count_parts(text)
+    lone = next(iter(found)) if list(found.values()) == [2] else ""
+    return "" if lone == "-----" else lone  # a fifth hyphen on one line may be the first character of the pin
 
 
 def split_parts(text: str, separator: str) -> list[str]:
     """The parts of a line, stripped. Links are not split, nor what is quoted as in a CSV record."""
+    if separator == "|" and len(text) > 2 and text[0] == text[-1] == "|":  # noqa: PLR2004 -- the edges of a table
+        text = text[1:-1]
     if '"' in text and separator in _QUOTED and (row := cells(text, separator)) is not None:
         return row
-    masked = mask_links(text)
+    masked = _masked(text)
+    if separator == ANY:
+        separator = lone_separator(text)
+        if not separator:
+            return [strip(text)]
     parts, at = [], 0
     for match in (_SPACES if separator == " " else SEPARATORS[separator]).finditer(masked):
         parts.append(strip(text[at : match.start()]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -46,6 +47,7 @@ CHARSETS: Final = {
 _NUL_SHARE: Final = 0.1
 _DECODABLE: Final = 0.9
 _PEEK: Final = 4096
+_IDEOGRAPH: Final = re.compile("[\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]")
 
 Media = Literal["text", "csv"]
 
@@ -57,7 +59,7 @@ def _delimiter(text: str) -> str:
         row = header_columns(cells(text, delimiter) or [])
         return sum(name in ROLES for name in row) if row else 0
 
-    return max((",", "\t", ";"), key=known)
+    return max((",", "\t", ";"), key=lambda delimiter: (known(delimiter), text.count(delimiter)))
 
 
 class Survey:
@@ -79,7 +81,7 @@ class Survey:
         self._delimiter = ","
         self._cutter = Cutter()
         self._start = b""
-        self._total = self._nul = self._other = self._utf8 = self._gb = 0
+        self._total = self._nul = self._other = self._utf8 = self._gb = self._cjk = 0
         self._closed = False
 
     def feed(self, chunk: bytes) -> None:
@@ -121,7 +123,8 @@ class Survey:
         if split == "csv" or (split == "auto" and self._media == "csv"):
             reading = self._table.reading(encoding, self._delimiter, self._media)
             if reading is not None:
-                return reading
+                rows = self._evidence.counts_rows(reading.separator) or self._evidence.is_constant(reading.separator)
+                return replace(reading, expires=self._evidence.expires(), constant=rows and not reading.columns)
             if split == "csv":
                 return Reading(encoding, "csv", self._delimiter, ("code",), required=("code",), media=self._media)
         return self._evidence.reading(encoding, split, self._media)
@@ -173,6 +176,8 @@ class Survey:
             return "unreadable"
         if self._start.startswith(codecs.BOM_UTF8):
             return "utf-8-sig"
+        if self._utf8 < self._other == self._gb and not self._cjk:
+            return "gb18030"  # short Chinese words in it may pass for UTF-8, one or the other
         if self._utf8 >= _DECODABLE * self._other or self._gb < _DECODABLE * self._other:
             return "utf-8"
         return "gb18030"
@@ -193,7 +198,7 @@ class Survey:
         if quick and data.isascii() and b"\0" not in data and is_plain(data):
             count = data.count(b"\n")
             self._total += count
-            self._evidence.plain(count)
+            self._evidence.plain(count, data)
             return
         for line in data.splitlines(keepends=True):
             self._line(line)
@@ -224,6 +229,7 @@ class Survey:
         with contextlib.suppress(UnicodeDecodeError):
             utf8 = data.decode("utf-8")
             self._utf8 += 1
+            self._cjk += _IDEOGRAPH.search(utf8) is not None
         with contextlib.suppress(UnicodeDecodeError):
             gb = data.decode("gb18030")
             self._gb += 1

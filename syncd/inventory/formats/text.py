@@ -156,6 +156,15 @@ def _bare(text: str) -> str:
 _KNOWN: Final = frozenset(map(_bare, _PLACEHOLDERS))
 
 
+_MASK: Final = re.compile(r"X{4}|x{4}|\*{2}|[•●…※□■]|^\*|\*$|-\*|\*-|#{3}|\?{2}|_{4}")
+_DRAWN: Final = re.compile(r"([A-Za-z])\1*(?:-([A-Za-z])\2*)+")
+
+
+def is_masked(text: str) -> bool:
+    """Whether a code is not shown, but masked or drawn: ``ABCD-XXXX-1234``, ``ABCD****``, ``AAAAA-BBBBB-CCCCC``."""
+    return _MASK.search(text) is not None or _DRAWN.fullmatch(text) is not None
+
+
 def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
     """Texts that stand where a key should be, in the form in which ``is_placeholder`` compares them."""
     return frozenset(filter(None, map(_bare, texts)))

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.text import ZERO_WIDTH_CLASS, is_link, mask_links, strip
+from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, mask_links, strip
 
 KEY_ROLES: Final = (
     "number",
@@ -32,83 +32,166 @@ NOTE: Final = "note"
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "number": (
         "卡号", "卡号码", "充值卡号", "卡片号码", "卡号账号", "号码", "card", "card no", "card number", "card num",
-        "card id", "number", "cardno number", "voucher number", "kahao", "ka hao", "ka no",
+        "card id", "number", "cardno number", "voucher number", "kahao", "ka hao", "ka no", "gift card number",
+        "卡片编号", "礼品卡号", "充值账号", "kartennummer", "numéro de carte", "número de tarjeta",
+        "número do cartão", "номер карты", "номер", "カード番号", "카드번호", "số thẻ", "no kartu",
     ),
     "serial": (
-        "序列号", "流水号", "串号", "卡序列号", "serial", "serial no", "serial number", "sn", "s n",
+        "序列号", "流水号", "串号", "卡序列号", "序列", "充值卡序列号", "seriennummer", "numéro de série",
+        "número de serie", "número de série", "серийный номер", "シリアル番号", "일련번호", "số seri", "seri",
+        "serial", "serial no", "serial number", "sn", "s n",
     ),
     "pin": (
         "卡密", "卡密码", "充值密码", "充值卡密", "充值卡密码", "卡片密码", "pin", "pin code", "pin number",
         "card pin", "card password", "card pwd", "card pass", "card secret", "kami", "ka mi", "card key",
-        "gift card pin",
+        "gift card pin", "scratch code", "gift card password", "kapw", "пин", "пин код", "暗証番号",
     ),
     "password": (
-        "密码", "登录密码", "账号密码", "口令", "password", "passwd", "pwd", "pass",
+        "密码", "登录密码", "密鑰", "登陆密码", "游戏密码", "passwort", "kennwort", "mot de passe", "contraseña",
+        "senha", "пароль", "パスワード", "비밀번호", "mật khẩu", "kata sandi", "账号密码", "口令", "password",
+        "passwd", "pwd", "pass",
     ),
     "code": (
-        "兑换码", "激活码", "礼品码", "礼包码", "充值码", "券码", "卡券码", "注册码", "密钥", "激活密钥", "产品密钥",
-        "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY", "CD KEY", "secret", "code", "codes",
-        "key", "keys", "product key", "license key", "licence key", "license", "licence", "activation code",
-        "activation key", "redeem code", "redemption code", "gift code", "gift card code", "voucher", "vouchers",
-        "voucher code", "coupon", "coupon code", "game key", "steam key", "claim code", "card code", "serial key",
-        "pass code", "digital code", "download code", "redeem key", "cd keys", "serials",
+        "兑换码", "激活码", "兑换卷", "兑换券", "兑换券码", "优惠码", "优惠券码", "邀请码", "序号码", "激活序列号",
+        "游戏激活码", "steam激活码", "gutscheincode", "gutschein", "schlüssel", "aktivierungscode", "code cadeau",
+        "clé", "clé d'activation", "código", "clave", "código de activación", "código de ativação", "chave", "codice",
+        "ключ", "код", "код активации", "промокод", "コード", "ギフトコード", "シリアルコード", "コード番号", "코드",
+        "쿠폰번호", "mã thẻ", "mã", "kode", "kode voucher", "steam code", "xbox code", "psn code", "windows key",
+        "office key", "origin key", "uplay key", "gog key", "epic key", "microsoft key", "redeem key code", "epin",
+        "e pin", "gift key", "game code", "serial code", "key code", "license code", "cdk code", "prepaid code",
+        "top up code", "recharge code", "unlock code", "礼品码", "礼包码", "充值码", "券码", "卡券码", "注册码",
+        "密钥", "激活密钥", "产品密钥", "许可证", "许可证密钥", "授权码", "卡券密码", "券密", "CDK", "CDKEY",
+        "CD KEY", "secret", "code", "codes", "key", "keys", "product key", "license key", "licence key", "license",
+        "licence", "activation code", "activation key", "redeem code", "redemption code", "gift code",
+        "gift card code", "voucher", "vouchers", "voucher code", "coupon", "coupon code", "game key", "steam key",
+        "claim code", "card code", "serial key", "pass code", "digital code", "download code", "redeem key",
+        "cd keys", "serials",
     ),
     "account": (
-        "账号", "帐号", "账户", "帐户", "用户名", "登录名", "游戏账号", "登录账号", "account", "account name",
-        "username", "user name", "user", "login",
+        "账号", "帐号", "账户", "帐户", "用户名", "登陆账号", "登陆名", "会员账号", "游戏帐号", "benutzername",
+        "konto", "identifiant", "usuario", "cuenta", "usuário", "логин", "аккаунт", "アカウント", "ユーザー名",
+        "계정", "아이디", "login name", "login id", "user id", "登录名", "游戏账号", "登录账号", "account",
+        "account name", "username", "user name", "user", "login",
     ),
     "link": (
         "链接", "兑换链接", "兑换地址", "领取链接", "卡券链接", "短链接", "网址", "link", "url", "redeem link",
         "redeem url", "short url", "redemption url", "redemption link", "activation url", "activation link",
-        "claim url", "claim link", "share url", "card url", "card link",
+        "claim url", "claim link", "share url", "链接地址", "下载链接", "分享链接", "网盘链接", "领取地址",
+        "领取网址", "兑换网址", "ссылка", "リンク", "lien", "enlace", "download link", "download url", "card url",
+        "card link",
     ),
     "access": (
-        "提取码", "访问码", "取件码", "access code", "extraction code", "extract code", "fetch code",
+        "提取码", "访问码", "取件码", "提取密码", "访问密码", "提取碼", "分享密码", "access code", "extraction code",
+        "extract code", "fetch code",
     ),
     "expires": (
         "有效期", "有效期至", "有效期限", "有效日期", "有效时间", "有效截止日期", "到期", "到期日", "到期日期",
         "到期时间", "截止", "截止日期", "截止时间", "过期", "过期时间", "过期日期", "失效时间", "失效日期", "expires",
-        "expires at", "expire", "expire at", "expire date", "expire time", "expiry", "expiry date", "expires on",
-        "expiration", "expiration date", "exp", "exp date", "valid until", "valid till", "valid to", "validity",
-        "end time", "end date", "card deadline", "deadline",
+        "使用期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间",
+        "激活截止日期", "gültig bis", "ablaufdatum", "verfallsdatum", "date d'expiration", "valable jusqu'au",
+        "fecha de caducidad", "vence", "válido hasta", "válido até", "validade", "срок действия", "действует до",
+        "годен до", "有効期限", "유효기간", "hạn sử dụng", "hsd", "best before", "use by", "use before", "redeem by",
+        "redeem before", "valid thru", "valid through", "good through", "expired at", "expired date",
+        "expiration time", "expires in", "expiry time", "valid date", "expires at", "expire", "expire at",
+        "expire date", "expire time", "expiry", "expiry date", "expires on", "expiration", "expiration date", "exp",
+        "exp date", "valid until", "valid till", "valid to", "validity", "end time", "end date", "card deadline",
+        "deadline",
     ),
     "note": (
-        "面值", "面额", "金额", "商品", "商品名", "商品名称", "产品", "产品名称", "名称", "类型", "卡类型", "卡种",
-        "备注", "说明", "序号", "编号", "订单号", "订单编号", "数量", "价格", "单价", "成本", "品牌", "地区", "区服",
-        "状态", "规格", "日期", "创建时间", "购买时间", "product", "product name", "item", "title", "type",
-        "card type", "note", "notes", "remark", "remarks", "value", "face value", "amount", "price", "cost",
-        "currency", "order", "order no", "order id", "order number", "id", "index", "no", "region", "status", "sku",
-        "brand", "batch", "created at", "date", "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信",
-        "客服微信", "联系电话", "电话", "手机", "旺旺", "官网", "店铺", "温馨提示", "提示", "注意", "注意事项",
-        "使用方法", "使用说明", "兑换方式", "兑换方法", "教程", "购买数量", "订单", "单号", "下单时间", "发货时间",
-        "售后", "品名", "套餐", "游戏", "平台", "服务器", "规格型号", "商家", "供应商", "tel", "phone", "wechat",
-        "telegram", "contact", "support", "website", "shop", "store", "tips", "tip", "warning", "instructions",
-        "how to redeem", "how to use", "game", "platform", "quantity", "qty", "description", "desc", "name",
-        "country", "country code", "product code", "product id", "sku id", "order code", "purchased at", "category",
-        "denomination", "file name", "code type", "code id", "code status", "card status", "card id number",
-        "message", "msg", "error", "error code", "status code", "success", "currency code", "region code", "trade no",
-        "out trade no", "transaction id", "request id", "trace id", "timestamp", "time", "sign", "sign type", "nonce",
-        "page", "page size", "total", "count", "mime type", "media type", "content type", "card value", "card amount",
-        "card name", "key type", "card title", "created", "updated at", "create time", "update time", "add time",
-        "pay time", "buy time", "sent", "used",
+        "produkt", "artikel", "wert", "betrag", "preis", "währung", "menge", "land", "bestellnummer", "bezeichnung",
+        "hinweis", "produit", "article", "valeur", "montant", "prix", "devise", "pays", "producto", "artículo",
+        "valor", "importe", "precio", "moneda", "país", "produto", "preço", "товар", "продукт", "номинал", "цена",
+        "валюта", "количество", "регион", "заказ", "название", "примечание", "статус", "商品コード", "価格", "金額",
+        "通貨", "数量コード", "備考", "注文番号", "상품명", "상품", "금액", "가격", "비고", "sản phẩm", "mệnh giá",
+        "giá", "面值", "面额", "金额", "商品", "商品名", "充值卡", "语言", "版本", "供货商", "渠道", "发货人",
+        "操作员", "卡名称", "卡名", "卡面值", "卡片类型", "货币", "币种", "运营商", "省份", "时间", "用途", "限制",
+        "有效状态", "是否使用", "使用状态", "兑换网站", "兑换步骤", "兑换教程", "使用教程", "使用步骤", "公告",
+        "通知", "官网地址", "商品编号", "商品编码", "商品id", "货号", "批次", "批次号", "入库时间", "出库时间",
+        "提卡时间", "发卡时间", "生成时间", "销售时间", "创建日期", "订单时间", "交易号", "流水单号", "支付时间",
+        "购买日期", "买家", "收货人", "会员", "等级", "区域", "国家", "大区", "line", "row", "seq", "sequence",
+        "language", "edition", "version", "comment", "comments", "memo", "seller", "vendor", "supplier", "buyer",
+        "customer", "model", "face", "face amount", "unit price", "nominal", "package", "plan", "os", "release date",
+        "date added", "added", "purchase date", "order date", "delivered at", "delivery date", "sold at", "bought at",
+        "ordered at", "invoice", "invoice no", "reference", "ref", "ref no", "transaction", "po", "po number",
+        "line no", "item no", "item id", "item name", "offer id", "offer", "kinguin id", "game title", "game name",
+        "product title", "ean", "upc", "territory", "market", "zone", "date of purchase", "owner", "kind", "path",
+        "method", "trace", "balance", "initial balance", "余额", "issuer", "provider", "store name", "发卡方",
+        "商品名称", "产品", "产品名称", "名称", "类型", "卡类型", "卡种", "备注", "说明", "序号", "编号", "订单号",
+        "订单编号", "数量", "价格", "单价", "成本", "品牌", "地区", "区服", "状态", "规格", "日期", "创建时间",
+        "购买时间", "product", "product name", "item", "title", "type", "card type", "note", "notes", "remark",
+        "remarks", "value", "face value", "amount", "price", "cost", "currency", "order", "order no", "order id",
+        "order number", "id", "index", "no", "region", "status", "sku", "brand", "batch", "created at", "date",
+        "draft", "premium", "QQ", "QQ群", "客服", "客服QQ", "微信", "客服微信", "联系电话", "电话", "手机", "旺旺",
+        "官网", "店铺", "温馨提示", "提示", "注意", "注意事项", "使用方法", "使用说明", "兑换方式", "兑换方法",
+        "教程", "购买数量", "订单", "单号", "下单时间", "发货时间", "售后", "品名", "套餐", "游戏", "平台", "服务器",
+        "规格型号", "商家", "供应商", "tel", "phone", "wechat", "telegram", "contact", "support", "website", "shop",
+        "store", "tips", "tip", "warning", "instructions", "how to redeem", "how to use", "game", "platform",
+        "quantity", "qty", "description", "desc", "name", "country", "country code", "product code", "product id",
+        "sku id", "order code", "purchased at", "category", "denomination", "file name", "code type", "code id",
+        "code status", "card status", "card id number", "message", "msg", "error", "error code", "status code",
+        "success", "currency code", "region code", "trade no", "out trade no", "transaction id", "request id",
+        "trace id", "timestamp", "time", "sign", "sign type", "nonce", "page", "page size", "total", "count",
+        "mime type", "media type", "content type", "card value", "card amount", "card name", "key type", "card title",
+        "created", "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
     ),
-    "email_password": ("邮箱密码", "邮箱登录密码", "email password", "mail password", "email pass"),
-    "image": ("图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image"),
+    "email_password": (
+        "邮箱密码", "邮箱登录密码", "辅助邮箱密码", "绑定邮箱密码", "邮箱登陆密码", "mail pwd", "email pwd",
+        "recovery email password", "recovery password", "mail pass", "辅邮密码", "email password", "mail password",
+        "email pass",
+    ),
+    "image": (
+        "图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image",
+    ),
     "email": (
-        "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱",
+        "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱", "邮箱地址", "辅助邮箱", "密保邮箱",
+        "安全邮箱", "备用邮箱", "recovery email", "recovery mail", "backup email", "email address", "mail address",
+        "辅邮",
     ),
 }  # fmt: skip
 
+_TRADITIONAL: Final = str.maketrans(
+    "號碼密帳戶兌換啟動鏈連結郵箱應證書產儲點數額價貨單訂購買時間過無訪問開獲領網碟盤類類種註備說",
+    "号码密帐户兑换启动链连结邮箱应证书产储点数额价货单订购买时间过无访问开获领网碟盘类类种注备说",
+)
 _SQUEEZE: Final = re.compile(f"[\\s_.#/{ZERO_WIDTH_CLASS}-]+")
 MAX_NAME: Final = 40
 
 
 def normal(name: str) -> str:
     """A header or label as it is compared: NFKC, lower case, without spaces, underscores, dots and hyphens."""
-    return _SQUEEZE.sub("", unicodedata.normalize("NFKC", name[:MAX_NAME])).casefold().strip("*:\"'()[]【】")
+    plain = _SQUEEZE.sub("", unicodedata.normalize("NFKC", name[:MAX_NAME])).casefold().strip("*:\"'()[]【】")
+    return plain if plain.isascii() else plain.translate(_TRADITIONAL)
 
 
-ROLES: Final[dict[str, str]] = {normal(name): role for role, names in _NAMES.items() for name in names}
+def _compounds() -> dict[str, str]:
+    """Names as programs write them, which are labels to nobody: ``voucherNo``, ``giftCardPin``, ``kmList``."""
+    kinds = ("card", "voucher", "coupon", "gift card", "ticket", "epin", "recharge card", "prepaid card", "kami")
+    last = {
+        "number": ("no", "number", "num", "nbr"),
+        "serial": ("serial", "serial no", "serial number", "sn", "serial num"),
+        "pin": ("pin", "pin code", "password", "pwd", "pass", "passwd", "psw", "secret", "pin number"),
+        "code": ("code", "codes", "key", "keys"),
+        "link": ("url", "link"),
+        "expires": (
+            "expiry", "expire", "expires", "expire time", "expire date", "expiry date", "expiration", "expiration date",
+            "valid to", "valid till", "valid until", "end date", "end time", "deadline", "exp date",
+        ),
+    }  # fmt: skip
+    found = {normal(f"{kind} {name}"): role for kind in kinds for role, names in last.items() for name in names}
+    short = {
+        "pin": ("km", "kms", "kmlist", "cami", "carmi", "cardmm", "pincode", "pins"),
+        "password": ("psw", "mima"),
+        "number": ("kh",),
+        "code": ("cdkeys", "cdks", "activationcodes", "redeemcodes", "vouchercodes", "productkeys", "licensekeys"),
+        "expires": (
+            "expdate", "exptime", "validtill", "validdate", "overtime", "invalidtime", "expirationat", "validendtime",
+            "enddate",
+        ),
+    }  # fmt: skip
+    return found | {name: role for role, names in short.items() for name in names}
+
+
+ROLES: Final[dict[str, str]] = _compounds() | {normal(name): role for role, names in _NAMES.items() for name in names}
 
 
 def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
@@ -120,6 +203,14 @@ def role_of(name: str, fields: tuple[str, ...] = ()) -> str:
     return next((field for field in fields if normal(field) == name), "")
 
 
+_BRACKETED: Final = re.compile(r"(?<=\S) ?[(（\[][^()（）\[\]]{0,20}[)）\]]$")
+EXPIRY_WORDS: Final = re.compile(
+    "有效期?(?:至|限|截止)?|过期|到期|截止(?:日期|时间)?|失效|前(?:使用|兑换|激活|充值)|期限"
+    r"|expir\w*|valid(?:ity)?(?: until| till| to| thr(?:u|ough))?"
+    r"|\bexp\b\.?|(?:use|redeem|activate|best) (?:by|before)|gültig bis|caduc|действ",
+    re.IGNORECASE,
+)
+"""Words that say that a date is an expiry."""
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 
 
@@ -129,7 +220,7 @@ def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None
     A header names at least one part of a key. Of two columns both are known; of more, those that are not are words, and
     two are known or the others Chinese: the first card of an account named "user" is no header.
     """
-    names = tuple(normal(cell) for cell in cells)
+    names = tuple(normal(_BRACKETED.sub("", cell)) for cell in cells)
     if not any(ROLES.get(name) in KEY_ROLES for name in names):
         return None
     strange = [cell for cell, name in zip(cells, names, strict=True) if name and name not in ROLES]
@@ -148,25 +239,42 @@ class Item(NamedTuple):
     text: str
 
 
+_IDEOGRAPH: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _LEAD: Final = "(?:您|你)?(?:本次)?购买"
+
+
+def _any_of(names: list[str], between: str) -> str:
+    """A pattern of these names, the longest first, by their first characters: a text is tried against few of them."""
+    heads: dict[str, list[str]] = {}
+    for name in names:
+        heads.setdefault(name[:1], []).append(name[1:])
+    found = []
+    for head, rests in sorted(heads.items()):
+        more = [rest for rest in dict.fromkeys(rests) if rest]
+        gap = r"[ _.\-]{0,2}" if head == " " else ""
+        tail = f"(?:{between}{_any_of(more, between)})" if more else ""
+        if more and "" in rests:
+            tail += "?"
+        found.append((gap or re.escape(head)) + tail)
+    return found[0] if len(found) == 1 else f"(?:{'|'.join(found)})"
 
 
 def _label_pattern() -> re.Pattern[str]:
     cjk, latin = [], []
+    inside = f"[\\s{ZERO_WIDTH_CLASS}]{{0,3}}"  # 卡 号, as people space it out
     for names in _NAMES.values():
         for name in names:
-            if name.isascii():
-                latin.append(r"[ _.\-]{0,2}".join(map(re.escape, name.lower().split(" "))))
+            if _IDEOGRAPH.search(name):
+                cjk.append(name)
             else:
-                cjk.append(re.escape(name))
-    cjk.sort(key=len, reverse=True)
-    latin.sort(key=len, reverse=True)
+                latin.append(name.lower())
+    either = [_any_of(cjk, inside), _any_of(latin, "")]
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
     count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
         f"(?P<open>[【\\[(]?){gap}(?:"
-        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{'|'.join(cjk)})(?:{count}|为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
-        f"|(?<![A-Za-z0-9_@./\\-])(?P<latin>{'|'.join(latin)})[.#]?(?: ?{count})?{gap}[\\])]?{gap}:)",
+        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
+        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}[\\])]?{gap}:)",
         re.IGNORECASE,
     )
 
@@ -181,11 +289,15 @@ _ORDINAL: Final = (
 )
 _INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:{_ORDINAL}[\\s:]*)?", re.IGNORECASE)
 _ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
+_HEADING: Final = re.compile(r"(?:card|voucher|item|key) ?#?\d{1,3}\s?[.:]?", re.IGNORECASE)
 _NUMBERED: Final = re.compile(
-    rf"(?:(?P<circled>[{_CIRCLED}])|[(\[【]?(?P<digits>\d{{1,5}})(?P<mark>[.、)\]】:\t]{{1,3}}|(?= )))\s{{0,8}}(?=\S)"
+    rf"(?:(?P<circled>[{_CIRCLED}])|(?P<word>(?:no\.?|№|#|第|卡密?|code|key|card|item|激活码|兑换码|序号|编号) ?#?)?"
+    r"[(\[【]?(?P<digits>\d{1,5})"
+    r"(?P<mark> ?[张个条组份]?[.、)\]】:\t]{1,3}| ?[张个条组份](?= )| [-\u2013—](?= )|(?= )))\s{0,8}(?=\S)",
+    re.IGNORECASE,
 )
 _FULL_STOPS: Final = "，；。、｜："
-_MAYBE: Final = re.compile(r"[:：=]|[\u5230-\u9762]")
+_MAYBE: Final = re.compile(r"[:：=]|[\u3040-\u9fff\uac00-\ud7af]")
 
 
 def plain_width(text: str) -> str:
@@ -194,8 +306,9 @@ def plain_width(text: str) -> str:
 
 
 def is_index(text: str) -> bool:
-    """Whether a line only counts the cards: ``1.``, ``①``, ``第2张：``."""
-    return len(text) <= MAX_NAME and _ONLY_INDEX.fullmatch(plain_width(text)) is not None
+    """Whether a line only counts the cards: ``1.``, ``①``, ``第2张：``, ``Card 2``."""
+    plain = plain_width(text)
+    return len(text) <= MAX_NAME and (_ONLY_INDEX.fullmatch(plain) or _HEADING.fullmatch(plain)) is not None
 
 
 def numbering(text: str) -> tuple[int, int]:
@@ -213,22 +326,32 @@ def number_mark(text: str, size: int) -> str:
     match = _NUMBERED.match(plain_width(text[:size] + "x"))
     if match is None:
         return ""
-    return "①" if match["circled"] else (match["mark"] or " ")[0]
+    if match["circled"]:
+        return "①"
+    return strip(match["word"] or "").lower() + ((match["mark"].strip(" ") or " ")[0])
 
 
 _WHOLE: Final = frozenset({"number", "serial", "account", "code", "link"})
-_AMOUNT: Final = re.compile(
+AMOUNT: Final = re.compile(
     r"【[^【】]{1,40}】|\[[^\[\]]{1,40}\]|\d{1,4} ?(?:元|块|点|币|天|个月|月|年|张|USD|CNY|RMB|\$)|"
     r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card"
     r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
-_NO_TITLE: Final = re.compile(r"[A-Za-z0-9@]")
+_NO_TITLE: Final = re.compile(
+    r"@|--|[:=]|[A-Za-z0-9]{3}|(?<![\u3400-\u9fff])[A-Za-z0-9]|[A-Za-z0-9](?![\u3400-\u9fff])"
+)
 
 
 def _is_title(head: str) -> bool:
-    """Whether what stands before the labels of a whole card is a title (``【中国移动】``, ``充值卡100元``)."""
-    return len(head) <= MAX_NAME and _NO_TITLE.search(_AMOUNT.sub("", head)) is None
+    """Whether what stands before the labels of a whole card is a title (``【中国移动】``, ``京东E卡``)."""
+    return len(head) <= MAX_NAME and _NO_TITLE.search(AMOUNT.sub("", without_index(head))) is None
+
+
+def without_index(text: str) -> str:
+    """The line without the number of a list at its beginning."""
+    match = _INDEX.match(text)
+    return text[match.end() :] if match else text
 
 
 def labels_in(text: str) -> tuple[str, list[Item]]:
@@ -239,8 +362,8 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     """
     if not _MAYBE.search(text):
         return text, []
-    searched = mask_links(plain_width(text))
-    matches = list(_LABEL.finditer(searched))
+    searched = plain_width(mask_links(text)).translate(_TRADITIONAL)
+    matches = [match for match in _LABEL.finditer(searched) if _is_label(match)]
     if not matches:
         return text, []
     head = text[: matches[0].start()]
@@ -248,11 +371,25 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     roles = {ROLES[normal(match["cjk"] or match["latin"])] for match in matches}
     if _INDEX.fullmatch(plain_width(head)) or (roles & _WHOLE and _is_title(head)):
         head = ""
-    elif is_link(link := strip(head).rstrip(_FULL_STOPS + ",;")):
+    elif (
+        roles == {"access"}
+        and (last := LINK.search(head))
+        and not LINK.sub("", strip(head).rstrip(_FULL_STOPS)).count("--")
+    ):
+        head, items = (
+            "",
+            [
+                Item("link", last[0].rstrip(",;(")),
+                *([] if LINK.search(head, last.end()) is None else [Item("link", "")]),
+            ],
+        )
+    elif is_link(link := strip(strip(head).rstrip(_FULL_STOPS + ",;(（【[|"))):
         head, items = "", [Item("link", link)]
     for match, after in zip(matches, [*matches[1:], None], strict=True):
         name = normal(match["cjk"] or match["latin"])
         role = ROLES[name]
+        if after and _says_twice(text[match.start() : after.start()], match, after):
+            continue
         value = strip(strip(text[match.end() : after.start() if after else None]).rstrip(_FULL_STOPS))
         if match["open"] and not match["close"]:
             value = value.rstrip(")）]】")
@@ -260,6 +397,22 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
             value = strip(value.rstrip("-—"))
         items.append(Item(f"{NOTE}:{name}" if role == NOTE else role, value))
     return head, items
+
+
+_ALIKE: Final = (frozenset({"pin", "password"}), frozenset({"email"}), frozenset({"code"}), frozenset({"number"}))
+
+
+def _says_twice(between: str, match: re.Match[str], after: re.Match[str]) -> bool:
+    """Whether a label is but the same name in another language, in front of it: ``卡号 Card No：``."""
+    roles = {ROLES[normal(found["cjk"] or found["latin"])] for found in (match, after)}
+    bare = match[0][-1:] not in ":=" and not between[len(match[0]) :].strip(" /(")
+    return bare and after["latin"] is not None and any(roles <= alike for alike in _ALIKE)
+
+
+def _is_label(match: re.Match[str]) -> bool:
+    """Without a colon, a name is only a label of a part or an expiry."""
+    role = ROLES.get(normal(match["cjk"] or match["latin"]), "")
+    return role != "" and (role != NOTE or match[0][-1:] in ":=")
 
 
 def find_labels(text: str) -> list[Item] | None:
@@ -310,6 +463,7 @@ _STATES: Final = frozenset({
 })  # fmt: skip
 _SPENT: Final = re.compile(
     r"已使用|已用|已失效|失效|作废|已过期|过期|已售|已兑换|无效|冻结|锁定"
+    r"|(?<!un)(?<!not )\b(?:inactive|disabled|deactivated|suspended|locked)\b"
     r"|(?<!un)(?<!not )\b(?:used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
     re.IGNORECASE,
 )
