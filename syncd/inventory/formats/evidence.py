@@ -13,7 +13,7 @@ from zlib import crc32
 
 from syncd.inventory.formats.expiry import expiry_in, looks_like_date
 from syncd.inventory.formats.image import looks_like_image
-from syncd.inventory.formats.reading import RECORD, Layout, Reading, pair_name, separator_of
+from syncd.inventory.formats.reading import MARK, RECORD, Layout, Reading, pair_name, separator_of
 from syncd.inventory.formats.rules import MAX_KEY
 from syncd.inventory.formats.split import (
     ANY,
@@ -375,7 +375,7 @@ class Evidence:
         sizes = self.sizes(separator) if reading.splitter in {"pair", "line"} and separator != " " else ()
         again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
         few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
-        twice = tuple(sorted(again)) if few else ()
+        twice = tuple(sorted({number & MARK for number in again})) if few else ()
         return replace(reading, sizes=sizes, twice=twice, expires=self.expires(labelled=reading.splitter == "labelled"))
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:

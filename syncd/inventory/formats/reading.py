@@ -16,6 +16,9 @@ SPLITS: Final = ("auto", "line", "pair", "labelled", "csv", "json")
 """Names that ``decide`` takes; ``pair:SEP`` names the separator too (``pair:----``, ``pair:tab``, ``pair:spaces``), and
 a text with ``{fields}`` is a template for each line."""
 
+MARK: Final = 0xFFFF
+"""How much of a check sum is stored: enough to know a number again, too little to tell it."""
+
 RECORD: Final = "║"
 """What stands behind a key in a shop's record ``secret║draft║premium║cost`` is for the shop."""
 
@@ -33,7 +36,7 @@ class Reading:
 
     ``whole`` says that a line is one key whatever is in it, as the product's ``split`` has it; ``sizes`` are the
     lengths of a line's parts that all but a few lines have (negative if they are not all digits; 0 for no such length);
-    ``twice`` are check sums of numbers that come with several pins; ``expires`` is the expiry that a line of prose
+    ``twice`` are check sums (`MARK`) of numbers that come with several pins; ``expires`` is the expiry that a line of prose
     gives for all cards, "?" if it is not certain.
 
     Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.

@@ -27,7 +27,7 @@ from syncd.inventory.formats.edges import CLAUSE, MARKS, alike, unwrap
 from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
 from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
-from syncd.inventory.formats.reading import Reading
+from syncd.inventory.formats.reading import MARK, Reading
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
 from syncd.inventory.formats.split import (
     ANY,
@@ -399,7 +399,8 @@ class Slices:
             return Refusal("ambiguous", "two codes of one shape: perhaps two cards")
         if self._is_odd_size(parts):
             return self._odd(" ".join(parts), "a part that is not as long as on the other lines")
-        if self.reading.twice and len(parts) > 1 and crc32(parts[0].encode("utf-8", "replace")) in self.reading.twice:
+        twice = self.reading.twice
+        if twice and len(parts) > 1 and crc32(parts[0].encode("utf-8", "replace")) & MARK in twice:
             return Refusal("ambiguous", "this number comes with another pin too")
         roles = fmt.read_parts(parts, constant=self.reading.constant)
         if isinstance(roles, Refusal):
