@@ -7,8 +7,8 @@ for sale: what a person delivers, what one picks by its looks, and what has a fo
 
 A trade is answered at once, with the keys as one text, or with a sentence where keys should be though it was charged.
 It is complete only if it has as many lines as were ordered and none reads like a sentence. Trades of one account that
-overlap end in deadlocks. A reference that comes again is refused, in capitals or not; so sending it again after 30 s
-tells one of three things: an Order (the first time bought nothing), "paid" (a person fetches the keys), nothing.
+overlap end in deadlocks. A reference that comes again is refused; so sending it again after 30 s tells one of three
+things: an Order (the first time bought nothing), "paid" (a person fetches the keys), nothing.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class AcgFaka(core.Adapter):
 
 
 def _data(answer: core.Answer) -> dict[str, Any]:
-    """What the shop says; raises what its refusal means, and BadResponse for whatever is neither."""
+    """What the shop says; raises what its refusal means, in our words alone, and BadResponse for whatever is neither."""
     said = answer.object()
     code, reason, data = said.get("code"), said.get("msg"), said.get("data")
     if code == OK and isinstance(data, dict):
@@ -207,7 +207,6 @@ def _data(answer: core.Answer) -> dict[str, Any]:
     for begins, kind, hint in REFUSALS:
         if known := re.match(begins, reason):
             raise kind(f"the shop says {known[0]}", hint=hint)
-    # The rest of its text is not ours to show: anything may be in it.
     raise core.Refused("the shop refuses, for a reason that is not in the list", hint="try it by hand at the shop")
 
 

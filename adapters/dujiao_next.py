@@ -3,8 +3,7 @@
 Source: the project's "Site Integration Open API" of 2026, and its published server. One offer is one of ``skus[].id``;
 its sku here is ``PRODUCT/SKU``, since products are read by the one number and ordered by the other.
 
-The price is ``price_amount``, which is what we pay: for a member it is the member's price, which ``member_price`` only
-says again. An order has no price guard, so the price is asked for just before it.
+The price is ``price_amount``, a member's where we are one; an order has no price guard, so it is asked for just before.
 
 No question finds an order by our reference. Sending the reference again does: it gives the existing order and buys
 nothing, unless there is none; so there is no `find_order`. The server reads, then creates: never two at once.
@@ -25,8 +24,7 @@ from syncd.adapter import BadResponse, Hint, Money, NotForSale, Offer, Order, Pa
 ROOT = "/api/v1/upstream"
 CALLBACK = f"{ROOT}/callback"  # what the server signs, wherever it sends its callbacks to
 SKEW_S, PAGE = 60, 50  # one version gives no more products a page, though the document allows 100
-ANSWERED = (400, 401, 402, 403, 404, 409)  # the body says why
-UNAUTHORIZED = {401, 403}
+ANSWERED, UNAUTHORIZED = (400, 401, 402, 403, 404, 409), {401, 403}  # the body says why
 
 STATUSES: dict[str, core.OrderStatus] = {
     **dict.fromkeys(("pending_payment", "paid", "fulfilling"), "pending"),
