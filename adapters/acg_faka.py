@@ -195,7 +195,7 @@ class AcgFaka(core.Adapter):
 
 
 def _data(answer: core.Answer) -> dict[str, Any]:
-    """What the shop says; raises what its refusal means, in our words alone, and BadResponse for whatever is neither."""
+    """What the shop says; raises what its refusal means, in our own words, and BadResponse for what is neither."""
     said = answer.object()
     code, reason, data = said.get("code"), said.get("msg"), said.get("data")
     if code == OK and isinstance(data, dict):
