@@ -174,8 +174,10 @@ def try_(
     json_: AsJson = False,
 ) -> None:
     """Try an adapter on its examples, without any network. Exit code 1 if a check of the tier fails."""
+    from syncd import logs
     from syncd.suppliers.conformance import TIERS, examined, tier_of
 
+    logs.configure("error")  # an adapter's fault is shown as its frames, never with what they held
     wanted: list[Tier] = [one for one in TIERS if one == tier]
     if not wanted:
         raise InvalidRequestError(f"there is no tier {tier}", hint="bronze, silver or gold")
