@@ -22,6 +22,7 @@ from syncd.adapter import Auth, Config, NotSent, RateLimited, Refused
 from syncd.config import DEFAULT_TIMEZONE, Product, Settings
 from syncd.errors import ConflictError, InvalidRequestError, NotFoundError, SyncdError, UnreadableKeyError
 from syncd.inventory.formats import Card, Format, Reading, Survey, dedupe_form, is_split, read_one
+from syncd.inventory.formats.reading import pair_name
 from syncd.inventory.intake import IMPORT
 from syncd.model import QuarantineState, utc
 from syncd.store.database import Lane, Tx, Work, Writer
@@ -697,10 +698,9 @@ def _reading(raw: bytes, stored: str, split: str | None, configured: str | None)
     if split is None:
         reading = _stored(stored)
         # What was undecided as a payload may be plain as a slice; and a slice is a card, never the header.
-        if reading is not None and not _undecided(reading):
-            as_before = configured in {None, "auto", reading.splitter, reading.separator}
-            if as_before or (configured or "").startswith(f"{reading.splitter}:"):
-                return replace(reading, header=False)
+        as_before = reading and configured in {None, "auto", reading.splitter, pair_name(reading.separator)}
+        if reading is not None and as_before and not _undecided(reading):
+            return replace(reading, header=False)
         split = configured
     if split is None:
         return None

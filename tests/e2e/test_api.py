@@ -382,7 +382,9 @@ def test_no_route_fails_whatever_is_sent(served: Any, route: tuple[str, str], pa
 
 def test_an_upload_streams_and_leaves_nothing_behind(served: Any, tmp_path: Path) -> None:
     clear = tmp_path / "up.txt"
-    clear.write_text("".join(f"UPLOAD-{number:08d}-{'x' * 40}\n" for number in range(20_000)))
+    clear.write_text(
+        "".join(f"UPLOAD-{number:08d}-{number * 2654435761 % 2**32:08X}{'A1B2C3D4' * 4}\n" for number in range(20_000))
+    )
     before: Callable[[], set[str]] = lambda: {path.name for path in served.state.iterdir()}  # noqa: E731
     names = before()
     report = served.syncd("keys", "import", str(clear), "--product", "upload")

@@ -206,10 +206,10 @@ def test_M2_D1_deliveries_killed_at_any_write_are_the_same_for_ever(daemon: Any,
 def test_control_a_planted_bug_turns_the_sweep_red(
     daemon: Any, engine_url: str, bug: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = stocked(daemon, 6)
+    expected = stocked(daemon, 10)
     monkeypatch.setenv("PLANTED", bug)
     books: Books = {}
-    points = [9, 21, 40, 77, 130, 205]
+    points = [9, 21, 40, 60, 77, 100, 130, 165, 205, 250]
     for point in points:
         daemon.launch(wrap=killer("sqlite", point), script=PLANTED)
         if daemon.ready(30):
