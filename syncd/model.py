@@ -121,6 +121,34 @@ class QuarantineState(StrEnum):
     RETURNED = "returned"
 
 
+class PurchaseState(StrEnum):
+    """States of a purchase (K9); the database enforces the transitions."""
+
+    INTENDED = "intended"
+    """Committed; nothing has been sent."""
+    SENT = "sent"
+    """Being sent: a kill from here on leaves it unknown."""
+    ACCEPTED = "accepted"
+    """Ordered for sure, its keys are outstanding."""
+    UNKNOWN = "unknown"
+    """Sent, and nobody can say yet whether it was bought. Never bought again, never failed over (M1)."""
+    FULFILLED = "fulfilled"
+    DISPUTED = "disputed"
+    """Charged, and not received in full: money is open until a person or the supplier settles it."""
+    REFUNDED = "refunded"
+    REFUSED = "refused"
+    """Nothing was bought, for sure."""
+
+
+class ReservationState(StrEnum):
+    """States of a reservation."""
+
+    HELD = "held"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    DELIVERED = "delivered"
+
+
 class Right(StrEnum):
     """What a token may do (A1: different rights, default deny)."""
 

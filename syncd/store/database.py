@@ -947,6 +947,8 @@ def highest_id(database: Database) -> int:
                 (tables.source.name, "id"),
                 (tables.run.name, "id"),
                 (tables.token.name, "id"),
+                (tables.purchase.name, "id"),
+                (tables.reservation.name, "id"),
             )
         ]
     return max((value for value in found if value), default=0)

@@ -9,6 +9,7 @@ keys are in ``sealed`` blobs, and what is compared is a keyed fingerprint.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from sqlalchemy import (
@@ -352,6 +353,132 @@ Index(
     postgresql_where=text("withdrawn_at IS NULL"),
 )
 
+supplier_key = Table(
+    "supplier_key",
+    metadata,
+    Column("key_id", Id, ForeignKey("vault_key.id"), primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    comment="The supplier's own id of a key in the vault, where it has one: to claim it, or to return it.",
+)
+
+purchase = Table(
+    "purchase",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("reference", Text, nullable=False, unique=True),
+    Column("supplier", Text, nullable=False),
+    Column("sku", Text, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("quantity", Integer, nullable=False),
+    Column("received", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("delivery_id", BigInteger),
+    Column("listed", Text, nullable=False),
+    Column("unit_cost", Text),
+    Column("unit_limit", Text),
+    Column("spend", BigInteger, nullable=False),
+    Column("open_spend", BigInteger, nullable=False),
+    Column("charged", Text),
+    Column("supplier_order", Text),
+    Column("tries", Integer, nullable=False),
+    Column("polls", Integer, nullable=False),
+    Column("next_at", Float),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", Text),
+    Column("leased_until", Float),
+    Column("created_at", BigInteger, nullable=False),
+    Column("sent_at", BigInteger),
+    Column("closed_at", BigInteger),
+    _one_of("state", "intended", "sent", "accepted", "unknown", "fulfilled", "disputed", "refunded", "refused"),
+    CheckConstraint("quantity >= 1 AND received >= 0 AND spend >= 0 AND open_spend >= 0", name="numbers"),
+    comment="One order of ours at a supplier (M1). spend and open_spend: millionths of the base currency.",
+)
+Index(
+    "ix_purchase_open",
+    purchase.c.product,
+    purchase.c.id,
+    sqlite_where=text("closed_at IS NULL"),
+    postgresql_where=text("closed_at IS NULL"),
+)
+Index("ix_purchase_supplier", purchase.c.supplier, purchase.c.created_at)
+Index("ix_purchase_product", purchase.c.product, purchase.c.created_at)
+
+reservation = Table(
+    "reservation",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("shop", Text, nullable=False),
+    Column("order_ref", Text, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("quantity", Integer, nullable=False),
+    Column("promised", Integer, nullable=False),
+    Column("customer", LargeBinary),
+    Column("state", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    _one_of("state", "held", "released", "expired", "delivered"),
+    CheckConstraint("quantity >= 1 AND promised >= 0 AND promised <= quantity", name="quantity"),
+    UniqueConstraint("shop", "order_ref"),
+    comment="Keys held for an order that is not paid yet; promised units are to be bought. customer is an HMAC.",
+)
+Index(
+    "ix_reservation_held",
+    reservation.c.product,
+    reservation.c.expires_at,
+    sqlite_where=text("state = 'held'"),
+    postgresql_where=text("state = 'held'"),
+)
+reserved_key = Table(
+    "reserved_key",
+    metadata,
+    Column("key_id", Id, ForeignKey("vault_key.id"), primary_key=True, autoincrement=False),
+    Column("reservation_id", BigInteger, ForeignKey("reservation.id"), nullable=False),
+    Index("ix_reserved_key_reservation_id", "reservation_id"),
+    comment="Which keys a reservation holds, while it holds them.",
+)
+
+replacement = Table(
+    "replacement",
+    metadata,
+    Column("key_id", Id, ForeignKey("vault_key.id"), primary_key=True, autoincrement=False),
+    Column("delivery_id", BigInteger, ForeignKey("delivery.id"), nullable=False),
+    Column("unit", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("supplier", Text, nullable=False),
+    Column("claim", Text, nullable=False),
+    Column("claim_note", Text, nullable=False),
+    Column("claim_at", Float),
+    Column("created_at", BigInteger, nullable=False),
+    _one_of("claim", "open", "asking", "returned", "complained", "refused", "impossible"),
+    comment="A delivered key that turned out to be defective, and what its supplier makes of it.",
+)
+Index("ix_replacement_supplier", replacement.c.supplier, replacement.c.created_at)
+Index("ix_replacement_delivery_id", replacement.c.delivery_id)
+
+demand = Table(
+    "demand",
+    metadata,
+    Column("product", Text, primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("ordered", BigInteger, nullable=False),
+    Column("missed", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="Units that were ordered in an hour (Unix time / 3600), and those that were refused for want of keys.",
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", Text),
+    Column("leased_until", Float),
+    comment="Work that one daemon does at a time, and the epoch that fences it (K13).",
+)
+
 audit = Table(
     "audit",
     metadata,
@@ -402,13 +529,48 @@ TRANSITIONS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("returning", "held"),
         ("returning", "returned"),
     ),
+    "purchase": (
+        ("intended", "sent"),
+        ("intended", "refused"),
+        ("sent", "accepted"),
+        ("sent", "unknown"),
+        ("sent", "fulfilled"),
+        ("sent", "disputed"),
+        ("sent", "refunded"),
+        ("sent", "refused"),
+        ("unknown", "sent"),
+        ("unknown", "accepted"),
+        ("unknown", "fulfilled"),
+        ("unknown", "disputed"),
+        ("unknown", "refunded"),
+        ("unknown", "refused"),
+        ("accepted", "fulfilled"),
+        ("accepted", "disputed"),
+        ("accepted", "refunded"),
+        ("disputed", "fulfilled"),
+        ("disputed", "refunded"),
+    ),
+    "reservation": (
+        ("held", "released"),
+        ("held", "expired"),
+        ("held", "delivered"),
+        ("released", "held"),
+        ("released", "delivered"),
+        ("expired", "held"),
+        ("expired", "delivered"),
+    ),
 }
 # Tables in which no row is ever changed or deleted, or (delete only) never deleted.
-APPEND_ONLY: Final = {"audit": ("UPDATE", "DELETE"), "delivery": ("DELETE",), "allotment": ("DELETE",)}
+APPEND_ONLY: Final = {
+    "audit": ("UPDATE", "DELETE"),
+    "delivery": ("DELETE",),
+    "allotment": ("DELETE",),
+    "purchase": ("DELETE",),
+}
 
 
-def rules(dialect: str) -> list[str]:
-    """The triggers that enforce TRANSITIONS and APPEND_ONLY, as SQL for ``sqlite`` or ``postgresql``."""
+def rules(dialect: str, among: Collection[str]) -> list[str]:
+    """The triggers that enforce TRANSITIONS and APPEND_ONLY on these tables, for ``sqlite`` or ``postgresql``."""
     statements: list[str] = []
     if dialect == "postgresql":
         statements.append(
@@ -416,11 +578,8 @@ def rules(dialect: str) -> list[str]:
             "$$BEGIN RAISE EXCEPTION 'syncd: % on % is not allowed', TG_OP, TG_TABLE_NAME "
             "USING ERRCODE = 'integrity_constraint_violation'; END$$"
         )
-    statements += [transition_rule(dialect, table) for table in TRANSITIONS]
-    for table, operations in APPEND_ONLY.items():
-        statements += [
-            _trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, "") for operation in operations
-        ]
+    statements += [transition_rule(dialect, table) for table in TRANSITIONS if table in among]
+    statements += [append_rule(dialect, table, operation) for table, operation in _append_only(among)]
     return statements
 
 
@@ -429,6 +588,17 @@ def transition_rule(dialect: str, table: str) -> str:
     pairs = ", ".join(f"'{old}>{new}'" for old, new in TRANSITIONS[table])
     illegal = f"OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({pairs})"
     return _trigger(dialect, f"{table}_transition", table, "UPDATE OF state", illegal)
+
+
+def append_rule(dialect: str, table: str, operation: str) -> str:
+    """The trigger that refuses an ``operation`` (UPDATE, DELETE) on a table of APPEND_ONLY."""
+    return _trigger(dialect, f"{table}_no_{operation.lower()}", table, operation, "")
+
+
+def _append_only(among: Collection[str]) -> Iterator[tuple[str, str]]:
+    for table, operations in APPEND_ONLY.items():
+        if table in among:
+            yield from ((table, operation) for operation in operations)
 
 
 def _trigger(dialect: str, name: str, table: str, operation: str, condition: str) -> str:

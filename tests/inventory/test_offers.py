@@ -507,39 +507,38 @@ def test_a_kill_while_it_is_written_is_made_good_by_the_next_run(
 # --- the daemon's loop ------------------------------------------------------------------------------------------------
 
 
-async def lateness(work: Callable[[], object]) -> float:
-    """The longest that this loop was kept waiting while ``work`` ran in a thread."""
+async def wakings(work: Callable[[], object]) -> int:
+    """How often this loop came to its turn while ``work`` ran in a thread."""
     loop = asyncio.get_running_loop()
-    busy, worst = loop.run_in_executor(None, work), 0.0
+    busy, woken = loop.run_in_executor(None, work), 0
     while not busy.done():
-        begun = time.perf_counter()
-        await asyncio.sleep(0.001)
-        worst = max(worst, time.perf_counter() - begun)
+        await asyncio.sleep(0)
+        woken += 1
     await busy
-    return worst
+    return woken
 
 
 @SQLITE
 async def test_a_large_listing_does_not_hold_up_the_loop(shelf: Shelf) -> None:
-    """`make bench` measures it; here the bound is one that a busy machine keeps."""
+    """How late the loop may be is measured by `make bench`; here, that it gets its turns however busy the machine."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:
         for price in ("10.00", "10.00", "11.00"):
             pages = paged(many(10_000, price=price), 500)
-            assert await lateness(lambda pages=pages: shelf.run(*pages)) < 0.4
+            assert await wakings(lambda pages=pages: shelf.run(*pages)) > 100
     finally:
         sys.setswitchinterval(before)
 
 
 async def test_control_a_loop_that_is_held_up_is_seen() -> None:
     def holding() -> None:
-        time.sleep(0.05)
-        loop.call_soon_threadsafe(time.sleep, 0.5)
-        time.sleep(0.1)
+        loop.call_soon_threadsafe(time.sleep, 0.3)
+        time.sleep(0.2)
 
     loop = asyncio.get_running_loop()
-    assert await lateness(holding) > 0.4
+    loop.call_soon(time.sleep, 0.1)
+    assert await wakings(holding) < 100
 
 
 # --- whatever comes ---------------------------------------------------------------------------------------------------
