@@ -170,7 +170,7 @@ class _Stage:
         budget = self._budget.get(one.supplier)
         if self._max_cost is not None and landed > self._max_cost:
             return None
-        if budget is not None and landed * most > budget:
+        if budget is not None and landed and landed * most > budget:
             most = int(max(budget, Decimal(0)) // landed)
         step = max(1, one.offer.step)
         most -= most % step
