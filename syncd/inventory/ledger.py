@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -98,12 +99,16 @@ class Purchase(NamedTuple):
 
     def shown(self) -> dict[str, Any]:
         """For people and programs. No key, no secret."""
-        times = ("created_at", "sent_at", "unknown_at", "closed_at", "next_at")
-        names = ("reference", "supplier", "sku", "product", "quantity", "received", "state", "reason", "asked_by")
-        names += ("unit_cost", "unit_limit", "charged", "supplier_order", "tries")
-        told = {name: getattr(self, name) for name in names}
-        moments = {name: None if getattr(self, name) is None else utc(getattr(self, name)) for name in times}
+        told = {name: getattr(self, name) for name in _SHOWN}
+        moments = {name: None if getattr(self, name) is None else utc(getattr(self, name)) for name in _TIMES}
         return {**told, "spend": str(amount_of(self.spend)), "open": str(amount_of(self.open_spend)), **moments}
+
+
+_TIMES: Final = ("created_at", "sent_at", "unknown_at", "closed_at", "next_at")
+_SHOWN: Final = (
+    *("reference", "supplier", "sku", "product", "quantity", "received", "state", "reason", "asked_by"),
+    *("unit_cost", "unit_limit", "charged", "supplier_order", "tries"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +246,8 @@ def missing(ask: Ask, settings: Settings, product: Product, level: int, now: int
         (product.sku, int(now + product.min_life), max(0, wanted)),
     )
     ((coming, doubted),) = ask(
-        "SELECT sum(quantity - received), sum(CASE WHEN state = 'unknown' AND unknown_at <= ? THEN quantity - received"
-        " END) FROM purchase"
+        "SELECT sum(quantity - received), sum(CASE WHEN state = 'unknown' AND unknown_at <= ?"  # noqa: S608 - constant
+        " THEN quantity - received END) FROM purchase"
         f" WHERE closed_at IS NULL AND product = ? AND state IN {_OUTSTANDING}",
         (int(now - (settings.purchases.cover_unknown_after or 0)), product.sku),
     )
@@ -408,7 +413,7 @@ class Ledger:
             balance=balance,
             since_balance=since,
             disputes=int(disputes),
-            free=shutil.disk_usage(self._settings().daemon.state_dir).free,
+            free=_free(self._settings().daemon.state_dir),
             fenced=bool(ask("SELECT 1 FROM meta WHERE name = ?", (RESTORE_FENCE,))),
         )
 
@@ -496,7 +501,7 @@ class Ledger:
             # One answer after the other: a card's place is its own. Copies, since a unit may run again.
             keys = [replace(key, position=mark + key.position) for key in came.keys]
             slices = [replace(item, position=mark + item.position) for item in slices]
-            end = max(card.position for card in (*keys, *slices))
+            end = max([key.position for key in keys] + [item.position for item in slices])
             ((consumed,),) = tx.query("SELECT consumed FROM source WHERE id = ?", (origin.source_id,))
             chunk = Chunk(origin, keys, slices, consumed, consumed + sum(len(card.sealed) for card in keys), end)
             counts = self._vault.take_in(tx, chunk)
@@ -518,9 +523,9 @@ class Ledger:
         lost = _share(spend, before.quantity - received, before.quantity) if state == PurchaseState.DISPUTED else 0
         open_still = state in {PurchaseState.ACCEPTED, PurchaseState.DISPUTED}
         tx.execute(
-            "UPDATE purchase SET state = ?, reason = ?, received = ?, spend = ?, open_spend = ?, charged ="
-            " coalesce(?, charged), supplier_order = coalesce(?, supplier_order), polls = ?, next_at = ?, closed_at = ?,"
-            " holder = NULL, leased_until = NULL WHERE id = ?",
+            "UPDATE purchase SET state = ?, reason = ?, received = ?, spend = ?, open_spend = ?,"
+            " charged = coalesce(?, charged), supplier_order = coalesce(?, supplier_order), polls = ?, next_at = ?,"
+            " closed_at = ?, holder = NULL, leased_until = NULL WHERE id = ?",
             (
                 str(state),
                 reason[:_WORDS],
@@ -771,6 +776,14 @@ def undecidable(one: Purchase | None, now: float) -> SyncdError | None:
     if one.leased_until is not None and now <= one.leased_until <= now + _AHEAD_S:
         return ConflictError(f"purchase {one.reference} is being looked into", hint="try again in a minute")
     return None
+
+
+def _free(folder: Path) -> int:
+    """Bytes free on a folder's disk; none where nobody can say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _named(one: Purchase) -> Mapping[str, Any]:

@@ -1,5 +1,5 @@
-"""Buying keys from suppliers that sell by order, so that nothing is ever paid twice (M1, M4, P3). Called by orders (what
-is owed), by replenish (what will be), by the operator, and by the clock.
+"""Buying keys from suppliers that sell by order, so that nothing is ever paid twice (M1, M4, P3). Called by orders (for
+what is owed), by replenish (for what will be), by the operator, and by the clock.
 
 An order of ours is an intent, committed after the guards let it pass and before a byte is sent; then it is *sent*; then
 its keys, its end and the audit are one transaction. Whatever cuts this short leaves a row that says how far it was, and
@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
-import msgspec
 import structlog
 from sqlalchemy import Connection
 
@@ -42,13 +41,12 @@ from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format
 from syncd.inventory.guards import Forbidden, Wish
 from syncd.inventory.ledger import COVER, Came, Intent, Ledger, Needed, Purchase, Send, Told, Written, held_by
-from syncd.inventory.listing import offer_of, row_of
+from syncd.inventory.listing import row_of
 from syncd.inventory.receipt import by_hand, judge, set_aside
 from syncd.inventory.reconcile import Able, Standing
 from syncd.inventory.routing import Candidate, Health, Pick, defect_rate, route
 from syncd.metrics import Metrics
-from syncd.model import IdSource, PurchaseState
-from syncd.store.database import Writer
+from syncd.model import Money, PurchaseState
 from syncd.suppliers.link import Link
 from syncd.vault.vault import Origin, Vault, restored_at
 
@@ -74,6 +72,7 @@ _REGAIN_S: Final = 180
 _STOP_S: Final = 3.0
 _SURE: Final = (Refused, NotSent, Auth, RateLimited, Config)
 """What says, of an order that is sent for the first time, that nothing was bought."""
+_CHARGED: Final = frozenset({PurchaseState.FULFILLED, PurchaseState.REFUNDED, PurchaseState.DISPUTED})
 _PAID: Final = "paid"
 """How an adapter's message begins when an order was charged, and its keys cannot be asked for."""
 
@@ -120,10 +119,7 @@ class Purchases:
 
     def __init__(
         self,
-        writer: Writer,
         vault: Vault,
-        ids: IdSource,
-        catalogue: Catalogue,
         links: Mapping[str, Link],
         settings: Callable[[], Settings],
         formats: Callable[[], Mapping[str, Format]],
@@ -131,25 +127,24 @@ class Purchases:
         arrived: Callable[[str], None],
         *,
         defects: Callable[[Connection], Mapping[str, tuple[int, int]]] = lambda _: {},
-        draw: Callable[[int, str], str] = drawn,
     ) -> None:
         """``links`` are those to the enabled suppliers, by name; ``arrived`` is told each product that got keys.
 
-        ``defects``: supplier → (keys that were defective, keys that were delivered). ``draw`` makes references.
+        ``defects``: supplier → (keys that were defective, keys that were delivered).
         """
-        self._writer = writer
-        self._database = writer.database
-        self._clock = writer.database.clock
+        self.draw: Callable[[int, str], str] = drawn
+        """Makes references: so many letters of an alphabet."""
         self._vault = vault
-        self._ids = ids
-        self._catalogue = catalogue
+        self._writer = vault.writer
+        self._database = vault.database
+        self._clock = vault.database.clock
+        self._catalogue = Catalogue(vault.database, settings)
         self._links = links
         self._settings = settings
         self._formats = formats
         self._metrics = metrics
         self._arrived = arrived
         self._defects = defects
-        self._draw = draw
         self._ledger = Ledger(vault, settings)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._locks: dict[str, asyncio.Lock] = {}
@@ -247,7 +242,7 @@ class Purchases:
                 continue
             covers = errand.asked_by == COVER
             intent = Intent(
-                id=self._ids.next(),
+                id=self._vault.ids.next(),
                 reference=self._reference(link.adapter),
                 wish=Wish(supplier, errand.product, pick.unit_cost, pick.quantity, covers=covers),
                 sku=offer.sku,
@@ -273,7 +268,7 @@ class Purchases:
 
     def _reference(self, adapter: Adapter) -> str:
         promises = adapter.promises
-        return self._draw(min(_REFERENCE, promises.reference_length), promises.reference_alphabet)
+        return self.draw(min(_REFERENCE, promises.reference_length), promises.reference_alphabet)
 
     def _forbidden(self, product: str, supplier: str, sku: str, found: Forbidden) -> None:
         """Say once why an offer is not bought, until that changes."""
@@ -305,8 +300,9 @@ class Purchases:
             link = self._links.get(one.supplier)
             if link is None:
                 return await self._tell(one, PurchaseState.REFUSED, "never sent: its supplier is not configured")
-            one = await self._writer.submit(self._ledger.send, Send(held_by(one)))  # type: ignore[assignment]
-            return await self._order(one, pick.candidate.offer, link, product, again=False)
+            sent = await self._writer.submit(self._ledger.send, Send(held_by(one)))
+            assert isinstance(sent, Purchase)  # noqa: S101 - the guards are asked in the intent
+            return await self._order(sent, pick.candidate.offer, link, product, again=False)
         finally:
             self._active.discard(one.id)
 
@@ -443,15 +439,14 @@ class Purchases:
         self._metrics.purchased(after.supplier, after.state)
         if after.closed_at is not None:
             self._watched.pop(after.id, None)
-        if after.state in {PurchaseState.FULFILLED, PurchaseState.REFUNDED, PurchaseState.DISPUTED}:
+        if after.state in _CHARGED and before.state not in _CHARGED:
             self._metrics.spent(after.supplier, float(guards.amount_of(after.spend)))
-        told = {"reference": after.reference, "supplier": after.supplier, "product": after.product}
+        told = {"reference": after.reference, "supplier": after.supplier, "product": after.product, "why": after.reason}
         if after.state in {PurchaseState.UNKNOWN, PurchaseState.DISPUTED}:
-            log.error(
-                f"purchase_{after.state}", **told, why=after.reason, fix=f"syncd purchases show {after.reference}"
-            )
+            fix = f"syncd purchases show {after.reference}"
+            log.error("purchase_needs_attention", state=after.state, **told, fix=fix)
         else:
-            log.info(f"purchase_{after.state}", **told, units=after.quantity, why=after.reason)
+            log.info("purchase_changed", state=after.state, **told)
 
     # --- following up -----------------------------------------------------------------------------------------------
 
@@ -568,13 +563,13 @@ class Purchases:
 
     async def _repeat(self, one: Purchase, link: Link, product: Product) -> Purchase:
         """Send the same reference once more: after the guards, by what the offer costs now."""
-        (candidate,) = await self._valued(
-            [each for each in await asyncio.to_thread(self.candidates, one.product) if _is(each, one)]
-        ) or [None]
-        offer = candidate.offer if candidate is not None else offer_of(msgspec.json.decode(one.listed, type=tuple))
-        unit = _price(offer, one.quantity) or one.money("unit_cost")
-        if candidate is None or candidate.gone or candidate.held or candidate.stale or unit is None:
-            return await self._later(one, link, "not sent again: its offer is gone, held or not known")
+        found = [each for each in await asyncio.to_thread(self.candidates, one.product) if _is(each, one)]
+        for candidate in await self._valued(found):
+            offer, unit = candidate.offer, _price(candidate.offer, one.quantity)
+            if unit is not None and not (candidate.gone or candidate.held or candidate.stale):
+                break
+        else:
+            return await self._later(one, link, "not sent again: what its offer costs now is not known")
         wish = Wish(one.supplier, product, unit, one.quantity)
         limit = one.money("unit_limit")
         if limit is not None and limit.currency == unit.currency and unit.amount > limit.amount:
@@ -753,10 +748,10 @@ class Purchases:
                 except AdapterError as error:
                     log.info("offer_not_valued", supplier=one.supplier, sku=one.offer.sku, why=error.message)
                 else:
-                    price = offer.price
-                    rate = price and guards.rate_of(self._settings(), price.currency, self._clock.now())
-                    found.append(replace(one, offer=offer, rate=rate))
-                    continue
+                    if offer.price is not None:
+                        rate = guards.rate_of(self._settings(), offer.price.currency, self._clock.now())
+                        found.append(replace(one, offer=offer, rate=rate))
+                        continue
             found.append(one)
         return found
 
@@ -853,5 +848,5 @@ def _is(candidate: Candidate, one: Purchase) -> bool:
     return (candidate.supplier, candidate.offer.sku) == (one.supplier, one.sku)
 
 
-def _price(offer: Offer, quantity: int) -> Any:
+def _price(offer: Offer, quantity: int) -> Money | None:
     return [offer.price, *(each for least, each in offer.tiers if quantity >= least)][-1]
