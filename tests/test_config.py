@@ -562,10 +562,22 @@ OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
             'write SUPPLIER:SKU, with blanks between, such as "wang:1001 li:S-50"',
         ),
         (
-            '[products.a]\non_shortage = "buy"\n',
-            "products.a.on_shortage",
-            "this syncd cannot buy by itself yet",
-            'write "wait" or "refuse"',
+            '[purchases]\nbudget_day = "100 USD"\n',
+            "purchases.budget_day",
+            "there is no rate for USD",
+            "write it in CNY, or add a rate to [currency]",
+        ),
+        (
+            '[suppliers.wang]\nadapter = "feed"\nmin_balance = "5 EUR"\n',
+            "suppliers.wang.min_balance",
+            "there is no rate for EUR",
+            "write it in CNY, or add a rate to [currency]",
+        ),
+        (
+            '[purchases]\ncover_unknown_after = "10m"\n',
+            "purchases.cover_unknown_after",
+            "it goes with a budget",
+            "set both cover_unknown_after and cover_budget_day, or neither",
         ),
         (
             '[currency]\nrates = { USD = "7.12" }\n',
