@@ -52,6 +52,13 @@ R = TypeVar("R")
 Row = tuple[Any, ...]
 
 MIN_SQLITE: Final = (3, 35)  # RETURNING
+_NOTICE_A_DEAD_PEER: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""A server whose machine went without a word is lost within 25 s: the kernel's own patience is a quarter of an hour."""
 PRAGMAS: Final = {
     "journal_mode": "wal",
     "synchronous": "2",  # FULL: WAL with NORMAL loses acknowledged commits at a power cut
@@ -347,7 +354,7 @@ class Database:
                 hide_parameters=True,
                 poolclass=QueuePool if read_only else NullPool,
                 pool_pre_ping=read_only,
-                connect_args={"connect_timeout": 5, "application_name": "syncd"},
+                connect_args={"connect_timeout": 5, "application_name": "syncd", **_NOTICE_A_DEAD_PEER},
             )
         else:
             engine = create_engine(
