@@ -254,8 +254,9 @@ def build(settings: Settings) -> tuple[dict[str, Built], list[Problem]]:
         except ValidationError as error:
             for item in error.errors(include_url=False, include_input=False):
                 path = ".".join(["suppliers", name, *(str(part) for part in item["loc"])])
-                known = ", ".join(sorted(kind.Settings.model_fields))
-                problems.append(settings.problem(path, str(item["msg"]), f"settings of {supplier.adapter}: {known}"))
+                known = f"settings of {supplier.adapter}: {', '.join(sorted(kind.Settings.model_fields))}"
+                message, fix = str(item["msg"]).removeprefix("Value error, "), item.get("ctx", {}).get("fix")
+                problems.append(settings.problem(path, message, fix or known))
         except SyncdError as error:
             problems.append(settings.problem(f"suppliers.{name}.adapter", error.message, error.hint))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - its constructor or its validators, likewise
