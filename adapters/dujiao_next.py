@@ -33,8 +33,7 @@ STATUSES: dict[str, core.OrderStatus] = {
     "canceled": "canceled",
     "refunded": "refunded",
 }
-UNPAID = {"pending_payment", "canceled"}
-BEFORE = {"bad_request", "invalid_callback_url"}  # refused before the reference is looked up
+UNPAID, EARLY = {"pending_payment", "canceled"}, {"bad_request", "invalid_callback_url"}  # early: no reference is read
 KEY = "correct key and secret: the site has them under API permissions of our user"
 GONE = "name another offer of the product, or ask the site"
 CLOCK = "check this machine's clock: the site allows a minute"
@@ -191,7 +190,7 @@ class DujiaoNext(core.Adapter):
             price=core.money(sku["price_amount"], currency),
             stock=Stock.exact(sku["stock_quantity"], unlimited=-1),
             # Manual goods wait for a person, and mostly for a form that one fills in.
-            for_sale=bool(product["is_active"] and sku["is_active"] and product["fulfillment_type"] == "auto"),
+            for_sale=product["is_active"] is sku["is_active"] is True and product["fulfillment_type"] == "auto",
             tiers=tuple(sorted(tiers.items())),
             updated_at=core.instant(product.get("updated_at")),
             data={"sku_id": str(int(sku["id"]))},
@@ -228,7 +227,7 @@ class DujiaoNext(core.Adapter):
         code = said.get("error_code")
         if isinstance(code, str) and code in ERRORS:
             kind, hint = ERRORS[code]
-            raise (core.OutcomeUnknown if again and code in BEFORE else kind)(f"the site says {code}", hint=hint)
+            raise (core.OutcomeUnknown if again and code in EARLY else kind)(f"the site says {code}", hint=hint)
         if answer.status in UNAUTHORIZED:
             raise core.Auth("something in front of the site turns us away", hint="ask the site to let us in")
         raise BadResponse(f"status {answer.status} without ok, and without an error code of the document")

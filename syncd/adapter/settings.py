@@ -7,6 +7,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from syncd.config import SecretRef
 from syncd.errors import StartError
@@ -46,7 +47,7 @@ def _secret(value: object, info: ValidationInfo) -> SecretText:
     try:
         found = ref.secret()
     except StartError as error:
-        raise ValueError(str(error)) from None
+        raise PydanticCustomError("secret", "{message}", {"message": error.message, "fix": error.hint}) from None
     if not found.reveal():
         raise ValueError(f"{ref.where} is empty: put the secret there")
     return found
