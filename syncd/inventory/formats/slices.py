@@ -164,7 +164,7 @@ class Slices:
         """Why no card of this payload is read, if so."""
         reading = self.reading
         if reading.encoding == "unreadable":
-            return Refusal("undecodable", "the payload is neither UTF-8 nor GB18030 text")
+            return Refusal("undecodable", "the payload is no text in UTF-8, UTF-16 with a byte order mark, or GB18030")
         if reading.problem and self.hopeless():
             if reading.splitter == "csv":
                 return Refusal("no_key_column", reading.problem)
