@@ -29,6 +29,7 @@ from syncd.inventory.formats.words import (
     KEY_ROLES,
     ROLES,
     Item,
+    cut_expiry,
     cut_notes,
     header_columns,
     is_index,
@@ -60,6 +61,7 @@ STRONG: Final = (
     "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
 RECORD_PARTS: Final = 4
+_OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])[A-Za-z0-9-]{6,}|\d{9,}")
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
 _PAIR: Final = 2
@@ -227,7 +229,8 @@ class Evidence:
         self._unlabelled(bare, items)
 
     def _unlabelled(self, bare: str, items: list[Item]) -> None:
-        if items:
+        bare, until = cut_expiry(bare)
+        if items and not until:
             bare, _ = cut_notes(bare)
         gap, self._gap = self._gap, False
         bare = self._unnumbered(without_bullet(bare))
@@ -243,7 +246,8 @@ class Evidence:
             self.prose += 1
             self._gap = gap
             if EXPIRY_WORDS.search(bare) and len(self._said) < _FEW and (said := expiry_in(bare)):
-                self._said.add(said)
+                one = _OF_ONE.search(bare) and not (bare.isascii() and is_prose(bare))  # a date of one key alone?
+                self._said.add("?" if one else said)
             return
         self.total += 1
         if not counts and len(self._lengths) < _KINDS:

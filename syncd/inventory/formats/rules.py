@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
-from syncd.inventory.formats.expiry import DATED, looks_like_date
+from syncd.inventory.formats.expiry import DATED, looks_like_date, may_be_date
 from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
 from syncd.inventory.formats.text import fold, has_control, is_link, is_masked, is_placeholder, is_prose, strip
 from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
@@ -338,7 +338,7 @@ class Format:
         fitting = [part for part in parts if rule.alphabet not in _SOLID and isinstance(rule.read(part), tuple)]
         if len(fitting) != 1:
             return Refusal("not_this_format", f"{len(parts)} parts, 1 expected ({rule.name})")
-        if not all(_is_aside(part) for part in parts if part != fitting[0]):
+        if not all(_is_aside(part) and not may_be_date(part) for part in parts if part != fitting[0]):
             return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
         return {rule.name: fitting[0]}
 

@@ -11,7 +11,7 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from syncd.inventory.formats.expiry import DATED
+from syncd.inventory.formats.expiry import DATED, may_be_date
 from syncd.inventory.formats.text import LINK, is_masked, is_placeholder
 from syncd.inventory.formats.words import AMOUNT, EXPIRY_WORDS, plain_width, without_index
 
@@ -203,6 +203,8 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
 
 def _is_beside(text: str, *, auto: bool) -> bool:
     """Whether what stands beside a key says nothing that could be a part of it."""
+    if may_be_date(text):
+        return False
     left = _COUNT.sub(" ", _YEAR.sub(" ", AMOUNT.sub(" ", without_index(text))))
     if _OTHER_PART.search(left) and (auto or re.search(r"[A-Za-z0-9]{3}", _OTHER_PART.sub("", left))):
         return False

@@ -25,7 +25,7 @@ from syncd.inventory.formats.document import (
 )
 from syncd.inventory.formats.edges import CLAUSE, MARKS, alike, unwrap
 from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
-from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
+from syncd.inventory.formats.expiry import looks_like_date, may_be_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
 from syncd.inventory.formats.reading import MARK, Reading
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
@@ -45,7 +45,9 @@ from syncd.inventory.formats.words import (
     EXPIRES,
     NOTE,
     Item,
+    cut_expiry,
     cut_notes,
+    dates_the_past,
     find_labels,
     header_columns,
     hides_a_key,
@@ -111,6 +113,9 @@ class Slices:
         self.roles = [role_of(name, fmt.fields) for name in reading.columns]
         self.strict = shape.is_strict(fmt)
         self._common = NEVER if not reading.expires else self._expiry(reading.expires)
+        self._dated = [
+            not role and not dates_the_past(name) for name, role in zip(reading.columns, self.roles, strict=True)
+        ]
         self._hidden = any(
             not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
         )
@@ -270,7 +275,8 @@ class Slices:
             return Refusal("prose", "a note, not a key")
         if items and not head and len(items) == 1 and not items[0].text:
             return Refusal("prose", "a heading, not a key")
-        bare, notes = cut_notes(without_bullet(bare))
+        bare, until = cut_expiry(without_bullet(bare))
+        bare, notes = (bare, [Item(EXPIRES, until)]) if until else cut_notes(bare)
         if reading.numbered:
             number, size = numbering(bare)
             if number < 0 or number_mark(bare, size) != reading.numbered:
@@ -424,6 +430,9 @@ class Slices:
         if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
             return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        strange = [cell for role, cell in zip(self._dated, row, strict=False) if role]
+        if any(map(may_be_date, strange)):
+            return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
         lone = [role for role in roles if role != EXPIRES]
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
@@ -509,6 +518,9 @@ class Slices:
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
+        last = items[-1].role if items else ""
+        if EXPIRES not in roles and (until := cut_expiry(roles.get(last, ""))[1]):
+            roles |= {last: cut_expiry(roles[last])[0], EXPIRES: until}
         roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
         return self.named(roles, free=free)

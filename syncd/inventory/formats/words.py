@@ -10,7 +10,8 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, mask_links, strip
+from syncd.inventory.formats.expiry import DATED, WRITTEN
+from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, is_prose, mask_links, strip
 
 KEY_ROLES: Final = (
     "number",
@@ -92,8 +93,11 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "激活截止日期", "gültig bis", "ablaufdatum", "verfallsdatum", "date d'expiration", "valable jusqu'au",
         "fecha de caducidad", "vence", "válido hasta", "válido até", "validade", "срок действия", "действует до",
         "годен до", "有効期限", "유효기간", "hạn sử dụng", "hsd", "best before", "use by", "use before", "redeem by",
-        "redeem before", "valid thru", "valid through", "good through", "expired at", "expired date",
-        "expiration time", "expires in", "expiry time", "valid date", "expires at", "expire", "expire at",
+        "redeem before", "valid thru", "valid through", "until", "till", "use until", "usable until", "ends at",
+        "ends on", "expires by", "expiring", "expiring date", "exp time", "date of expiry", "date of expiration",
+        "有效期到",
+        "有效至", "可用至", "质保到期", "good through", "expired at", "expired date", "expiration time",
+        "expires in", "expiry time", "valid date", "expires at", "expire", "expire at",
         "expire date", "expire time", "expiry", "expiry date", "expires on", "expiration", "expiration date", "exp",
         "exp date", "valid until", "valid till", "valid to", "validity", "end time", "end date", "card deadline",
         "deadline",
@@ -212,6 +216,19 @@ EXPIRY_WORDS: Final = re.compile(
     re.IGNORECASE,
 )
 """Words that say that a date is an expiry."""
+_HAPPENED: Final = re.compile(
+    "创建|生成|购|买|下单|订单|入库|出库|提卡|提取|发|售|支付|付款|更新|修改|添加|录入|导入|导出|上架|制|开始|起始|生效|起|注册|使用时|激活时|上传|交易|到账"
+    "|creat|updat|modif|chang|purchas|order|sold|sale|buy|bought|add|deliver|ship|issu|generat|paid|pay|releas|start|begin"
+    "|from|sent|send|upload|import|export|log|regist|print|made|birth|activated|redeemed|usedat|usedon|invoice|transact|batch",
+    re.IGNORECASE,
+)
+
+
+def dates_the_past(name: str) -> bool:
+    """Whether a name says that its date is not an expiry, but of something that has happened: ``purchased_on``."""
+    return _HAPPENED.search(name) is not None and EXPIRY_WORDS.search(name) is None
+
+
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 
 
@@ -433,6 +450,30 @@ def cut_notes(text: str) -> tuple[str, list[Item]]:
         return text, []
     bare = strip(head).rstrip(_TAIL)
     return (bare.rstrip("- ") if bare.endswith("--") else bare), items
+
+
+_MAY_BE_CODE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z]*\d)(?!20\d\d(?![A-Za-z0-9]))[A-Za-z0-9]{4,}")
+_UNTIL: Final = re.compile(
+    r"[\s,;|(（\[，；-]{1,4}(?:(?:exp(?:\.|iry|ires?|iration)?(?: date| on| at)?"
+    r"|valid (?:until|till|to|thru|through)|(?:use|redeem|activate|best) (?:by|before)|until|till)[\s:.]{1,3}"
+    rf"(?P<date>{WRITTEN})"
+    r"|(?:有效期|有效日期|截止|到期)?(?:至|到|为)?\s?"
+    rf"(?P<day>{WRITTEN})\s?(?:之?前(?:有效|使用|兑换|激活|充值)|到期|过期|截止|失效))[)）\]]?$",
+    re.IGNORECASE,
+)
+
+
+def cut_expiry(text: str) -> tuple[str, str]:
+    """(the key, the text of its expiry) of a line such as ``CODE exp 2027-12-31``; (the text, "") if it is none."""
+    match = _UNTIL.search(plain_width(text))
+    if not match or not has_code(text[: match.start()]) or (text.isascii() and is_prose(text)):
+        return text, ""
+    return text[: match.start()], match["date"] or match["day"]
+
+
+def has_code(text: str) -> bool:
+    """Whether a line has what may be a part of a key: letters and digits in one run."""
+    return _MAY_BE_CODE.search(DATED.sub(" ", text)) is not None
 
 
 _ASIDE: Final = re.compile(r"(?<=\S)\s{0,4}[(（【]([^()（）【】]{1,40})[)）】]$")
