@@ -348,6 +348,8 @@ class Evidence:
 
     def sizes(self, separator: str) -> tuple[int, ...]:
         """The lengths of the parts on all lines but a few, if there are enough to tell."""
+        if separator == ANY:  # of any kind: what is a digit here may be a letter there
+            return tuple(-size for size in self._sizes[ANY].most_common(1)[0][0])
         if not separator:
             usual = [self._usual(self._lengths)]
             return (usual[0],) if usual[0] else ()
@@ -414,6 +416,7 @@ class Evidence:
         strong = [name for name in agreed if name in STRONG]
         if len(strong) == 1:
             agreed = strong
+        agreed = agreed or self._lone_strong(total)
         if len(agreed) == 1 and labelled <= _RARE:
             return self._pair(encoding, media, agreed[0])
         mixed = self._sizes[ANY].most_common(1)
@@ -425,6 +428,13 @@ class Evidence:
             return self._line_reading(encoding, media)
         named = [*(["labelled"] if labelled > _RARE else []), *others]
         return Reading(encoding, media=media, candidates=("line", *named))
+
+    def _lone_strong(self, total: int) -> list[str]:
+        """The one strong separator that there is, if most lines have it: what has none, or fewer, is held line by
+        line.
+        """
+        seen = [name for name in STRONG if self.parts[name]]
+        return seen if len(seen) == 1 and self.parts[seen[0]].total() > _HALF * total else []
 
     def _is_heading(self) -> bool:
         """Whether the labels are headings over lists of keys, or notes."""
@@ -467,6 +477,9 @@ class Evidence:
             media=media,
             tail=self._tail(),
             numbered=self.numbered(),
+            width=max(self.parts[separator], key=self.parts[separator].__getitem__, default=0)
+            if separator != ANY
+            else 0,
         )
 
     def _labelled(self, encoding: str, media: str) -> Reading:

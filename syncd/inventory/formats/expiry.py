@@ -30,6 +30,13 @@ _NEVER_WORDS: Final = frozenset(
         "unlimited",
     }
 )
+_AFTER_USE: Final = re.compile(
+    r"(?:自|从)?(?:激活|使用|兑换|充值|开通|登录|绑定)(?:之日)?(?:起|后|之后|开始) ?"
+    r"\d{1,4} ?(?:天|日|个月|月|年)(?:内)?(?:有效)?"
+    r"|\d{1,4} (?:days?|months?|years?) (?:after|from) (?:activation|redemption|first use)",
+    re.IGNORECASE,
+)
+"""A time that begins when the customer uses the key: until then it does not expire."""
 _DATE: Final = re.compile(
     r"(?P<y>\d{4})(?:(?P<sep>[-/.])(?P<m>\d{1,2})(?P=sep)(?P<d>\d{1,2})|年 ?(?P<cm>\d{1,2}) ?月 ?(?P<cd>\d{1,2}) ?日?)"
     r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)?"
@@ -90,7 +97,7 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     if len(text) > _LONGEST:
         return None
     folded = unicodedata.normalize("NFKC", text).strip()
-    if folded.casefold() in _NEVER_WORDS:
+    if folded.casefold() in _NEVER_WORDS or _AFTER_USE.fullmatch(folded):
         return NEVER
     folded = _AROUND.sub("", folded)
     if len(ends := _RANGE.split(folded)) == 2 and looks_like_date(ends[0]):  # noqa: PLR2004 -- from … to …

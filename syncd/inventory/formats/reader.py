@@ -18,6 +18,7 @@ from syncd.inventory.formats.document import (
     parse,
 )
 from syncd.inventory.formats.evidence import header_like, is_gap
+from syncd.inventory.formats.expiry import expiry_in
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import MAX_KEY, FieldRule, Format, Refusal, default_display
 from syncd.inventory.formats.slices import Card, Quick, Result, Slices
@@ -451,7 +452,7 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa
         ):
             yield from card.close()
             yield from _cards(slices, line, _bare(line), slices.dated(found))
-        elif is_prose_line(bare, slices.fmt.placeholders) and not EXPIRY_WORDS.search(bare):
+        elif is_prose_line(bare, slices.fmt.placeholders) and not (EXPIRY_WORDS.search(bare) and expiry_in(bare)):
             yield from card.close()
             yield slices.card(
                 line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")

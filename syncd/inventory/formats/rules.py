@@ -573,6 +573,9 @@ def _odd_shape(name: str, value: str) -> str:
 _COMPLETE: Final = 8
 _SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
 _GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")
+_EDITION: Final = re.compile(
+    r"\b(?:win(?:dows)?|office|server|visio|project) ?(?:\d{1,2}|20\d\d)(?![A-Za-z0-9])", re.IGNORECASE
+)
 _ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")
 
 
@@ -581,7 +584,9 @@ def _is_aside(part: str) -> bool:
     text = fold(part)
     if is_placeholder(text) or says_spent("status", text):
         return False
-    return looks_like_date(text) or _FIGURE.fullmatch(text) is not None or _ASIDE.fullmatch(text) is not None
+    if looks_like_date(text) or _FIGURE.fullmatch(text):
+        return True
+    return _ASIDE.fullmatch(_EDITION.sub("", text)) is not None
 
 
 def _link_problem(text: str) -> Refusal | None:
