@@ -22,7 +22,7 @@ from syncd.inventory.formats.split import (
     split_parts,
 )
 from syncd.inventory.formats.template import is_template
-from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
@@ -31,6 +31,7 @@ from syncd.inventory.formats.words import (
     Item,
     cut_expiry,
     cut_notes,
+    has_code,
     header_columns,
     is_index,
     labels_in,
@@ -166,6 +167,7 @@ class Evidence:
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
         self.keyed = _Labels()  # of the lines that name a part of a key
+        self.spent = False  # a heading says that some of the cards are no good any more
         self.notes = 0  # lines with labels of which none names a part of a key
         self.records = 0
         self.numbers = 0  # lines that are numbered 1, 2, 3 …
@@ -209,6 +211,7 @@ class Evidence:
             return
         if self.header is None:
             self.header = bare
+        self.spent = self.spent or heads_spent(bare)
         if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
             return
@@ -263,12 +266,10 @@ class Evidence:
                 if count == 2 and len(counts) == 1 and all(sizes) and name != "-----":  # noqa: PLR2004
                     self._sizes[ANY][tuple(map(abs, sizes))] += 1
 
-    def _says_expiry(self, text: str) -> bool:
+    @staticmethod
+    def _says_expiry(text: str) -> bool:
         """Whether a line of words says until when the keys are valid, in a way that ``is_prose`` takes for a code."""
-        if not EXPIRY_WORDS.search(text) or not (said := expiry_in(text)) or said == "?":
-            return False
-        rest = text.lower().replace(said, " ")
-        return len(rest) < len(text) and not any(map(str.isdigit, rest)) and " " in strip(rest)
+        return EXPIRY_WORDS.search(text) is not None and expiry_in(text) != "" and not has_code(text)
 
     def _numbers(self, name: str, parts: list[str]) -> None:
         """Remember which pin a number has; a number that comes with another is not certain, whichever is right."""
@@ -375,14 +376,17 @@ class Evidence:
     def reading(self, encoding: str, split: str, media: str) -> Reading:
         """The Reading of text that these lines are evidence for."""
         reading = self._reading(encoding, split, media)
+        if self.spent:
+            reading = replace(reading, problem="a heading that says that some of the cards are used or void")
+        expires = self.expires(labelled=reading.splitter == "labelled")
         if reading.splitter == "template" or reading.candidates:
-            return reading
+            return replace(reading, expires=expires if reading.candidates else "")
         separator = reading.separator if reading.splitter == "pair" else ""
         sizes = self.sizes(separator) if reading.splitter in {"pair", "line"} and separator != " " else ()
         again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
         few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
         twice = tuple(sorted({number & MARK for number in again})) if few else ()
-        return replace(reading, sizes=sizes, twice=twice, expires=self.expires(labelled=reading.splitter == "labelled"))
+        return replace(reading, sizes=sizes, twice=twice, expires=expires)
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
@@ -514,7 +518,7 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
-_IS_TITLE: Final = re.compile("[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+")
+_IS_TITLE: Final = re.compile(r"[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+|^[A-Za-z]{3,10} ?\d{1,2}$")
 
 
 class Table:

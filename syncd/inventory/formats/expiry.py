@@ -68,6 +68,12 @@ _ANY: Final = re.compile(
     re.IGNORECASE,
 )
 _ALONE: Final = re.compile(WRITTEN, re.IGNORECASE)
+_VAGUE: Final = re.compile(
+    r"20\d\d ?年? ?(?:底|末|内|前|之前|到期|过期|失效)|年底|年末|月底|月末|明年|次年|下个?月|本月"
+    r"|\b(?:until|till|expir\w*|valid|before|by|of) (?:the )?(?:end of )?20\d\d|end of (?:the |this |next )?(?:year|month)|next year",
+    re.IGNORECASE,
+)
+"""A time that people say, and that no date is."""
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NAMED: Final = re.compile(
     r"(?:(?P<day>\d{1,2})(?:st|nd|rd|th)?[ -](?P<month>[a-z]{3,9})\.?,?[ -](?P<year>\d{4})"
@@ -78,6 +84,7 @@ _MONTH: Final = re.compile(
     "|nov(?:ember)?|dec(?:ember)?"
 )
 _RANGE: Final = re.compile(r"\s*(?:至|到|~|[\u2013\u2014]| - | to )\s*")
+_DOTTED: Final = re.compile(r"\d{4}[./]\d{1,2}[./]\d{1,2} ?- ?(\d{4}[./]\d{1,2}[./]\d{1,2})")
 _DAY_FIRST: Final = re.compile(r"(1[3-9]|2\d|3[01])([-/.])(\d{1,2})\2(\d{4})")
 _MONTH_FIRST: Final = re.compile(r"(0?[1-9]|1[0-2])([-/])(1[3-9]|2\d|3[01])\2(\d{4})")
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
@@ -100,6 +107,8 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     if folded.casefold() in _NEVER_WORDS or _AFTER_USE.fullmatch(folded):
         return NEVER
     folded = _AROUND.sub("", folded)
+    if dotted := _DOTTED.fullmatch(folded):
+        folded = dotted[1]
     if len(ends := _RANGE.split(folded)) == 2 and looks_like_date(ends[0]):  # noqa: PLR2004 -- from … to …
         folded = ends[1]
     if _UNIX.fullmatch(folded):
@@ -136,7 +145,7 @@ def expiry_in(text: str) -> str:
     written = list(_ANY.finditer(text))
     if len(written) == 1 and not written[0][0].isdigit():
         return written[0][0]
-    return "?" if dates or _UNSURE.search(text) else ""
+    return "?" if dates or _UNSURE.search(text) or _VAGUE.search(text) else ""
 
 
 def _unix(digits: str) -> int | None:

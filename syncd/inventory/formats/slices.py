@@ -40,7 +40,7 @@ from syncd.inventory.formats.split import (
 )
 from syncd.inventory.formats.template import compiled
 from syncd.inventory.formats.template import match as match_template
-from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.text import denies, fold, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     NOTE,
@@ -539,7 +539,7 @@ class Slices:
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
         between = {item.text[-1:] for item in items[:-1]} & _MARKS
-        if items and (clause := CLAUSE.search(items[-1].text)) and not shape.denies(clause[0]):
+        if items and (clause := CLAUSE.search(items[-1].text)) and not denies(clause[0]):
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
