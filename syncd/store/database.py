@@ -235,6 +235,7 @@ class Tx:
         busy event loop, each costs more than all of the query. On PostgreSQL all see the same moment.
         """
         statement, params = self._database.asked(questions)
+        documents: Sequence[str]
         if self._trips is None:
             (documents,) = self.query(statement, params)
         else:
@@ -301,7 +302,7 @@ class Tx:
         self._last += [self._database.over(change, held=True) for change in changes]
 
     def commit(self) -> None:
-        """End the transaction. Called by the writer. Raises RetryBatch where what travels along is held up by others."""
+        """End the transaction. Called by the writer. Raises RetryBatch where what travels along came too late."""
         if self._trips is None:
             self._cursor.execute("COMMIT")
             return
@@ -400,6 +401,7 @@ class Database:
             # never talk the planner into reading a table of a million keys.
             for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"):
                 cursor.execute(f"SET {setting} = off")
+            cursor.execute("SET plan_cache_mode = force_generic_plan")  # and it never plans the same twice
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -570,15 +572,13 @@ class Database:
     def _document(self, question: Question) -> str:
         """The query that gives a question's rows as one document."""
         table = f"WITH {self._table(question.columns, len(question.rows))} " if question.columns else ""
-        bare, build = ("encode({}, 'hex')", "json_build_array") if self.postgresql else ("hex({})", "json_array")
+        bare = "encode({}, 'hex')" if self.postgresql else "hex({})"
         named = [column.split() for column in question.gives.split(",")]
         values = ", ".join(bare.format(name) if kind == "bytes" else name for name, kind in named)
-        collected = (
-            f"coalesce(json_agg({build}({values})), '[]')"
-            if self.postgresql
-            else f"json_group_array({build}({values}))"
+        array = (
+            "coalesce(json_agg(json_build_array({})), '[]')" if self.postgresql else "json_group_array(json_array({}))"
         )
-        return f"SELECT {collected} FROM ({table}{question.sql}) q"  # noqa: S608 - column names of our own
+        return f"SELECT {array.format(values)} FROM ({table}{question.sql}) q"  # noqa: S608 - column names of our own
 
     @staticmethod
     def _numbered(sql: str) -> str:
