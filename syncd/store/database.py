@@ -257,7 +257,7 @@ class Tx:
                 for start in range(0, len(change.rows), size):
                     part = change.rows[start : start + size]
                     statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
-                    self._cursor.execute(statement, [*bound, *change.params])
+                    self._run(statement, [*bound, *change.params])
                 changed.append(connection.total_changes - before)
             return changed
         statements = [self._database.over(change) for change in changes]
@@ -304,7 +304,7 @@ class Tx:
     def commit(self) -> None:
         """End the transaction. Called by the writer. Raises RetryBatch where what travels along came too late."""
         if self._trips is None:
-            self._cursor.execute("COMMIT")
+            self._run("COMMIT", ())
             return
         try:
             self._together([*self._last, ("COMMIT", ())])
