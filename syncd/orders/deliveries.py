@@ -212,7 +212,7 @@ class Deliveries:
                 raise
             request = replace(request, waits=True)
             allotted = await self._writer.submit(self._allot, request)
-        answer = await self._opened(order_ref, allotted, request.min_life)
+        answer = await self.opened(order_ref, allotted, request.min_life)
         if answer.state != DeliveryState.PENDING:
             return answer
         if not answer.repeat:
@@ -223,7 +223,12 @@ class Deliveries:
             return answer
         allotted = await self._writer.submit(self._allot, request)
         allotted.repeat = answer.repeat
-        return await self._opened(order_ref, allotted, request.min_life)
+        return await self.opened(order_ref, allotted, request.min_life)
+
+    def min_life(self, product: str) -> int:
+        """For how many seconds a key of this product must still be good."""
+        known = self._products().get(product)
+        return int(known.min_life) if known else 0
 
     def check_fence(self) -> None:
         """Raise FencedError while no key may leave."""
@@ -332,10 +337,9 @@ class Deliveries:
 
         None while the restore fence stands: what was available at the backup may have left since (T3).
         """
-        known = self._products().get(product)
         filled, some = 0, _FILL_AT_ONCE
         while some == _FILL_AT_ONCE and not self.fenced:
-            some = await self._writer.submit(self._fill, (product, int(known.min_life) if known else 0))
+            some = await self._writer.submit(self._fill, (product, self.min_life(product)))
             filled += some
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
@@ -373,7 +377,7 @@ class Deliveries:
             return None
         return Delivery(row[0], order_ref, row[1], row[2], row[3], row[4], row[5], repeat=True, keys=[])
 
-    async def _opened(self, order_ref: str, allotted: Allotted, min_life: int) -> Delivery:
+    async def opened(self, order_ref: str, allotted: Allotted, min_life: int) -> Delivery:
         """Open a delivery's keys; what does not open is marked corrupt and replaced until all do (K4)."""
         while allotted.state == DeliveryState.DELIVERED:
             keys: list[OpenedKey] = []
@@ -749,13 +753,35 @@ class Deliveries:
             tx.execute("UPDATE allotment SET withdrawn_at = ? WHERE key_id = ?", (tx.at, key_id))
             tx.execute("UPDATE vault_key SET state = 'corrupt' WHERE id = ?", (key_id,))
             tx.audit("key.corrupt", key=key_id, delivery=delivery_id, product=current.product)
-        if not self._complete(tx, current, min_life):
+        return self.refill(tx, delivery_id, min_life, "key_unreadable")
+
+    def current(self, tx: Tx, delivery_id: int) -> Allotted:
+        """A delivery as it stands, locked; its keys are left out while it is pending."""
+        found = self._by_id(tx, delivery_id)
+        if found.state != DeliveryState.DELIVERED:
+            found.keys = []
+        return found
+
+    def refill(self, tx: Tx, delivery_id: int, min_life: int, reason: str) -> Allotted:
+        """Put keys in the place of those that were withdrawn from a delivery; with too few it waits, for ``reason``."""
+        current = self._by_id(tx, delivery_id)
+        if self._complete(tx, current, min_life):
+            if current.state == DeliveryState.PENDING:
+                self._completed(tx, delivery_id)
+        else:
             tx.execute(
-                "UPDATE delivery SET state = 'pending', reason = 'key_unreadable', completed_at = NULL WHERE id = ?",
-                (delivery_id,),
+                "UPDATE delivery SET state = 'pending', reason = ?, completed_at = NULL WHERE id = ?",
+                (reason, delivery_id),
             )
-            tx.audit("delivery.pending", delivery=delivery_id, reason="key_unreadable")
+            tx.audit("delivery.pending", delivery=delivery_id, reason=reason)
         return self._by_id(tx, delivery_id)
+
+    @staticmethod
+    def _completed(tx: Tx, delivery_id: int) -> None:
+        tx.execute(
+            "UPDATE delivery SET state = 'delivered', reason = NULL, completed_at = ? WHERE id = ?",
+            (tx.at, delivery_id),
+        )
 
     def _complete(self, tx: Tx, delivery: Allotted, min_life: int) -> bool:
         """Allot the units that a delivery lacks, all or none."""
@@ -795,10 +821,7 @@ class Deliveries:
         for (delivery_id,) in waiting:
             if not self._complete(tx, self._by_id(tx, delivery_id), min_life):
                 break  # first come, first served: nobody overtakes
-            tx.execute(
-                "UPDATE delivery SET state = 'delivered', reason = NULL, completed_at = ? WHERE id = ?",
-                (tx.at, delivery_id),
-            )
+            self._completed(tx, delivery_id)
             filled += 1
         return filled
 
