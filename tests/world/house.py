@@ -22,6 +22,7 @@ from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import load_formats
 from syncd.inventory.intake import Intake
 from syncd.inventory.offers import Offers
+from syncd.inventory.purchase import Purchases
 from syncd.inventory.sync import Sync
 from syncd.metrics import Metrics
 from syncd.model import IdSource
@@ -281,6 +282,17 @@ class House:
         self.offers = Offers(writer, metrics, lambda: self.settings, world.folder)
         self.catalogue = Catalogue(database, lambda: self.settings)
         self.sync = Sync(writer, ids, self.intake, self.offers, metrics, self.settings, self.links)
+        self.purchases = Purchases(
+            writer,
+            vault,
+            ids,
+            self.catalogue,
+            self.links,
+            lambda: self.settings,
+            lambda: FORMATS,
+            metrics,
+            self._arrived,
+        )
         self.stock = Stock(writer, lambda: products, lambda: (None, 0.0), self.catalogue.upstream)
 
     def _died(self, _error: BaseException) -> None:
@@ -294,6 +306,7 @@ class House:
     async def open(self) -> None:
         """What happens before the first request."""
         await self.sync.open()
+        await self.purchases.recover()
         await self.deliveries.fill_waiting()
 
     def _arrived(self, product: str) -> None:
