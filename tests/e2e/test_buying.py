@@ -65,7 +65,9 @@ def test_a_popular_product_fills_up_drains_and_refills_and_a_rare_one_is_bought_
     # A rare one comes in the very request that asks for it.
     status, answer = daemon.call("POST", "/v1/deliveries", {"order_ref": "rare-1", "product": "rare", "quantity": 2})
     assert status == 200, answer
-    assert [key["text"] for key in answer["keys"]] == site.sold[site.ledger.charges[-1].reference] or len(answer["keys"]) == 2
+    assert [key["text"] for key in answer["keys"]] == site.sold[site.ledger.charges[-1].reference] or len(
+        answer["keys"]
+    ) == 2
     assert daemon.stock()["rare"] == 0
 
     daemon.kill()
@@ -77,9 +79,7 @@ def test_a_popular_product_fills_up_drains_and_refills_and_a_rare_one_is_bought_
 
 
 @pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
-def test_the_cheaper_supplier_is_dead_and_orders_keep_being_served(
-    install: Any, engine_url: str, site: Hawker
-) -> None:
+def test_the_cheaper_supplier_is_dead_and_orders_keep_being_served(install: Any, engine_url: str, site: Hawker) -> None:
     goods = site.stocked(11, "8.00", 100)
     with Hawker() as cheap:
         cheaper = cheap.stocked(11, "3.00", 100)

@@ -102,7 +102,9 @@ def quiet(daemon: Any, site: Hawker, orders: Orders, seconds: float = 60) -> lis
             break
         assert time.monotonic() < deadline, f"{len(left)} orders wait, purchases are {[row['state'] for row in rows]}"
         time.sleep(0.2)
-    found: list[dict[str, Any]] = json.loads(daemon.syncd("purchases", "list", "--limit", "10000", "--json"))["purchases"]
+    found: list[dict[str, Any]] = json.loads(daemon.syncd("purchases", "list", "--limit", "10000", "--json"))[
+        "purchases"
+    ]
     return found
 
 

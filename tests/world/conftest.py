@@ -55,13 +55,17 @@ def fresh(database_url: str, tmp_path: Path) -> Fresh:
 
 @pytest.fixture
 def make_world(fresh: Fresh) -> Any:
-    """Worlds of a shape, closed at the end."""
+    """Worlds of a shape, one at a time."""
     made: list[World] = []
 
+    def end() -> None:
+        while made:
+            made.pop().close()
+
     def make(shape: Shape) -> World:
+        end()
         made.append(World(shape, *fresh()))
         return made[-1]
 
     yield make
-    for world in made:
-        world.close()
+    end()

@@ -101,7 +101,10 @@ class World:
         self.clock, self.ledger = WorldClock(), Ledger()
         self.markets = {
             name: Market(
-                name, self.clock, self.ledger, {sku: Good(Decimal(price), stock) for sku, (price, stock) in goods.items()}
+                name,
+                self.clock,
+                self.ledger,
+                {sku: Good(Decimal(price), stock) for sku, (price, stock) in goods.items()},
             )
             for name, (_, goods) in shape.markets.items()
         }

@@ -229,5 +229,3 @@ async def _together(*works: Coroutine[Any, Any, Any]) -> None:
     for outcome in await asyncio.gather(*works, return_exceptions=True):
         if isinstance(outcome, BaseException) and not isinstance(outcome, SyncdError):
             raise outcome
-
-

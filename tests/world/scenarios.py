@@ -179,7 +179,6 @@ def it_dies_at_any_commit(make: Make) -> None:
                 assert paid_for(world) == here(world) == 2, f"{paid_for(world)} paid for, {here(world)} came: {where}"
                 ended(world)
                 sound(world)
-                world.close()
 
 
 def many_buy_at_once(make: Make) -> None:
@@ -229,7 +228,6 @@ def what_comes_is_checked(make: Make) -> None:
                 assert "disputed" in states, f"{sin} at a {kind}: nobody disputes it ({states})"
             assert order(world, "all", here(world)), "what is here can be sold"
             sound(world)
-            world.close()
 
 
 def it_comes_in_its_own_time(make: Make) -> None:
@@ -244,7 +242,6 @@ def it_comes_in_its_own_time(make: Make) -> None:
                 sound(world)
             assert paid_for(world) == here(world) == 3, f"{sin} at a {kind}: {here(world)} of {paid_for(world)} came"
             ended(world)
-            world.close()
 
 
 def it_is_paid_back(make: Make) -> None:
@@ -259,7 +256,6 @@ def it_is_paid_back(make: Make) -> None:
             top_up(world, 3)
             assert paid_for(world) == here(world) == 3, f"{sin} at a {kind}: {here(world)} of {paid_for(world)} came"
             sound(world)
-            world.close()
 
 
 def orders_wait_their_turn(make: Make) -> None:
@@ -294,7 +290,6 @@ def prices_lie(make: Make) -> None:
         top_up(world, 3)
         sound(world)
         assert paid_for(world) <= 1, f"{sin}: bought at six times its price"
-        world.close()
 
 
 def the_clock_is_wrong(make: Make) -> None:

@@ -221,7 +221,9 @@ class Market:
         order = f"{self.name}-{len(self.sales) + 1}"
         ledger.charges.append(Charge(self.name, wanted.reference, order, quantity, amount * self.rate))
         before = list(ledger.keys)
-        keys = [f"{self.name.upper()}-{len(before) + number:06d}-{wanted.offer.sku.upper()}" for number in range(quantity)]
+        keys = [
+            f"{self.name.upper()}-{len(before) + number:06d}-{wanted.offer.sku.upper()}" for number in range(quantity)
+        ]
         ledger.keys += keys
         if fault == "short":
             del keys[-1]
