@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 from tests.world.site import ORDERS, Hawker, supplied
 
@@ -42,7 +42,7 @@ class Buyers:
                 return
         connection.close()
 
-    def __enter__(self) -> Buyers:
+    def __enter__(self) -> Self:
         self.threads = [threading.Thread(target=self.buy, args=(f"p{number}",)) for number in range(BUYERS)]
         for thread in self.threads:
             thread.start()

@@ -15,9 +15,7 @@ import random
 import threading
 import time
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, Self
 
 from tests.world.site import Hawker, sold_by, supplied
 
@@ -65,7 +63,7 @@ class Orders:
                 self.ask(self.next())
             time.sleep(0.01)
 
-    def __enter__(self) -> Orders:
+    def __enter__(self) -> Self:
         self.stopping.clear()
         self.shops = [threading.Thread(target=self.shop) for _ in range(SHOPS)]
         for shop in self.shops:

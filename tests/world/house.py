@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -28,7 +28,7 @@ from syncd.metrics import Metrics
 from syncd.model import IdSource
 from syncd.orders.deliveries import Deliveries
 from syncd.orders.stock import Stock
-from syncd.store.database import Database, Tx, Writer, highest_id
+from syncd.store.database import Database, Writer, highest_id
 from syncd.suppliers.client import Client
 from syncd.suppliers.link import Link
 from syncd.vault.crypto import associated, new_kek

@@ -165,6 +165,11 @@ def nothing_twice(books: Books) -> Iterator[str]:
     for key in books.vault:
         if key.state == "delivered" and key.id not in owners:
             yield f"key {key.id} is delivered, to nobody"
+    yield from held_once(books, states)
+
+
+def held_once(books: Books, states: Mapping[int, str]) -> Iterator[str]:
+    """A reserved key is held by exactly one reservation. ``states``: key → its state."""
     held = Counter(key_id for key_id, _, state in books.reserved if state == "held")
     for key_id, times in held.items():
         if times > 1:

@@ -1,4 +1,4 @@
-"""A site on a port of this machine that sells to a real daemon: it fulfils what it was paid for, and fails at random."""
+"""A site on a port of this machine that sells to a real daemon: it fulfils what was paid, and fails at random."""
 
 from __future__ import annotations
 
