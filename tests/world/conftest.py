@@ -15,6 +15,11 @@ from syncd.store import tables
 from syncd.store.database import Database
 from tests.world.house import Shape, World
 
+FAKE_TIME = """CREATE SCHEMA world; CREATE TABLE world.clock (now float8); INSERT INTO world.clock VALUES (0);
+CREATE FUNCTION world.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+AS 'SELECT to_timestamp(now) FROM world.clock'; ALTER DATABASE {name} SET search_path = world, pg_catalog, public"""
+"""PostgreSQL: its clock is a table, for every connection made from now on."""
+
 Fresh = Callable[[], tuple[str, Path]]
 
 
@@ -28,7 +33,13 @@ def unrendered_log() -> Any:
 @pytest.fixture
 def fresh(database_url: str, tmp_path: Path) -> Fresh:
     """Each call gives the URL of an empty database, and a folder."""
-    Database(database_url).upgrade()
+    database = Database(database_url)
+    database.upgrade()
+    if database.postgresql:
+        with database.engine.connect() as connection:
+            for statement in FAKE_TIME.split(";"):
+                connection.exec_driver_sql(statement.format(name=database.url.database))
+    database.close()
     numbers = itertools.count()
 
     def folder() -> Path:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
+import psycopg
+
 from syncd import audit, config
 from syncd.adapter import Context
 from syncd.errors import SyncdError
@@ -74,7 +76,7 @@ class Shape:
 
     def toml(self) -> str:
         """The configuration of this world."""
-        lines = ['[sync]\ninterval = "600s"\njitter = "0s"\nlease = "2s"\n[shops.demo]\n']
+        lines = ['[daemon]\nstate_dir = "."\n[sync]\ninterval = "600s"\njitter = "0s"\nlease = "2s"\n[shops.demo]\n']
         totals = [f'budget_{name} = "{these[""]} CNY"' for name, these in self._budgets() if "" in these]
         lines.append("[purchases]\n" + "\n".join(totals) + "\n")
         for name in self.markets:
@@ -112,13 +114,29 @@ class World:
         self.loop = asyncio.new_event_loop()
         self.opened: dict[int, str] = {}
         self.deaths = 0
+        self.server = self._database_time()
         file = folder / "syncd.toml"
         file.write_text(shape.toml())
         self.settings = config.load(file)
         self.house = House(self)
         self.run(self.house.open())
 
+    def _database_time(self) -> psycopg.Connection | None:
+        """On PostgreSQL, a connection on which the server's clock is set (`conftest.fresh` has replaced it)."""
+        if self.url.startswith("sqlite"):
+            return None
+        connection = psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True)
+
+        def told(now: float) -> None:
+            connection.execute("UPDATE world.clock SET now = %s", (now,))
+
+        told(self.clock.now())
+        self.clock.told = told
+        return connection
+
     def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
         self.house.crash()
         self._drain()
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
@@ -286,15 +304,7 @@ class House:
         self.catalogue = Catalogue(database, lambda: self.settings)
         self.sync = Sync(writer, ids, self.intake, self.offers, metrics, self.settings, self.links)
         self.purchases = Purchases(
-            writer,
-            vault,
-            ids,
-            self.catalogue,
-            self.links,
-            lambda: self.settings,
-            lambda: FORMATS,
-            metrics,
-            self._arrived,
+            vault, self.links, lambda: self.settings, lambda: FORMATS, metrics, self._arrived
         )
         self.stock = Stock(writer, lambda: products, lambda: (None, 0.0), self.catalogue.upstream)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
@@ -65,6 +65,8 @@ class WorldClock(Clock):
         self.true = 0.0
         """Seconds that have really passed: what suppliers live by."""
         self.wrong = 0.0
+        self.told: Callable[[float], object] = lambda _now: None
+        """Told each new time: a database server has a clock of its own."""
 
     def now(self) -> float:
         return 1_800_000_000.0 + self.true + self.wrong
@@ -74,9 +76,11 @@ class WorldClock(Clock):
 
     def tick(self, seconds: float) -> None:
         self.true += seconds
+        self.told(self.now())
 
     def jump(self, seconds: float) -> None:
         self.wrong += seconds
+        self.told(self.now())
 
 
 @dataclass(frozen=True)
