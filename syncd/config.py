@@ -102,12 +102,6 @@ def _offers(value: object) -> object:
     return [{"supplier": supplier, "sku": sku} for supplier, _, sku in parts]
 
 
-def _shortage(value: object) -> object:
-    if value == "buy":
-        raise ValueError('this syncd cannot buy by itself yet: write "wait" or "refuse"')
-    return value
-
-
 def _zone(value: object) -> str:
     if not isinstance(value, str) or value not in available_timezones():
         near = difflib.get_close_matches(str(value), available_timezones(), 1)
@@ -262,6 +256,12 @@ class Supplier(_Table):
     )
     proxy: Proxy | None = Field(None, description="An HTTP proxy through which it is reached.")
     allow_http: bool = Field(default=False, description="Whether credentials may travel in clear to other machines.")
+    priority: int = Field(0, ge=-100, le=100, description="Preference when buying: a point is worth 1 % of the cost.")
+    budget_hour: Price | None = Field(None, description="What it may be paid in any hour.")
+    budget_day: Price | None = Field(None, description="What it may be paid in any 24 hours.")
+    min_balance: Price | None = Field(None, description="Nothing is bought that would leave less in our account there.")
+    poll: Timeout = Field(5.0, description="How soon an order is asked after; then ever more rarely.")
+    poll_max: Timeout = Field(600.0, description="The longest time between two such questions.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -296,8 +296,10 @@ class Product(_Table):
         default=[], description="What suppliers list that can serve it."
     )
     max_cost: Price | None = Field(None, description="What one unit may cost at most, in any currency with a rate.")
-    on_shortage: Annotated[Literal["wait", "refuse"], BeforeValidator(_shortage)] = Field(
-        "refuse", description="Whether a paid order that finds too few keys waits for them."
+    max_jump: Factor = Field(2.0, description="Highest factor on the price at which an offer was last bought.")
+    min_margin: Percent = Field(0.0, description="Least percent of the sale price that is left after buying.")
+    on_shortage: Literal["buy", "wait", "refuse"] = Field(
+        "refuse", description="Whether a paid order that finds too few keys has them bought, or waits for them."
     )
     min_quantity: int = Field(1, ge=1, le=MAX_QUANTITY, description="Fewest keys of one delivery.")
     max_quantity: int = Field(MAX_QUANTITY, ge=1, le=MAX_QUANTITY, description="Most keys of one delivery.")
@@ -323,6 +325,23 @@ class Product(_Table):
     def reads_as(self) -> str:
         """The format by which its keys are read."""
         return PROSE if self.allow_prose else self.format
+
+
+class Purchasing(_Table):
+    """How keys are bought from suppliers that sell by order."""
+
+    budget_hour: Price | None = Field(None, description="What all suppliers together may be paid in any hour.")
+    budget_day: Price | None = Field(None, description="What all suppliers together may be paid in any 24 hours.")
+    slippage: Percent = Field(5.0, description="Percent by which a unit may cost more than was listed.")
+    max_rate_age: Duration = Field(604800.0, description="Older exchange rates buy nothing.")
+    min_free: Size = Field(64 * 1024**2, description="Nothing is bought with less free space under state_dir.")
+    max_disputes: int = Field(3, ge=1, description="Open disputes at which an offer is not bought from any more.")
+    settle: Duration = Field(60.0, description="How long a supplier may take to know an order that it was sent.")
+    deadline: Timeout = Field(86400.0, description="An order that was not delivered by then is disputed.")
+    cover_unknown_after: Duration | None = Field(
+        None, description="Units of unknown outcome are bought again, for orders that wait, after this time."
+    )
+    cover_budget_day: Price | None = Field(None, description="What such second purchases may cost in any 24 hours.")
 
 
 class Shop(_Table):
@@ -357,6 +376,7 @@ class Settings(_Table):
     vault: Vault
     sync: SyncDefaults
     currency: Currency = Field(default_factory=lambda: Currency.model_validate({}))
+    purchases: Purchasing = Field(default_factory=lambda: Purchasing.model_validate({}))
     suppliers: dict[str, Supplier] = {}
     products: dict[str, Product] = {}
     shops: dict[str, Shop] = {}
@@ -660,6 +680,18 @@ def _offers_problems(settings: Settings) -> list[Problem]:
         problems.append(settings.problem("currency.rates", f"this is no currency to convert: {wrong[0]}", fix))
     if currency.rates and currency.rates_date is None:
         problems.append(settings.problem("currency.rates_date", "it is missing", "say of which day the rates are"))
+    own = settings.purchases
+    amounts = {f"purchases.{name}": getattr(own, name) for name in ("budget_hour", "budget_day", "cover_budget_day")}
+    for name, supplier in settings.suppliers.items():
+        limits = ("budget_hour", "budget_day", "min_balance")
+        amounts |= {f"suppliers.{name}.{limit}": getattr(supplier, limit) for limit in limits}
+    for at, amount in amounts.items():
+        if amount is not None and currency.landed(amount) is None:
+            fix = f"write it in {currency.base}, or add a rate to [currency]"
+            problems.append(settings.problem(at, f"there is no rate for {amount.currency}", fix))
+    if (own.cover_unknown_after is None) != (own.cover_budget_day is None):
+        fix = "set both cover_unknown_after and cover_budget_day, or neither"
+        problems.append(settings.problem("purchases.cover_unknown_after", "it goes with a budget", fix))
     return problems
 
 

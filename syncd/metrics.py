@@ -145,6 +145,9 @@ class Metrics:
         self._repeated = counter("keys_repeated_total", "Keys that the same source had brought before.", "supplier")
         self._quarantined = counter("keys_quarantined_total", "Slices set aside for an operator.", "supplier", "reason")
 
+        self._purchases = counter("purchases_total", "States that purchases came to.", "supplier", "state")
+        self._forbidden = counter("purchases_forbidden_total", "Orders that a guard kept back.", "supplier", "guard")
+        self._spent = counter("purchase_spend_total", "What was paid, in the base currency.", "supplier")
         self._offer_changes = counter("offer_changes_total", "Offers written anew, or removed.", "supplier")
         self._alarms = counter("listing_alarms_total", "Changes of listings that were held.", "supplier", "kind")
 
@@ -243,6 +246,18 @@ class Metrics:
     def quarantined(self, supplier: str, reason: str, slices: int = 1) -> None:
         """Slices were set aside; ``reason`` is a word of the code."""
         self._quarantined.labels(self._supplier(supplier), _word(reason)).inc(slices)
+
+    def purchased(self, supplier: str, state: str) -> None:
+        """A purchase came to a state."""
+        self._purchases.labels(self._supplier(supplier), _word(state)).inc()
+
+    def purchase_forbidden(self, supplier: str, guard: str) -> None:
+        """A guard kept an order back."""
+        self._forbidden.labels(self._supplier(supplier), _word(guard)).inc()
+
+    def spent(self, supplier: str, amount: float) -> None:
+        """A purchase is charged: what it cost, in the base currency; once a purchase."""
+        self._spent.labels(self._supplier(supplier)).inc(amount)
 
     def offers_changed(self, supplier: str, offers: int) -> None:
         """Offers were written anew, or removed."""

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from syncd.adapter import BadResponse, Offer
+from syncd.adapter import BadResponse, Offer, Stock
+from syncd.model import Money
 
 FEW: Final = 5
 """A change of fewer offers than this is never a mass one."""
@@ -88,6 +89,31 @@ def row_of(offer: Offer) -> Row:
         min(offer.step, _MOST),
         data,
     )
+
+
+def offer_of(row: Row) -> Offer:
+    """The offer that `row_of` made a row of."""
+    sku, title, price, currency, kind, quantity, level, for_sale, least, most, step, data = row
+    rest = msgspec.json.decode(data)
+    return Offer(
+        sku=sku,
+        title=title,
+        price=None if price is None else Money(Decimal(price), currency),
+        stock=Stock(kind, quantity, level),
+        for_sale=bool(for_sale),
+        min_quantity=least,
+        max_quantity=most,
+        step=step,
+        tiers=tuple((least, _amount(each)) for least, each in rest.get("tiers", ())),
+        region=rest.get("region", ""),
+        group=rest.get("group", ""),
+        data=rest.get("data", {}),
+    )
+
+
+def _amount(text: str) -> Money:
+    amount, _, currency = text.partition(" ")
+    return Money(Decimal(amount), currency)
 
 
 def digest(packed: bytes) -> bytes:
