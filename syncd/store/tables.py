@@ -437,6 +437,14 @@ Index(
     sqlite_where=text("state = 'held'"),
     postgresql_where=text("state = 'held'"),
 )
+Index(
+    "ix_reservation_customer",
+    reservation.c.shop,
+    reservation.c.customer,
+    sqlite_where=text("state = 'held' AND customer IS NOT NULL"),
+    postgresql_where=text("state = 'held' AND customer IS NOT NULL"),
+)
+
 reserved_key = Table(
     "reserved_key",
     metadata,

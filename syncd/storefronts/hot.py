@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from syncd.config import MAX_QUANTITY
+from syncd.config import MAX_QUANTITY, MAX_WAIT_S
 from syncd.errors import InvalidRequestError, SyncdError
 from syncd.model import NEVER, ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, utc
-from syncd.orders.deliveries import MAX_WAIT_S, Deliveries, Delivery
+from syncd.orders.deliveries import Deliveries, Delivery
 from syncd.storefronts import problems
 from syncd.storefronts.guard import SHOP_DELIVER, admit, check_media, limited
 from syncd.storefronts.problems import NO_STORE, send_problem

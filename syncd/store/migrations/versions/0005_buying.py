@@ -121,6 +121,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'held'"),
         postgresql_where=sa.text("state = 'held'"),
     )
+    op.create_index(
+        "ix_reservation_customer",
+        "reservation",
+        ["shop", "customer"],
+        unique=False,
+        sqlite_where=sa.text("state = 'held' AND customer IS NOT NULL"),
+        postgresql_where=sa.text("state = 'held' AND customer IS NOT NULL"),
+    )
     op.create_table(
         "replacement",
         sa.Column("key_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
