@@ -29,6 +29,8 @@ from syncd.inventory.sync import Sync
 from syncd.metrics import Metrics
 from syncd.model import IdSource
 from syncd.orders.deliveries import Deliveries
+from syncd.orders.replacements import Replacements, defects
+from syncd.orders.reservations import Reservations
 from syncd.orders.stock import Stock
 from syncd.store.database import Database, Writer, highest_id
 from syncd.suppliers.client import Client
@@ -203,7 +205,11 @@ class World:
 
     def faults(self) -> list[str]:
         """What is wrong now."""
-        return faults(self.ledger, self.markets, self.books(), self.promises, self.shape.bounds())
+        books = self.books()
+        if not self.house.dead:
+            rows, _ = self.run(self.house.stock.snapshot())
+            books.sellable = {row["product"]: row["sellable"] for row in rows}
+        return faults(self.ledger, self.markets, books, self.promises, self.shape.bounds())
 
     def check(self) -> None:
         """Fail when something is wrong now."""
@@ -294,7 +300,14 @@ class House:
         writer.on_node = ids.move
         self.vault = vault = Vault(database, writer, ring, ids)
         products = self.settings.products
-        self.deliveries = Deliveries(vault, writer, ids, lambda: products, metrics)
+        self.deliveries = Deliveries(vault, writer, ids, lambda: products, metrics, buying=self)
+        limits = self.settings.reservations
+        self.reservations = Reservations(
+            self.deliveries, writer, ring, ids, lambda: products, lambda: limits, self._upstream
+        )
+        self.replacements = Replacements(
+            self.deliveries, writer, lambda: self.settings.deliveries.max_replacements, lambda name: self.links.get(name)
+        )
         self.intake = Intake(database, writer, vault, lambda: FORMATS, lambda: products, metrics, self._arrived)
         self.links: dict[str, Link] = {}
         for name, market in world.markets.items():
@@ -304,7 +317,7 @@ class House:
         self.catalogue = Catalogue(database, lambda: self.settings)
         self.sync = Sync(writer, ids, self.intake, self.offers, metrics, self.settings, self.links)
         self.purchases = Purchases(
-            vault, self.links, lambda: self.settings, lambda: FORMATS, metrics, self._arrived
+            vault, self.links, lambda: self.settings, lambda: FORMATS, metrics, self._arrived, defects=defects
         )
         self.stock = Stock(writer, lambda: products, lambda: (None, 0.0), self.catalogue.upstream)
 
@@ -324,6 +337,17 @@ class House:
 
     def _arrived(self, product: str) -> None:
         asyncio.run_coroutine_threadsafe(self.deliveries.fill(product), self.world.loop)
+
+    def can_buy(self, product: str, quantity: int) -> bool:
+        return self.purchases.can_buy(product, quantity)
+
+    def short(self, product: str) -> None:
+        self.world.loop.create_task(self.purchases.cover(product))
+
+    def _upstream(self, product: str) -> int:
+        with self.database.read() as connection:
+            found = self.catalogue.upstream(connection, {product: self.settings.products[product]})
+        return int(found[product].get("quantity", 0))
 
     def busy(self) -> bool:
         """Whether the writer has work left."""

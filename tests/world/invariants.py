@@ -71,6 +71,15 @@ class Promise:
     keys: list[int] = field(default_factory=list)
     """Empty while it is pending."""
     cancelled: bool = False
+    bad: set[int] = field(default_factory=set)
+    """Those that the shop wanted replaced."""
+
+    def kept(self, keys: Sequence[int]) -> bool:
+        """Whether these are the same keys, but for those that were to be replaced."""
+        return len(keys) == len(self.keys) and all(
+            now == before or (before in self.bad and now not in self.bad)
+            for before, now in zip(self.keys, keys, strict=True)
+        )
 
 
 def faults(
@@ -171,7 +180,9 @@ def nothing_twice(books: Books) -> Iterator[str]:
 
 def held_once(books: Books, states: Mapping[int, str]) -> Iterator[str]:
     """A reserved key is held by exactly one reservation. ``states``: key → its state."""
-    held = Counter(key_id for key_id, _, state in books.reserved if state == "held")
+    waiting = {row["id"] for row in books.deliveries.values() if row["state"] == "pending"}
+    # A reservation that is paid before all of its keys are there keeps those that are, under its own id.
+    held = Counter(key_id for key_id, owner, state in books.reserved if state == "held" or owner in waiting)
     for key_id, times in held.items():
         if times > 1:
             yield f"key {key_id} is held by {times} reservations"
@@ -195,7 +206,7 @@ def promised(books: Books, promises: Mapping[str, Promise]) -> Iterator[str]:
             yield f"order {order_ref} was cancelled, and is {row['state']}"
         if promise.keys:
             now = [key_id for _, key_id in sorted(books.allotted.get(row["id"], []))]
-            if row["state"] == "delivered" and now != promise.keys:
+            if row["state"] == "delivered" and not promise.kept(now):
                 yield f"order {order_ref} has other keys than it was answered"
             if row["state"] not in {"delivered", "pending"}:  # pending: one of its keys is being replaced
                 yield f"order {order_ref} was delivered, and is {row['state']}"
@@ -234,9 +245,13 @@ def within(ledger: Ledger, books: Books, bounds: Bounds) -> Iterator[str]:
 def sellable(books: Books) -> Iterator[str]:
     """What shops are told can be sold is here, or was listed by a supplier, and nobody waits for it."""
     owed: Counter[str] = Counter()
+    mine = Counter(owner for _, owner, _ in books.reserved)
     for row in books.deliveries.values():
         if row["state"] == "pending":
-            owed[row["product"]] += row["quantity"] - len(books.allotted.get(row["id"], []))
+            owed[row["product"]] += row["quantity"] - len(books.allotted.get(row["id"], [])) - mine[row["id"]]
+    for row in books.reservations.values():
+        if row["state"] == "held":
+            owed[row["product"]] += row["promised"]
     here = Counter(key.product for key in books.vault if key.state == "available")
     for product, units in books.sellable.items():
         upstream = books.upstream.get(product, 0)
