@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from decimal import Decimal
 from typing import Any, ClassVar, Final
 
 from hypothesis import strategies as st
@@ -33,7 +34,18 @@ SHAPE: Final = Shape(
 )
 PRODUCTS: Final = tuple(SHAPE.products)
 NAMES: Final = tuple(SHAPE.markets)
-products, names = st.sampled_from(PRODUCTS), st.sampled_from(NAMES)
+products = st.sampled_from(PRODUCTS)
+names = st.sampled_from(("alfa", "beta", "alfa", "beta", *NAMES))  # most is bought from these
+troubles = st.one_of(
+    st.tuples(st.just("lie"), st.sampled_from(LISTING_SINS)),
+    st.tuples(
+        st.just("question"),
+        st.sampled_from(("get_order", "find_order", "fetch_keys", "get_offer", "get_balance")),
+        st.sampled_from(ASKING_SINS),
+    ),
+    st.just(("outage",)),
+    st.tuples(st.just("market"), st.sampled_from((50, 90, 110, 130, 400)), st.integers(0, 40)),
+)
 few, any_of = st.integers(1, 4), st.integers(0, 1000)
 
 
@@ -50,6 +62,7 @@ class WorldMachine(RuleBasedStateMachine):
         self.orders: list[tuple[str, str, int]] = []
         """(order_ref, product, quantity) of everything that a shop has asked for."""
         self.steps = 0
+        self.read_at: dict[str, float] = {}
 
     @initialize()
     def listed(self) -> None:
@@ -150,7 +163,7 @@ class WorldMachine(RuleBasedStateMachine):
 
     # --- buying -------------------------------------------------------------------------------------------------------
 
-    @rule(product=products, level=st.integers(0, 6))
+    @rule(product=products, level=st.integers(1, 12))
     def top_up(self, product: str, level: int) -> None:
         self.step(self.world.house.purchases.top_up(product, level, asked_by="replenish"))
 
@@ -188,43 +201,48 @@ class WorldMachine(RuleBasedStateMachine):
     def sync(self, name: str) -> None:
         self.step(self.world.house.listed(name))
 
-    @rule(name=names, sins=st.lists(st.sampled_from(("", *ORDER_SINS)), min_size=1, max_size=3))
-    def orders_will_fail(self, name: str, sins: list[str]) -> None:
-        self.world.markets[name].fail("place_order", *sins)
+    @rule(sins=st.lists(st.sampled_from(("", *ORDER_SINS)), min_size=1, max_size=3))
+    def orders_will_fail(self, sins: list[str]) -> None:
+        self.world.ledger.sins.extend(sins)
 
-    @rule(
-        name=names,
-        verb=st.sampled_from(("get_order", "find_order", "fetch_keys", "get_offer", "get_balance")),
-        sins=st.lists(st.sampled_from(("", *ASKING_SINS)), min_size=1, max_size=3),
-    )
-    def questions_will_fail(self, name: str, verb: str, sins: list[str]) -> None:
-        self.world.markets[name].fail(verb, *sins)
-
-    @rule(name=names, sin=st.sampled_from(LISTING_SINS))
-    def listing_will_lie(self, name: str, sin: str) -> None:
-        self.world.markets[name].fail("list_offers", sin)
-
-    @rule(name=names, which=any_of, percent=st.sampled_from((50, 90, 110, 130, 400)), stock=st.integers(0, 20))
-    def market_moves(self, name: str, which: int, percent: int, stock: int) -> None:
-        goods = list(self.world.markets[name].goods.values())
-        good = goods[which % len(goods)]
-        good.price = (good.price * percent / 100).quantize(good.price * 0 + 1).max(1)
-        good.stock = stock
-
-    @rule(name=names)
-    def goes_down_or_up(self, name: str) -> None:
-        market = self.world.markets[name]
-        market.down = not market.down
+    @rule(name=names, which=any_of, trouble=troubles)
+    def trouble(self, name: str, which: int, trouble: tuple[Any, ...]) -> None:
+        """What makes a supplier's life interesting: lies, prices, stock, outages."""
+        market, (kind, *how) = self.world.markets[name], trouble
+        if kind == "lie":
+            market.fail("list_offers", *how)
+        elif kind == "question":
+            market.fail(*how)
+        elif kind == "outage":
+            market.down = not market.down
+        else:
+            goods = list(market.goods.values())
+            good, (percent, stock) = goods[which % len(goods)], how
+            good.price = (good.price * percent / 100).quantize(Decimal("0.01")).max(Decimal(1))
+            good.stock = stock
 
     # --- time and death -----------------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from((1, 6, 31, 61, 120, 700, 4000, 30_000)))
     def time_passes(self, seconds: int) -> None:
         self.world.clock.tick(seconds)
+        self._scheduled()
 
     @rule(seconds=st.sampled_from((-90_000, -3600, -1, 1, 3600)))
     def the_clock_jumps(self, seconds: int) -> None:
         self.world.clock.jump(seconds)
+        self._scheduled()
+
+    def _scheduled(self) -> None:
+        """What the schedule does by itself: what is due is followed up, what was listed long ago is listed anew."""
+        house = self.world.house
+        self.step(_together(house.purchases.reconcile(), house.reservations.sweep(), house.purchases.cover()))
+        now, house = self.world.clock.now(), self.world.house
+        for name in NAMES:
+            if not 0 <= now - self.read_at.get(name, 0) <= 600:
+                self.read_at[name] = now
+                self.step(house.listed(name))
+                house = self.world.house
 
     @rule(commits=st.integers(0, 5), acknowledged=st.booleans())
     def will_die(self, commits: int, acknowledged: bool) -> None:

@@ -105,6 +105,8 @@ class Ledger:
     """What no honest customer does."""
     keys: list[str] = field(default_factory=list)
     """Every key that was ever sold, by anybody."""
+    sins: deque[str] = field(default_factory=deque)
+    """What happens to the next orders, whoever gets them."""
 
 
 @dataclass
@@ -163,6 +165,7 @@ class Market:
     def repent(self) -> None:
         """No more faults."""
         self.faults.clear()
+        self.ledger.sins.clear()
         self.down = False
 
     def by_reference(self, reference: str) -> Sale | None:
@@ -174,7 +177,8 @@ class Market:
     def fault(self, verb: str) -> str:
         """What goes wrong with this call. Raises what does not depend on the verb."""
         self.asked.append(verb)
-        fault = "unreached" if self.down else self.faults[verb].popleft() if self.faults[verb] else ""
+        waiting = self.faults[verb] or (self.ledger.sins if verb == "place_order" else ())
+        fault = "unreached" if self.down else waiting.popleft() if waiting else ""
         if fault == "unreached":
             raise NotSent("no route to this supplier")
         if verb != "place_order":
