@@ -685,7 +685,7 @@ class Ledger:
                 "UPDATE purchase SET holder = NULL, leased_until = NULL, epoch = epoch + 1"
                 " WHERE closed_at IS NULL AND holder IS NOT NULL"
             )
-        if everything and tx.query("SELECT 1 FROM meta WHERE name = ?", (RESTORE_FENCE,)):
+        if tx.query("SELECT 1 FROM meta WHERE name = ?", (RESTORE_FENCE,)):
             tx.execute(
                 "UPDATE purchase SET next_at = NULL, reason = 'restored from a backup: look at the supplier'"
                 " WHERE closed_at IS NULL AND state IN ('accepted', 'unknown')"
