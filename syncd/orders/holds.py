@@ -113,8 +113,9 @@ def set_free(tx: Tx, held: Collection[Hold], state: ReservationState) -> None:
 def promised(products: Collection[str]) -> Question:
     """(product, units held, units of them that are to be bought) over reservations, of those that have any."""
     return Question(
-        "SELECT r.product, sum(r.quantity), sum(r.promised) FROM rows JOIN reservation r ON r.product = rows.product"
-        " WHERE r.state = 'held' GROUP BY r.product",
+        "SELECT r.product, sum(r.quantity) AS units, sum(r.promised) AS promised FROM rows"
+        " JOIN reservation r ON r.product = rows.product WHERE r.state = 'held' GROUP BY r.product",
+        "product text, units int, promised int",
         "product text",
         [(product,) for product in sorted(products)],
     )
