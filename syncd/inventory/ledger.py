@@ -235,9 +235,11 @@ def missing(ask: Ask, settings: Settings, product: Product, level: int, now: int
     ``covers``: units whose outcome has been unknown for long enough do not count as on order, for orders that wait.
     """
     ((owed,),) = ask(
-        "SELECT sum(quantity - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id AND withdrawn_at IS NULL)"
-        " - (SELECT count(*) FROM reserved_key h JOIN vault_key k ON k.id = h.key_id"  # what was reserved stays held
-        " WHERE h.reservation_id = delivery.id AND k.expires_at > ?)) FROM delivery WHERE state = 'pending' AND product = ?",
+        "SELECT sum(quantity"
+        " - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id AND withdrawn_at IS NULL)"
+        " - (SELECT count(*) FROM reserved_key h JOIN vault_key k ON k.id = h.key_id"  # they stay held for it
+        " WHERE h.reservation_id = delivery.id AND k.expires_at > ?)) FROM delivery"
+        " WHERE state = 'pending' AND product = ?",
         (int(now + product.min_life), product.sku),
     )
     wanted = level + int(owed or 0)

@@ -306,7 +306,10 @@ class House:
             self.deliveries, writer, ring, ids, lambda: products, lambda: limits, self._upstream
         )
         self.replacements = Replacements(
-            self.deliveries, writer, lambda: self.settings.deliveries.max_replacements, lambda name: self.links.get(name)
+            self.deliveries,
+            writer,
+            lambda: self.settings.deliveries.max_replacements,
+            lambda name: self.links.get(name),
         )
         self.intake = Intake(database, writer, vault, lambda: FORMATS, lambda: products, metrics, self._arrived)
         self.links: dict[str, Link] = {}

@@ -138,7 +138,9 @@ class WorldMachine(RuleBasedStateMachine):
     @rule(which=any_of)
     def paid_in_the_second_of_expiry(self, which: int) -> None:
         order, house = self.orders[which % len(self.orders)], self.world.house
-        self.step(_together(house.reservations.sweep(), self._deliver(order), house.reservations.release(SHOP, order[0])))
+        self.step(
+            _together(house.reservations.sweep(), self._deliver(order), house.reservations.release(SHOP, order[0]))
+        )
 
     @precondition(lambda self: self.orders)
     @rule(which=any_of, unit=st.integers(0, 3))
