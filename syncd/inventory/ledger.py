@@ -21,6 +21,7 @@ from syncd.errors import ConflictError, LeaseLostError, NotFoundError, SyncdErro
 from syncd.inventory.guards import (
     DAY_S,
     HOUR_S,
+    Account,
     Facts,
     Forbidden,
     Spent,
@@ -217,6 +218,17 @@ def spent(ask: Ask, supplier: str, now: int) -> Spent:
     return Spent(*(int(number or 0) for number in (own_hour, own_day, all_hour, all_day, cover)))
 
 
+def account(ask: Ask, supplier: str) -> Account:
+    """What our account at a supplier held, and what was spent there since."""
+    rows = ask("SELECT balance, balance_at FROM listing WHERE supplier = ?", (supplier,))
+    if not rows or rows[0][0] is None:
+        return Account()
+    ((used,),) = ask(
+        "SELECT sum(spend) FROM purchase WHERE supplier = ? AND created_at >= ?", (supplier, rows[0][1] or 0)
+    )
+    return Account(_money(rows[0][0]), int(used or 0))
+
+
 def last_price(ask: Ask, product: str, supplier: str, sku: str) -> Money | None:
     """What a unit of an offer cost when it was last bought."""
     found = ask(
@@ -396,15 +408,6 @@ class Ledger:
 
     def facts(self, ask: Ask, wish: Wish, sku: str, now: int) -> Facts:
         """What the guards go by."""
-        balance, since = None, 0
-        rows = ask("SELECT balance, balance_at FROM listing WHERE supplier = ?", (wish.supplier,))
-        if rows and rows[0][0] is not None:
-            balance = _money(rows[0][0])
-            ((used,),) = ask(
-                "SELECT sum(spend) FROM purchase WHERE supplier = ? AND created_at >= ?",
-                (wish.supplier, rows[0][1] or 0),
-            )
-            since = int(used or 0)
         ((disputes,),) = ask(
             "SELECT count(*) FROM purchase WHERE closed_at IS NULL AND state = 'disputed' AND product = ?"
             " AND supplier = ? AND sku = ?",
@@ -413,8 +416,7 @@ class Ledger:
         return Facts(
             spent=spent(ask, wish.supplier, now),
             last=last_price(ask, wish.product.sku, wish.supplier, sku),
-            balance=balance,
-            since_balance=since,
+            account=account(ask, wish.supplier),
             disputes=int(disputes),
             free=_free(self._settings().daemon.state_dir),
             fenced=bool(ask("SELECT 1 FROM meta WHERE name = ?", (RESTORE_FENCE,))),

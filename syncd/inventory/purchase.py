@@ -15,6 +15,7 @@ import socket
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -35,7 +36,7 @@ from syncd.adapter import (
     Refused,
 )
 from syncd.config import DEFAULT_TIMEZONE, Product, Settings
-from syncd.errors import InvalidRequestError, LeaseLostError, NotFoundError, SyncdError
+from syncd.errors import InvalidRequestError, LeaseLostError, NotFoundError, SyncdError, UnavailableError
 from syncd.inventory import guards, ledger, reconcile
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format
@@ -69,6 +70,8 @@ _EMPTY_POLLS: Final = 3
 _NOBODY_S: Final = 300.0
 """How soon to look again at a purchase whose supplier or product is not configured."""
 _REGAIN_S: Final = 180
+_AWAY_S: Final = (1.0, 5.0, 20.0, 60.0, 0.0)
+"""Pauses between tries to write what came while the database is away, on top of the writer's own."""
 _STOP_S: Final = 3.0
 _SURE: Final = (Refused, NotSent, Auth, RateLimited, Config)
 """What says, of an order that is sent for the first time, that nothing was bought."""
@@ -195,8 +198,9 @@ class Purchases:
             if not begun:
                 break
             # A purchase goes on when whoever wanted it is gone: a request that is cut off loses no key.
-            for task in [self._spawn(self._place(one, pick, errand.product)) for one, pick in begun]:
-                one = await asyncio.shield(task)
+            tasks = [self._spawn(self._place(one, pick, errand.product)) for one, pick in begun]
+            await asyncio.shield(asyncio.gather(*tasks, return_exceptions=True))
+            for one in [task.result() for task in tasks]:
                 ended.append(one)
                 if one.state in {PurchaseState.REFUSED, PurchaseState.REFUNDED, PurchaseState.DISPUTED}:
                     errand.bar(one.supplier, one.sku, one.reason)
@@ -252,14 +256,17 @@ class Purchases:
                 level=errand.level,
                 least=min(wanted, pick.quantity),
             )
-            self._active.add(intent.id)
-            made = await self._writer.submit(self._ledger.intend, intent)
+            try:
+                made = await self._writer.submit(self._ledger.intend, intent)
+            except SyncdError:
+                if not begun:
+                    raise
+                break  # what was begun goes on
             if isinstance(made, Purchase):
                 begun.append((made, pick))
                 wanted -= pick.quantity
                 self._told.pop((errand.product.sku, supplier, offer.sku), None)
                 continue
-            self._active.discard(intent.id)
             if isinstance(made, Needed):
                 break
             errand.bar(supplier, offer.sku, made.why)
@@ -323,7 +330,14 @@ class Purchases:
         except Exception as error:
             log.exception("purchase_failed", reference=one.reference, supplier=one.supplier)
             return await self._doubt(one, able, f"it failed here: {type(error).__name__}")
-        return await self._came(one, order, link, product)
+        try:
+            return await self._came(one, order, link, product)
+        except SyncdError:
+            raise
+        except Exception as error:
+            log.exception("purchase_not_taken_in", reference=one.reference, supplier=one.supplier)
+            why = f"its answer could not be taken in: {type(error).__name__}"
+            return await self._tell(one, PurchaseState.ACCEPTED, why, due_in=_NOBODY_S, order_id=order.id)
 
     async def _doubt(self, one: Purchase, able: Able, why: str) -> Purchase:
         self._watched[one.id] = self._clock.monotonic()
@@ -354,10 +368,17 @@ class Purchases:
                 status, note = "pending", str(error)
         seen = replace(order, keys=keys, status=status, note=note)
         came = await asyncio.to_thread(self._prepared, one, seen, link.adapter, product, overdue=overdue)
-        try:
-            written = await self._writer.submit(self._ledger.receive, came)
-        except LeaseLostError:
-            written = await self._regained(one, came)
+        for pause in _AWAY_S:
+            try:
+                written = await self._writer.submit(self._ledger.receive, came)
+                break
+            except LeaseLostError:
+                written = await self._regained(one, came)
+                break
+            except UnavailableError:  # the database is away: what was paid lies in this process alone
+                if not pause or self._stopping:
+                    raise
+                await asyncio.sleep(pause)
         self._count(one, written)
         return written.purchase
 
@@ -465,7 +486,7 @@ class Purchases:
         now = self._clock.monotonic()
         if not self._stopping and now - self._covered_at >= _COVER_S:
             self._covered_at = now
-            self._spawn(self.cover())
+            self._spawn(self._quietly(self.cover()))
 
     async def reconcile(self) -> None:
         """Follow up everything that is due, and wait until that is done."""
@@ -482,7 +503,17 @@ class Purchases:
         if any(one.state in {PurchaseState.INTENDED, PurchaseState.SENT} for one in found):
             await self._writer.submit(self._ledger.recover, (self._holder, False))
         open_ones = [one for one in found if one.state in {PurchaseState.ACCEPTED, PurchaseState.UNKNOWN}]
-        return [self._spawn(self._follow(one.id)) for one in open_ones]
+        return [self._spawn(self._quietly(self._follow(one.id))) for one in open_ones]
+
+    @staticmethod
+    async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+        """What the clock began tells the log when it fails: it is begun again."""
+        try:
+            await work
+        except SyncdError as error:
+            log.warning("purchases_not_followed_up", why=error.message)
+        except Exception:
+            log.exception("purchases_failed")
 
     def _due(self) -> list[Purchase]:
         """Nothing while the restore fence stands: keys that come again may be delivered already (T3)."""
@@ -502,8 +533,6 @@ class Purchases:
             one = await self._writer.submit(self._ledger.lease, (row_id, self._holder))
             if one is not None:
                 await self._step(one)
-        except SyncdError as error:
-            log.warning("purchase_not_followed_up", purchase=row_id, why=error.message)
         finally:
             self._active.discard(row_id)
 
@@ -517,17 +546,13 @@ class Purchases:
         standing = self._standing(one)
         step = reconcile.next_step(standing, Able(link.capabilities, link.adapter.promises), settings.purchases)
         if step.do == "person":
-            log.error("purchase_waits_for_a_person", reference=one.reference, supplier=one.supplier, why=step.why)
-            return await self._tell(one, state, step.why)
+            return await self._person(one, step.why)
         if step.do == "wait":
             return await self._tell(one, state, one.reason, due_in=step.seconds)
         if step.do == "repeat":
             return await self._repeat(one, link, product)
-        verb, name = ("get_order", one.supplier_order) if step.do == "poll" else ("find_order", one.reference)
         try:
-            order: Order | None = await link.acall(verb, name)
-            if order is not None:
-                _bears(order, one.reference)
+            order = await self._looked_up(one, link, poll=step.do == "poll")
         except AdapterError as error:
             if step.overdue:
                 return await self._tell(one, PurchaseState.DISPUTED, f"it was not delivered in time: {error}")
@@ -536,11 +561,31 @@ class Purchases:
             return await self._came(one, order, link, product, overdue=step.overdue)
         if step.overdue:
             return await self._tell(one, PurchaseState.DISPUTED, "it was not delivered in time")
-        if state == PurchaseState.ACCEPTED or not reconcile.believed(standing, settings.purchases):
+        return await self._denied(one, link, standing)
+
+    @staticmethod
+    async def _looked_up(one: Purchase, link: Link, *, poll: bool) -> Order | None:
+        verb, name = ("get_order", one.supplier_order) if poll else ("find_order", one.reference)
+        order: Order | None = await link.acall(verb, name)
+        if order is not None:
+            _bears(order, one.reference)
+        return order
+
+    async def _denied(self, one: Purchase, link: Link, standing: Standing) -> Purchase:
+        """The supplier says that it has no such order."""
+        early = not reconcile.believed(standing, self._settings().purchases)
+        if standing.state == PurchaseState.ACCEPTED or early:
             return await self._later(one, link, "its supplier has no such order yet")
+        if standing.doubted > reconcile.TRUST_S:
+            return await self._person(one, "its supplier does not know it, and may look back not far enough")
         if standing.denied + 1 >= reconcile.TWICE:
             return await self._tell(one, PurchaseState.REFUSED, "its supplier has no such order")
         return await self._later(one, link, "its supplier has no such order", denied=True)
+
+    async def _person(self, one: Purchase, why: str) -> Purchase:
+        fix = f"syncd purchases resolve {one.reference}"
+        log.error("purchase_waits_for_a_person", reference=one.reference, supplier=one.supplier, why=why, fix=fix)
+        return await self._tell(one, PurchaseState(one.state), why)
 
     def _standing(self, one: Purchase) -> Standing:
         now, monotonic = self._clock.now(), self._clock.monotonic()
@@ -701,7 +746,7 @@ class Purchases:
         with self._database.read() as connection:
             ask = ledger.asking(self._database, connection)
             listed = self._catalogue.listed(connection, self._product(product))
-            spent = {name: ledger.spent(ask, name, now) for name in {one.supplier for one in listed}}
+            rooms = {name: self._room(ask, name, now) for name in {one.supplier for one in listed}}
             defects = self._defects(connection)
         found = []
         for one in listed:
@@ -718,10 +763,16 @@ class Purchases:
                     health=self._health(one.supplier),
                     priority=own.priority if own else 0,
                     defects=defect_rate(*defects.get(one.supplier, (0, 0))),
-                    budget=guards.left(settings, one.supplier, spent[one.supplier]),
+                    budget=rooms[one.supplier],
                 )
             )
         return found
+
+    def _room(self, ask: ledger.Ask, supplier: str, now: int) -> Decimal | None:
+        """What may still be ordered from a supplier by listed prices: an order counts with its slippage."""
+        settings = self._settings()
+        room = guards.room(settings, supplier, ledger.spent(ask, supplier, now), ledger.account(ask, supplier))
+        return None if room is None else room / (1 + Decimal(str(settings.purchases.slippage)) / 100)
 
     def _health(self, name: str) -> Health:
         link = self._links.get(name)

@@ -15,6 +15,8 @@ TWICE: Final = 2
 """How often a supplier has to say that there is no such order."""
 _GROWTH: Final = 1.5
 _LONGEST_S: Final = 600.0
+LOOK_S: Final = 7 * 86400.0
+"""For so long, an order of unknown outcome is looked for: that it is there is believed whenever it is said."""
 PATIENCE_S: Final = 86400.0
 """For so long, an order of unknown outcome is sent again as soon as the guards let it."""
 FIRST_S: Final = 5.0
@@ -74,8 +76,8 @@ def next_step(one: Standing, able: Able, limits: Purchasing) -> Step:
             return Step("find", overdue=overdue)
         return Step("person", "its supplier cannot be asked after an order")
     if "find_order" in able.verbs:
-        if one.doubted > TRUST_S:
-            return Step("person", "its supplier does not know it, or cannot be asked, and looks back not far enough")
+        if one.doubted > LOOK_S:
+            return Step("person", "its supplier could not be asked for a week")
         return Step("find")
     promises = able.promises
     if not promises.same_reference_same_order and promises.repeat_after is None:
@@ -89,8 +91,8 @@ def next_step(one: Standing, able: Able, limits: Purchasing) -> Step:
 
 
 def believed(one: Standing, limits: Purchasing) -> bool:
-    """Whether it counts when the supplier says now that there is no such order."""
-    return one.watched >= limits.settle and one.doubted <= TRUST_S
+    """Whether it is late enough to believe a supplier that says that there is no such order."""
+    return one.watched >= limits.settle
 
 
 def first_look(able: Able, limits: Purchasing) -> float:
