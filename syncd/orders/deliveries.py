@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from syncd.audit import HEAD
 from syncd.config import MAX_QUANTITY
 from syncd.errors import ConflictError, NotFoundError, SyncdError, UnavailableError, UnreadableKeyError
-from syncd.model import DeliveryState, IdSource, ReservationState
+from syncd.model import DeliveryState, IdSource, ReservationState, utc
 from syncd.orders import holds
 from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Work, Writer
 from syncd.vault.vault import KeyRow, OpenedKey, Vault, restored_at
@@ -151,8 +151,7 @@ class Delivery:
 
 class Deliveries:
     """Allots keys to orders. ``products`` gives the configured product of a sku, or None; ``shown`` how its keys are
-    shown, where that is not as they were sealed; ``fenced`` is T3's; ``wait`` is for how many seconds a request waits
-    for keys that are being bought. ``buying`` is None where nothing can be bought; it may be set later.
+    shown, where that is not as they were sealed; ``fenced`` is T3's.
     """
 
     def __init__(
@@ -165,8 +164,6 @@ class Deliveries:
         *,
         shown: Callable[[], Mapping[str, Presentation]] = dict,
         fenced: bool = False,
-        wait: Callable[[], float] = lambda: 8.0,
-        buying: Buying | None = None,
     ) -> None:
         self._vault = vault
         self._writer = writer
@@ -175,8 +172,10 @@ class Deliveries:
         self._metrics = metrics
         self._shown = shown
         self.fenced = fenced
-        self._wait = wait
-        self.buying = buying
+        self.wait: Callable[[], float] = lambda: 8.0
+        """For how many seconds a request waits for keys that are being bought, unless it says how long."""
+        self.buying: Buying | None = None
+        """What buys what orders lack; None: nothing can be bought."""
         self._stopping = False
         self._waiters: dict[asyncio.Event, int] = {}
         """What each request that waits is told by → the id of its delivery."""
@@ -218,7 +217,7 @@ class Deliveries:
         if not answer.repeat:
             self.short(product)
         if wait_s is None:
-            wait_s = self._wait() if answer.reason == BUYING else 0
+            wait_s = self.wait() if answer.reason == BUYING else 0
         if not wait_s or not await self.settled(answer, wait_s):
             return answer
         allotted = await self._writer.submit(self._allot, request)
@@ -317,14 +316,19 @@ class Deliveries:
                 found.update(row[0] for row in connection.exec_driver_sql(statement, tuple(bound)))
         return found
 
-    async def reveal(self, shop: str, order_ref: str) -> Delivery | None:
-        """The delivery of an order line with its keys, recorded like a repeated request; None if there is none."""
+    async def look(self, shop: str, order_ref: str, *, wait_s: float = 0, reveal: bool = False) -> Delivery | None:
+        """The delivery of an order line, after at most ``wait_s`` seconds while it is pending; None if there is none.
+
+        With ``reveal`` it has its keys, which is recorded like a repeated request. Raises FencedError then.
+        """
         found = await asyncio.to_thread(self.find, shop, order_ref)
         if found is None:
             return None
-        if found.state != DeliveryState.DELIVERED:
-            return found
-        return await self.deliver(shop, order_ref, found.product, found.quantity)
+        if found.state == DeliveryState.PENDING and wait_s and await self.settled(found, wait_s):
+            found = await asyncio.to_thread(self.find, shop, order_ref) or found
+        if reveal and found.state == DeliveryState.DELIVERED:
+            return await self.deliver(shop, order_ref, found.product, found.quantity)
+        return found
 
     async def cancel(self, shop: str, order_ref: str) -> Delivery:
         """Cancel a pending delivery for ever. Raises NotFoundError, or ConflictError when it cannot be any more."""
@@ -377,6 +381,57 @@ class Deliveries:
             return None
         return Delivery(row[0], order_ref, row[1], row[2], row[3], row[4], row[5], repeat=True, keys=[])
 
+    # --- what operators look at (these block: call them from a thread; they show no key) -----------------------------
+
+    def page(
+        self, *, product: str | None, shop: str | None, pending: bool, after: int, limit: int
+    ) -> list[dict[str, Any]]:
+        """Deliveries, the oldest first, behind the one with the id ``after``: one more than ``limit`` if there are."""
+        where, params = ["id > ?"], list[Any]([after])
+        for column, value in (("product", product), ("shop", shop)):
+            if value is not None:
+                where.append(f"{column} = ?")
+                params.append(value)
+        if pending:
+            where.append("state = 'pending'")
+        sql = f"SELECT {_SHOWN} FROM delivery WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
+        with self._vault.database.read() as connection:
+            rows = connection.exec_driver_sql(self._vault.database.marked(sql), (*params, limit + 1)).all()
+        return [_shown(row) for row in rows]
+
+    def show(self, shop: str, order_ref: str) -> dict[str, Any]:
+        """One delivery, and of each of its keys the id, the state and where it came from. Raises NotFoundError."""
+        marked = self._vault.database.marked
+        with self._vault.database.read() as connection:
+            row = connection.exec_driver_sql(
+                marked(f"SELECT {_SHOWN} FROM delivery WHERE shop = ? AND order_ref = ?"),  # noqa: S608
+                (shop, order_ref),
+            ).one_or_none()
+            if row is None:
+                raise NotFoundError("there is no such delivery", hint="list them: syncd deliveries list")
+            keys = connection.exec_driver_sql(
+                marked(
+                    "SELECT a.unit, k.id, k.state, s.supplier, s.name, a.withdrawn_at FROM allotment a"
+                    " JOIN vault_key k ON k.id = a.key_id JOIN source s ON s.id = k.source_id"
+                    " WHERE a.delivery_id = ? ORDER BY a.unit, a.key_id"
+                ),
+                (row[0],),
+            ).all()
+        return {
+            **_shown(row),
+            "keys": [
+                {
+                    "unit": key[0],
+                    "id": str(key[1]),
+                    "state": key[2],
+                    "supplier": key[3],
+                    "source": key[4],
+                    "withdrawn_at": None if key[5] is None else utc(key[5]),
+                }
+                for key in keys
+            ],
+        }
+
     async def opened(self, order_ref: str, allotted: Allotted, min_life: int) -> Delivery:
         """Open a delivery's keys; what does not open is marked corrupt and replaced until all do (K4)."""
         while allotted.state == DeliveryState.DELIVERED:
@@ -426,9 +481,9 @@ class Deliveries:
         granted = dict(zip(first.values(), self._grant(tx, wanted, stock, lacks, own), strict=True))
         outcomes: list[Allotted | BaseException] = []
         for index, request in enumerate(requests):
-            own = granted.get(index)
-            if own is not None:
-                outcomes.append(own)
+            made = granted.get(index)
+            if made is not None:
+                outcomes.append(made)
                 continue
             order = (request.shop, request.order_ref)
             known = recorded.get(order)
@@ -562,6 +617,21 @@ class Deliveries:
             outcomes.append(
                 Allotted(row_id, request.product, request.quantity, "delivered", None, tx.at, False, keys)  # noqa: FBT003
             )
+        if own:
+            self._converted(tx, requests, outcomes, own, mine)
+        self._write(tx, requests, outcomes, waiting, deliveries, allotments)
+        return outcomes
+
+    def _write(
+        self,
+        tx: Tx,
+        requests: Sequence[Request],
+        outcomes: Sequence[Allotted | BaseException],
+        waiting: Sequence[tuple[int, str, str, str, int, str]],
+        deliveries: Sequence[tuple[int, str, str, str, int]],
+        allotments: Sequence[tuple[int, int, int]],
+    ) -> None:
+        """Record new orders. Raises RetryBatch when another daemon recorded one of them just now."""
         short = {
             (request.shop, request.order_ref)
             for request, outcome in zip(requests, outcomes, strict=True)
@@ -569,8 +639,6 @@ class Deliveries:
         }
         if tx.postgresql and short and self._recorded(tx, short):
             raise RetryBatch  # another daemon delivered these very orders while we waited for its keys
-        if own:
-            self._converted(tx, requests, outcomes, own, mine)
         if waiting and tx.change(
             [
                 Change(
@@ -594,7 +662,6 @@ class Deliveries:
                 (tx.at, tx.at),
             )
             self._hand_over(tx, allotments, recorded)
-        return outcomes
 
     def _alive(
         self, tx: Tx, requests: Sequence[Request], own: Mapping[tuple[str, str], holds.Hold]
@@ -872,6 +939,24 @@ AT_HAND: Final = (
     " LIMIT ?) k"
 )
 """Keys of a product that are good beyond a time, counted up to a limit."""
+
+
+_SHOWN: Final = "id, shop, order_ref, product, quantity, state, reason, created_at, completed_at"
+
+
+def _shown(row: Sequence[Any]) -> dict[str, Any]:
+    """A row of `_SHOWN` for people and programs."""
+    return {
+        "id": str(row[0]),
+        "shop": row[1],
+        "order_ref": row[2],
+        "product": row[3],
+        "quantity": row[4],
+        "status": row[5],
+        "reason": row[6],
+        "created_at": utc(row[7]),
+        "completed_at": None if row[8] is None else utc(row[8]),
+    }
 
 
 _Need = Mapping[tuple[str, int], int]

@@ -53,23 +53,27 @@ def held_keys(tx: Tx, ids: Collection[int]) -> list[Row]:
 def hold(tx: Tx, reservation: int, keys: Collection[int]) -> bool:
     """Hold keys that are available and locked; whether all of them still were."""
     rows = [(key,) for key in sorted(keys)]
-    return not rows or tx.change(
-        [
-            Change(
-                "INSERT INTO reserved_key (key_id, reservation_id) SELECT id, ? FROM rows WHERE true"
-                " ON CONFLICT (key_id) DO NOTHING",
-                "id int",
-                rows,
-                (reservation,),
-            ),
-            Change(
-                "UPDATE vault_key SET state = 'reserved' FROM rows WHERE vault_key.id = rows.id"
-                " AND vault_key.state || '' = 'available'",
-                "id int",
-                rows,
-            ),
-        ]
-    ) == [len(rows)] * 2
+    return (
+        not rows
+        or tx.change(
+            [
+                Change(
+                    "INSERT INTO reserved_key (key_id, reservation_id) SELECT id, ? FROM rows WHERE true"
+                    " ON CONFLICT (key_id) DO NOTHING",
+                    "id int",
+                    rows,
+                    (reservation,),
+                ),
+                Change(
+                    "UPDATE vault_key SET state = 'reserved' FROM rows WHERE vault_key.id = rows.id"
+                    " AND vault_key.state || '' = 'available'",
+                    "id int",
+                    rows,
+                ),
+            ]
+        )
+        == [len(rows)] * 2
+    )
 
 
 def let_go(tx: Tx, keys: Iterable[int]) -> None:

@@ -152,7 +152,7 @@ class Replacements:
         """(supplier, its order) → what is to be claimed of it now."""
         database = self._writer.database
         sql = (
-            f"SELECT {_CLAIM} WHERE r.claim = 'open' AND (r.claim_at IS NULL OR r.claim_at <= ?)"  # noqa: S608
+            f"SELECT {_CLAIM} WHERE r.claim = 'open' AND (r.claim_at IS NULL OR r.claim_at <= ?)"
             f" ORDER BY r.created_at LIMIT {_AT_ONCE}"
         )
         found: dict[tuple[str, str], list[_Claim]] = {}
@@ -230,7 +230,9 @@ class Replacements:
 
     # --- looking (these block: call them from a thread) -------------------------------------------------------------
 
-    def claims(self, *, claim: str | None = None, delivery: int | None = None, limit: int = 200) -> list[dict[str, Any]]:
+    def claims(
+        self, *, claim: str | None = None, delivery: int | None = None, limit: int = 200
+    ) -> list[dict[str, Any]]:
         """Replaced keys, newest first, and what became of their claims."""
         where, params = ["1 = 1"], list[Any]()
         for column, value in (("r.claim", claim), ("r.delivery_id", delivery)):
@@ -246,9 +248,15 @@ class Replacements:
         database = self._writer.database
         with database.read() as connection:
             rows = connection.exec_driver_sql(database.marked(sql), (*params, limit)).all()
-        return [
-            {**dict(zip(names, row, strict=True)), "key": str(row[0]), "created_at": utc(row[9])} for row in rows
-        ]
+        return [{**dict(zip(names, row, strict=True)), "key": str(row[0]), "created_at": utc(row[9])} for row in rows]
+
+
+_DELIVERED: Final = (
+    "SELECT s.supplier, count(*), min(a.delivery_id) FROM"  # noqa: S608 - a number of our own
+    " (SELECT key_id, delivery_id FROM allotment WHERE withdrawn_at IS NULL"
+    f" ORDER BY delivery_id DESC LIMIT {_RECENT}) a"
+    " JOIN vault_key k ON k.id = a.key_id JOIN source s ON s.id = k.source_id GROUP BY s.supplier"
+)
 
 
 def defects(connection: Connection) -> dict[str, tuple[int, int]]:
@@ -256,14 +264,7 @@ def defects(connection: Connection) -> dict[str, tuple[int, int]]:
 
     What the supplier has shown to be a good key does not count against it.
     """
-    recent = (
-        "SELECT a.key_id, a.delivery_id FROM allotment a WHERE a.withdrawn_at IS NULL"
-        f" ORDER BY a.delivery_id DESC LIMIT {_RECENT}"
-    )
-    good = connection.exec_driver_sql(
-        "SELECT s.supplier, count(*), min(a.delivery_id)"  # noqa: S608 - constants
-        f" FROM ({recent}) a JOIN vault_key k ON k.id = a.key_id JOIN source s ON s.id = k.source_id GROUP BY s.supplier"
-    ).all()
+    good = connection.exec_driver_sql(_DELIVERED).all()
     since = min((row[2] for row in good), default=0) if sum(row[1] for row in good) >= _RECENT else 0
     bad = connection.exec_driver_sql(
         "SELECT supplier, count(*) FROM replacement"  # noqa: S608 - a number of our own

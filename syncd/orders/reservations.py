@@ -147,7 +147,10 @@ class Reservations:
         return await self._writer.submit(self._reserve, asked)
 
     async def release(self, shop: str, order_ref: str) -> Reservation:
-        """Hold nothing any more for an order line. Again, it is as it is. Raises NotFoundError, ConflictError (paid)."""
+        """Hold nothing any more for an order line; again, it is as it is.
+
+        Raises NotFoundError, ConflictError (paid already).
+        """
         found = await self._writer.submit(self._release, (shop, order_ref))
         if not found.repeat:
             await self._deliveries.fill(found.product)  # others may have waited for these keys
@@ -243,7 +246,7 @@ class Reservations:
 
 
 _COLUMNS: Final = "id, shop, order_ref, product, quantity, promised, state, created_at, expires_at"
-_FIND: Final = f"SELECT {_COLUMNS} FROM reservation WHERE shop = ? AND order_ref = ?"
+_FIND: Final = f"SELECT {_COLUMNS} FROM reservation WHERE shop = ? AND order_ref = ?"  # noqa: S608 - constants
 
 
 def _locked(tx: Tx, shop: str, order_ref: str) -> Reservation | None:

@@ -668,10 +668,10 @@ async def test_asking_after_an_order_that_waits_leaves_no_trace_and_after_its_ke
     """Shops ask every few seconds, for as long as it takes; the audit is for ever."""
     waiting(stack, "steam")
     await ordered(stack, ("o1", 1), ("o1", 1))
-    found = await stack.deliveries.reveal("demo", "o1")
+    found = await stack.deliveries.look("demo", "o1", reveal=True)
     assert (found.state, found.keys) == ("pending", [])
     assert stack.rows("SELECT kind FROM audit") == [("delivery.pending",)]
     stack.add("steam", "A-1")
     await stack.deliveries.fill("steam")
-    assert texts(await stack.deliveries.reveal("demo", "o1")) == ["A-1"]
+    assert texts(await stack.deliveries.look("demo", "o1", reveal=True)) == ["A-1"]
     assert stack.rows("SELECT count(*) FROM audit WHERE kind = 'delivery.repeated'") == [(1,)]

@@ -132,7 +132,9 @@ async def test_a_shop_has_a_limit_and_the_operator_has_none(stack: Any) -> None:
     with pytest.raises(ReplacementLimitError):
         await replaced.replace("demo", "o1", key, "invalid")
     assert (await replaced.replace("demo", "o1", key, "invalid", by="user root")).state == "delivered"
-    assert '"by":"user root"' in stack.rows("SELECT body FROM audit WHERE kind = 'key.defective' ORDER BY seq DESC")[0][0]
+    assert (
+        '"by":"user root"' in stack.rows("SELECT body FROM audit WHERE kind = 'key.defective' ORDER BY seq DESC")[0][0]
+    )
 
 
 @POSTGRESQL
@@ -178,7 +180,9 @@ async def test_what_is_not_taken_back_is_complained_of_without_a_word_of_the_key
     stack.add("steam", "SECRET-1", "SECRET-2")
     bought(stack)
     await broken(stack)
-    wang = Upstream("return_keys", "complain", answers=lambda verb, _: {"N1": False} if verb == "return_keys" else "C-7")
+    wang = Upstream(
+        "return_keys", "complain", answers=lambda verb, _: {"N1": False} if verb == "return_keys" else "C-7"
+    )
     made = replacing(stack, {"wang": wang})
     for _ in range(3):
         await made.claim_due()

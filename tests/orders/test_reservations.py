@@ -1,4 +1,4 @@
-"""What is reserved is there when it is paid, whoever races for it; what is not paid is free again; nobody locks a shop."""
+"""What is reserved is there when it is paid, whoever races for it; what is not paid is free again."""
 
 from __future__ import annotations
 
@@ -42,23 +42,36 @@ def states(stack: Any) -> dict[str, int]:
 
 def assert_holds_balance(stack: Any) -> None:
     """A key is reserved exactly while something that waits or is held has it, and no order has more than its own."""
-    assert stack.rows(
-        "SELECT k.id FROM vault_key k LEFT JOIN reserved_key h ON h.key_id = k.id"
-        " WHERE (k.state = 'reserved') <> (h.key_id IS NOT NULL)"
-    ) == []
-    assert stack.rows(
-        "SELECT h.key_id FROM reserved_key h LEFT JOIN reservation r ON r.id = h.reservation_id AND r.state = 'held'"
-        " LEFT JOIN delivery d ON d.id = h.reservation_id AND d.state = 'pending'"
-        " WHERE r.id IS NULL AND d.id IS NULL"
-    ) == []
-    assert stack.rows(
-        "SELECT r.id FROM reservation r WHERE r.state = 'held' AND r.quantity - r.promised"
-        " <> (SELECT count(*) FROM reserved_key h WHERE h.reservation_id = r.id)"
-    ) == []
-    assert stack.rows(
-        "SELECT d.id FROM delivery d LEFT JOIN allotment a ON a.delivery_id = d.id AND a.withdrawn_at IS NULL"
-        " WHERE d.state = 'delivered' GROUP BY d.id, d.quantity HAVING count(a.key_id) <> d.quantity"
-    ) == []
+    assert (
+        stack.rows(
+            "SELECT k.id FROM vault_key k LEFT JOIN reserved_key h ON h.key_id = k.id"
+            " WHERE (k.state = 'reserved') <> (h.key_id IS NOT NULL)"
+        )
+        == []
+    )
+    assert (
+        stack.rows(
+            "SELECT h.key_id FROM reserved_key h"
+            " LEFT JOIN reservation r ON r.id = h.reservation_id AND r.state = 'held'"
+            " LEFT JOIN delivery d ON d.id = h.reservation_id AND d.state = 'pending'"
+            " WHERE r.id IS NULL AND d.id IS NULL"
+        )
+        == []
+    )
+    assert (
+        stack.rows(
+            "SELECT r.id FROM reservation r WHERE r.state = 'held' AND r.quantity - r.promised"
+            " <> (SELECT count(*) FROM reserved_key h WHERE h.reservation_id = r.id)"
+        )
+        == []
+    )
+    assert (
+        stack.rows(
+            "SELECT d.id FROM delivery d LEFT JOIN allotment a ON a.delivery_id = d.id AND a.withdrawn_at IS NULL"
+            " WHERE d.state = 'delivered' GROUP BY d.id, d.quantity HAVING count(a.key_id) <> d.quantity"
+        )
+        == []
+    )
 
 
 async def test_M2_what_is_reserved_is_delivered_and_to_nobody_else(stack: Any) -> None:
