@@ -16,16 +16,24 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from syncd.errors import AuditError
+from syncd.store.database import Change, Question
 from syncd.store.tables import audit, audit_head
 
 if TYPE_CHECKING:
     from syncd.store.database import Tx
 
 Mac = Callable[[bytes], bytes]
-HEAD: Final = "SELECT seq, mac, pg_current_xact_id()::text FROM audit_head WHERE id = 1 FOR UPDATE"
-"""PostgreSQL: the end of the chain, locked until the commit, and the id of this transaction."""
+HEAD: Final = Question("SELECT seq, mac FROM audit_head WHERE id = 1 FOR UPDATE", "seq int, mac bytes")
+"""PostgreSQL: the end of the chain, locked until the commit."""
 FIRST: Final = b""
 """What the first entry is chained to."""
+
+_INSERT: Final = "INSERT INTO audit (seq, at, kind, body, mac) SELECT seq, at, kind, body, mac FROM rows"
+_COLUMNS: Final = "seq int, at int, kind text, body text, mac bytes"
+_MOVE: Final = (
+    "UPDATE audit_head SET seq = rows.seq, mac = rows.mac FROM rows WHERE id = 1 AND audit_head.seq = rows.before"
+)
+_HEAD_COLUMNS: Final = "before int, seq int, mac bytes"
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -38,31 +46,33 @@ def _entry(seq: int, at: int, kind: str, body: str, before: bytes) -> bytes:
 def chain(mac: Mac) -> Callable[[Tx], None]:
     """The writer's last step: chain the entries noted in a batch onto the head, and move the head (K8).
 
-    On PostgreSQL the head's row is locked here and until the commit: it is the one point where daemons take turns.
+    On PostgreSQL the head's row is locked here and until the commit: it is the one point where daemons take turns. A
+    writer that was the last to move it does not look first: should it have been moved since, the commit fails, and the
+    batch runs again.
     """
 
     def append(tx: Tx) -> None:
-        if tx.postgresql:
-            ((before, last, tx.xid),) = tx.foreseen.get(HEAD) or tx.query(HEAD)
-        else:
-            ((before, last),) = [tx.head] if tx.head else tx.query("SELECT seq, mac FROM audit_head WHERE id = 1")
-        seq, last = before, bytes(last)
+        if tx.head is None:
+            if tx.postgresql:
+                ((seq, mac_before),) = tx.foreseen or tx.ask(HEAD)[0]
+            else:
+                ((seq, mac_before),) = tx.query("SELECT seq, mac FROM audit_head WHERE id = 1")
+            tx.head = tx.found = seq, bytes(mac_before)
+        before, last = tx.head
+        seq = before
         rows: list[tuple[int, int, str, str, bytes]] = []
         for kind, body in tx.notes:
             seq += 1
             text = _encode(body).decode()
             last = mac(_entry(seq, tx.at, kind, text, last))
             rows.append((seq, tx.at, kind, text, last))
-        insert = "INSERT INTO audit (seq, at, kind, body, mac) SELECT seq, at, kind, body, mac FROM rows"
-        columns = "seq int, at int, kind text, body text, mac bytes"
+        tx.head = seq, last
         if tx.postgresql:
-            tx.last(insert, columns, rows)
-            tx.last("UPDATE audit_head SET seq = rows.seq, mac = rows.mac FROM rows WHERE id = 1", columns, rows[-1:])
+            tx.last(Change(_MOVE, _HEAD_COLUMNS, [(before, seq, last)]), Change(_INSERT, _COLUMNS, rows))
             return
-        tx.bulk(insert, columns, rows)
+        tx.bulk(_INSERT, _COLUMNS, rows)
         if not tx.execute("UPDATE audit_head SET seq = ?, mac = ? WHERE id = 1 AND seq = ?", (seq, last, before)):
             raise AuditError("the audit's head was moved by somebody else", seq=before)
-        tx.head = seq, last
 
     return append
 

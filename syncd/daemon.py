@@ -24,10 +24,12 @@ from syncd import __version__, audit, config, logs, systemd
 from syncd.adapter import capabilities
 from syncd.config import Settings
 from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
+from syncd.inventory import ledger
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format, is_split, load_formats
 from syncd.inventory.intake import Intake
 from syncd.inventory.offers import Offers
+from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine, waiting
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
@@ -197,6 +199,8 @@ class Daemon:
             offers = Offers(writer, self.metrics, self._settings, self.loaded.settings.daemon.state_dir)
             catalogue = Catalogue(database, self._settings)
             sync = Sync(writer, ids, intake, offers, self.metrics, self.loaded.settings, links)
+            purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived)
+            await purchases.recover()
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
@@ -208,6 +212,7 @@ class Daemon:
                 stock=Stock(writer, self._products, functools.partial(self._synced, database), catalogue.upstream),
                 catalogue=catalogue,
                 quarantine=Quarantine(writer, vault, self._settings, self._formats, arrived, links.get),
+                purchases=purchases,
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -222,10 +227,12 @@ class Daemon:
             server = Server(build(parts), self.loaded.settings.daemon)
             await server.start()
             stack.push_async_callback(sync.stop)
+            stack.push_async_callback(purchases.stop)
             stack.push_async_callback(server.stop)
             schedule = Schedule()
             schedule.every(1, sync.tick)
             schedule.every(1, sync.refresh)
+            schedule.every(1, purchases.tick)
             schedule.every(5, deliveries.fill_waiting)
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
@@ -426,8 +433,18 @@ class Daemon:
             "oldest_quarantine_s": int(levels.oldest_quarantine_seconds),
             "pending": dict(levels.deliveries_pending),
             "oldest_pending_s": int(levels.oldest_pending_seconds),
+            "purchases": _by_state(levels),
+            "oldest_unknown_purchase_s": int(levels.oldest_unknown_seconds),
             "wal_bytes": levels.wal_bytes,
         }
+
+
+def _by_state(levels: Levels) -> dict[str, int]:
+    """Open purchases by their state."""
+    found: dict[str, int] = {}
+    for (_, state), number in levels.purchases_open.items():
+        found[state] = found.get(state, 0) + number
+    return found
 
 
 async def _expire(writer: Writer, vault: Vault) -> None:
@@ -440,6 +457,7 @@ def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalog
     """How much there is, from the database."""
     with database.read() as connection:
         held, oldest = waiting(connection)
+        purchases, oldest_unknown, disputed = ledger.levels(ledger.asking(database, connection))
         pending = connection.execute(
             select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
             .where(delivery.c.state == "pending")
@@ -459,6 +477,9 @@ def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalog
         oldest_quarantine_seconds=0.0 if oldest is None else max(0.0, clock.now() - oldest),
         deliveries_pending={row[0]: row[1] for row in pending},
         oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
+        purchases_open=purchases,
+        oldest_unknown_seconds=0.0 if oldest_unknown is None else max(0.0, clock.now() - oldest_unknown),
+        disputed=disputed / 1_000_000,
         queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},
         wal_bytes=wal.stat().st_size if not database.postgresql and wal.exists() else 0,
         offers={name: known.offers for name, known in listings.items()},

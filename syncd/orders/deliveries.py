@@ -321,9 +321,10 @@ class Deliveries:
         for index, request in enumerate(requests):
             first.setdefault((request.shop, request.order_ref), index)
         need = _need([requests[index] for index in first.values()])
-        about_stock = (_what_is_there(tx, need), _what_is_owed(need)) if need else ()
+        about_stock = (_what_is_there(tx, need), _who_waits(need)) if need else ()
         rows, *there = tx.ask(_who_has(first), *about_stock)
-        keys, owed = there or ([], [])
+        keys, waited_for = there or ([], [])
+        (owed,) = tx.ask(_what_is_owed(need)) if waited_for else ([],)
         recorded = self._as_recorded(tx, rows)
         first = {order: index for order, index in first.items() if order not in recorded}
         wanted = [requests[index] for index in first.values()]
@@ -480,7 +481,9 @@ class Deliveries:
                 [(key_id,) for key_id, _, _ in allotments],
             ),
         ]
-        if tx.change(changes, foresee=HEAD if before else "") != [len(change.rows) for change in changes]:
+        if before:
+            tx.settle(changes, HEAD)
+        elif tx.change(changes) != [len(change.rows) for change in changes]:
             raise RetryBatch
 
     def _claim(self, tx: Tx, need: _Need) -> _Stock:
@@ -648,6 +651,7 @@ def _who_has(orders: Collection[tuple[str, str]]) -> Question:
     return Question(
         "SELECT d.id, d.shop, d.order_ref, d.product, d.quantity, d.state, d.reason, d.created_at FROM rows"
         " JOIN delivery d ON d.shop = rows.shop AND d.order_ref = rows.order_ref",
+        "id int, shop text, order_ref text, product text, quantity int, state text, reason text, created_at int",
         "shop text, order_ref text",
         sorted(orders),
     )
@@ -671,14 +675,31 @@ def _what_is_there(tx: Tx, need: _Need, lock: str = " FOR UPDATE SKIP LOCKED") -
     )
 
 
+def _who_waits(need: _Need) -> Question:
+    """The products that an order waits for: one probe of the index of pending deliveries each."""
+    return Question(
+        "SELECT rows.product FROM rows WHERE EXISTS"
+        " (SELECT 1 FROM delivery d WHERE d.state = 'pending' AND d.product = rows.product)",
+        "product text",
+        "product text",
+        _products_of(need),
+    )
+
+
+def _products_of(need: _Need) -> list[tuple[str]]:
+    return [(product,) for product in sorted({product for product, _ in need})]
+
+
 def _what_is_owed(need: _Need) -> Question:
     """Product → units that its orders still wait for, null for none, or more than there can be where many wait."""
     return Question(
         "SELECT rows.product, (SELECT CASE WHEN count(*) < ? THEN sum(lacks) ELSE ? END FROM (SELECT d.quantity"
         " - (SELECT count(*) FROM allotment a WHERE a.delivery_id = d.id AND a.withdrawn_at IS NULL) AS lacks"
-        " FROM delivery d WHERE d.state = 'pending' AND d.product = rows.product ORDER BY d.id LIMIT ?) w) FROM rows",
+        " FROM delivery d WHERE d.state = 'pending' AND d.product = rows.product ORDER BY d.id LIMIT ?) w) AS units"
+        " FROM rows",
+        "product text, units int",
         "product text",
-        [(product,) for product in sorted({product for product, _ in need})],
+        _products_of(need),
         (_MANY, _ALL, _MANY),
     )
 

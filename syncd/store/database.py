@@ -41,6 +41,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from syncd.errors import LockedError, SchemaError, StartError, SyncdError, UnavailableError
 from syncd.model import MAX_NODES, Clock, SecretText
 from syncd.store import tables
+from syncd.store.trips import Statement, Trips
 
 if TYPE_CHECKING:
     from syncd.metrics import Metrics
@@ -52,6 +53,13 @@ R = TypeVar("R")
 Row = tuple[Any, ...]
 
 MIN_SQLITE: Final = (3, 35)  # RETURNING
+_NOTICE_A_DEAD_PEER: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""A server whose machine went without a word is lost within 25 s: the kernel's own patience is a quarter of an hour."""
 PRAGMAS: Final = {
     "journal_mode": "wal",
     "synchronous": "2",  # FULL: WAL with NORMAL loses acknowledged commits at a power cut
@@ -133,32 +141,54 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One query for `Tx.ask`: over ``rows`` as `Tx.bulk` takes it, or without rows as `Tx.gather` takes it."""
+    """One query for `Tx.ask`, over ``rows`` where it has some, as `Tx.bulk` takes them.
+
+    ``gives`` declares what it selects as ``columns`` declares the rows; bytes come as bytes.
+    """
 
     sql: str
-    columns: str
-    rows: Sequence[Sequence[Any]] | None = None
+    gives: str
+    columns: str = ""
+    rows: Sequence[Sequence[Any]] = ()
     params: Sequence[Any] = ()
 
 
 class Tx:
     """One transaction of the writer, as a unit of work sees it."""
 
-    __slots__ = ("_begun", "_cursor", "_database", "_last", "at", "foreseen", "head", "lone", "notes", "xid")
+    __slots__ = (
+        "_begun",
+        "_cursor",
+        "_database",
+        "_last",
+        "_trips",
+        "at",
+        "foreseen",
+        "found",
+        "head",
+        "lone",
+        "notes",
+        "xid",
+    )
 
-    def __init__(self, database: Database, cursor: Any) -> None:
+    def __init__(self, database: Database, cursor: Any, trips: Trips | None) -> None:
         self._database = database
         self._cursor = cursor
+        self._trips = trips
         self.at = int(database.clock.now())
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.xid: str | None = None
         self.head: tuple[int, bytes] | None = None
-        """The audit's last entry (number, mac), where it is known: on SQLite, this writer wrote it."""
+        """The audit's last entry (number, mac), where this writer wrote it. On PostgreSQL another daemon may have moved
+        it since: whoever goes by it has the commit fail then.
+        """
         self.lone = False
         """Whether the batch is of one kind: then nobody locks anything after its changes but the audit's head."""
-        self.foreseen: dict[str, list[Row]] = {}
-        """What queries gave that travelled with a change, by their SQL."""
-        self._last: list[tuple[str, Sequence[Any]]] = []
+        self.found: tuple[int, bytes] | None = None
+        """Where the audit's head was, if it was asked for."""
+        self.foreseen: list[Row] | None = None
+        """What the audit's question for its head gave, where that travelled with a change."""
+        self._last: list[Statement] = []
         # PostgreSQL: BEGIN travels with the first statement, a round trip less.
         self._begun = not database.postgresql
         if self._begun:
@@ -183,6 +213,13 @@ class Tx:
         self._run(self._database.marked(sql), params)
         return int(self._cursor.rowcount)
 
+    def command(self, sql: str) -> None:
+        """Run a statement about the transaction itself. psycopg would answer a ROLLBACK with a DEALLOCATE ALL."""
+        if self._trips is None:
+            self._cursor.execute(sql)
+        else:
+            self._together([(sql, ())])
+
     def bulk(self, sql: str, columns: str, rows: Sequence[Sequence[Any]], params: Sequence[Any] = ()) -> list[Row]:
         """Run one set-based statement over ``rows``, return what it returns (its RETURNING, in no given order).
 
@@ -199,44 +236,55 @@ class Tx:
         return found
 
     def ask(self, *questions: Question) -> list[list[Row]]:
-        """What each query gives, in no given order; in one round trip on PostgreSQL."""
-        if not self.postgresql:
-            return [
-                self.gather(q.sql, q.columns, q.params)
-                if q.rows is None
-                else self.bulk(q.sql, q.columns, q.rows, q.params)
-                for q in questions
-            ]
-        statements = [self._stated(question) for question in questions]
-        return [cursor.fetchall() for cursor in self._together(statements)]
+        """What each query gives, in no given order: all of them as one statement, and as one document.
 
-    def _stated(self, question: Question) -> tuple[str, Sequence[Any]]:
-        if question.rows is None:
-            return self._database.marked(question.sql), question.params
-        statement, bound = self._database.bulk_statement(question.sql, question.columns, question.rows)
-        return statement, [*bound, *question.params]
+        sqlite3 gives the interpreter to another thread at every statement and at every row that it fetches: beside a
+        busy event loop, each costs more than all of the query. On PostgreSQL all see the same moment.
+        """
+        statement, params = self._database.asked(questions)
+        documents: Sequence[str]
+        if self._trips is None:
+            (documents,) = self.query(statement, params)
+        else:
+            *documents, self.xid = _first(self._together([(statement, params)])[0])
+        return [_rows(document, q.gives) for document, q in zip(documents, questions, strict=True)]
 
-    def change(self, changes: Sequence[Change], *, foresee: str = "") -> list[int]:
+    def change(self, changes: Sequence[Change], *, foresee: Question | None = None) -> list[int]:
         """Run statements that return nothing one after the other: the rows that each changed. One round trip.
 
-        ``foresee`` is a query that somebody will make before the commit: where that changes no order of locks, it
-        travels along, and its rows lie in `foreseen`.
+        ``foresee`` is what the audit will ask for its head before the commit: on PostgreSQL, where that changes no
+        order of locks, it travels along, and its answer is `foreseen`.
         """
-        size = self._database.bulk_rows
-        parts = [
-            (which, *self._database.bulk_statement(change.sql, change.columns, change.rows[start : start + size]))
-            for which, change in enumerate(changes)
-            for start in range(0, len(change.rows), size)
-        ]
-        statements = [(statement, [*bound, *changes[which].params]) for which, statement, bound in parts]
-        ahead = [(self._database.marked(foresee), ())] if foresee and self.lone and self.postgresql else []
-        numbers, found = self._run_all(statements, ahead)
-        if ahead:
-            self.foreseen[foresee] = found[0]
-        changed = [0] * len(changes)
-        for (which, _, _), number in zip(parts, numbers, strict=True):
-            changed[which] += number
-        return changed
+        if self._trips is None:
+            size = self._database.bulk_rows
+            connection = self._cursor.connection
+            changed = []
+            for change in changes:
+                before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
+                for start in range(0, len(change.rows), size):
+                    part = change.rows[start : start + size]
+                    statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
+                    self._run(statement, [*bound, *change.params])
+                changed.append(connection.total_changes - before)
+            return changed
+        statements = [self._database.over(change) for change in changes]
+        if foresee is None or not self.lone:
+            return [int(result.command_tuples or 0) for result in self._together(statements)]
+        *results, found = self._together([*statements, self._database.asked([foresee])])
+        document, self.xid = _first(found)
+        self.foreseen = _rows(document, foresee.gives)
+        return [int(result.command_tuples or 0) for result in results]
+
+    def settle(self, changes: Sequence[Change], head: Question) -> None:
+        """The last changes of a kind, each of as many rows as it has. Raises RetryBatch where one changed less.
+
+        On PostgreSQL, where the audit's head is known and nothing else is in the batch, they travel with the commit,
+        and the server itself holds them to their number.
+        """
+        if self._trips is not None and self.head and self.lone:
+            self._last += [self._database.over(change, held=True) for change in changes]
+        elif self.change(changes, foresee=None if self.head else head) != [len(change.rows) for change in changes]:
+            raise RetryBatch
 
     def _run(self, statement: str, params: Sequence[Any]) -> None:
         if self._begun:
@@ -248,60 +296,27 @@ class Tx:
             connection.cursor().execute("BEGIN")
             self._cursor.execute(statement, params)
 
-    def _run_all(
-        self, statements: Sequence[tuple[str, Sequence[Any]]], queries: Sequence[tuple[str, Sequence[Any]]] = ()
-    ) -> tuple[list[int], list[list[Row]]]:
-        """Run statements, on PostgreSQL without waiting in between: (rows that each changed, what each query gave)."""
-        if self.postgresql:
-            cursors = self._together([*statements, *queries])
-            count = len(statements)
-            return [int(cursor.rowcount) for cursor in cursors[:count]], [
-                cursor.fetchall() for cursor in cursors[count:]
-            ]
-        connection = self._cursor.connection
-        changed = []
-        for statement, params in statements:
-            before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
-            self._cursor.execute(statement, params)
-            changed.append(connection.total_changes - before)
-        return changed, []
+    def _together(self, statements: Sequence[Statement]) -> list[Any]:
+        """PostgreSQL: what statements gave that travelled in one round trip, BEGIN before them if it is due."""
+        assert self._trips is not None  # noqa: S101 - asked by the callers
+        if self._begun:
+            return self._trips.go(statements)
+        self._begun = True
+        return self._trips.go([("BEGIN", ()), *statements])[1:]
 
-    def _together(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
-        """PostgreSQL: the cursors of statements that travelled in one round trip, BEGIN before them if it is due."""
-        connection = self._cursor.connection
-        with connection.pipeline():
-            if not self._begun:
-                self._begun = True
-                connection.cursor().execute("BEGIN")
-            return [connection.cursor().execute(statement, params) for statement, params in statements]
-
-    def last(self, sql: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """A statement as `bulk` takes it, to travel with the commit: nobody asks for its outcome. PostgreSQL only."""
-        self._last.append(self._database.bulk_statement(sql, columns, rows))
+    def last(self, *changes: Change) -> None:
+        """Changes that travel with the commit, held to the number of their rows by the server. PostgreSQL only."""
+        self._last += [self._database.over(change, held=True) for change in changes]
 
     def commit(self) -> None:
-        """End the transaction. Called by the writer."""
-        if self._last:
-            self._run_all([*self._last, ("COMMIT", ())])
-        else:
+        """End the transaction. Called by the writer. Raises RetryBatch where what travels along came too late."""
+        if self._trips is None:
             self._run("COMMIT", ())
-
-    def gather(self, sql: str, columns: str, params: Sequence[Any] = ()) -> list[Row]:
-        """As `query`, for many rows: on SQLite they come as one document, in no given order.
-
-        sqlite3 gives the interpreter to another thread at every row that it fetches: beside a busy event loop, each
-        costs more than all of the query. ``columns`` are the query's own, as in `bulk`.
-        """
-        if self.postgresql:
-            return self.query(sql, params)
-        statement = self._database.gathering(sql, columns)
-        ((document,),) = self.query(statement, params)
-        wide = [index for index, column in enumerate(columns.split(",")) if column.split()[1] == "bytes"]
-        found: list[list[Any]] = _from_json(document)
-        for row in found:
-            for index in wide:
-                row[index] = bytes.fromhex(row[index])
-        return [tuple(row) for row in found]
+            return
+        try:
+            self._together([*self._last, ("COMMIT", ())])
+        except psycopg.errors.DivisionByZero:
+            raise RetryBatch from None
 
     def now(self) -> float:
         """The database's time in Unix seconds: what leases are measured with (D3)."""
@@ -326,6 +341,7 @@ class Database:
         self.bulk_rows = 10_000 if self.postgresql else _ROWS_A_STATEMENT
         self._marked: dict[str, str] = {}
         self._bulk: dict[tuple[str, int], str] = {}
+        self._asked: dict[tuple[tuple[str, int], ...], str] = {}
         self._lock_file: IO[str] | None = None
         self._wal_index: int | None = None
         if not self.postgresql and sqlite3.sqlite_version_info < MIN_SQLITE:
@@ -347,7 +363,7 @@ class Database:
                 hide_parameters=True,
                 poolclass=QueuePool if read_only else NullPool,
                 pool_pre_ping=read_only,
-                connect_args={"connect_timeout": 5, "application_name": "syncd"},
+                connect_args={"connect_timeout": 5, "application_name": "syncd", **_NOTICE_A_DEAD_PEER},
             )
         else:
             engine = create_engine(
@@ -392,6 +408,7 @@ class Database:
             # never talk the planner into reading a table of a million keys.
             for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"):
                 cursor.execute(f"SET {setting} = off")
+            cursor.execute("SET plan_cache_mode = force_generic_plan")  # and it never plans the same twice
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -512,28 +529,69 @@ class Database:
         psycopg writes arrays in Python, a value at a time; one document costs a tenth of that, and the server's other
         core reads it.
         """
-        if self.postgresql:
-            names = [column.split()[0] for column in columns.split(",")]
-            statement = self._bulk.get((sql, 0))
-            if statement is None:
-                kinds = [column.split()[1] for column in columns.split(",")]
-                # msgspec writes bytes as base64
-                named = list(zip(names, kinds, strict=True))
-                picked = [f"decode({name}, 'base64') AS {name}" if kind == "bytes" else name for name, kind in named]
-                types = [f"{name} {COLUMN_TYPES[kind]}" for name, kind in named]
-                head = (
-                    f"WITH rows AS (SELECT {', '.join(picked)}"  # noqa: S608 - column names of our own
-                    f" FROM json_to_recordset(%s::json) AS r({', '.join(types)})) "
-                )
-                statement = self._bulk[sql, 0] = head + self.marked(sql)
-            return statement, [_json([dict(zip(names, row, strict=True)) for row in rows]).decode()]
-        statement = self._bulk.get((sql, len(rows)))
+        key = (sql, 0 if self.postgresql else len(rows))
+        statement = self._bulk.get(key)
         if statement is None:
-            names = [column.split()[0] for column in columns.split(",")]
-            row = f"({', '.join('?' * len(names))})"
-            values = ", ".join([row] * len(rows))
-            statement = self._bulk[sql, len(rows)] = f"WITH rows({', '.join(names)}) AS (VALUES {values}) {sql}"
-        return statement, [value for row in rows for value in row]
+            statement = self._bulk[key] = self.marked(f"WITH {self._table(columns, len(rows))} {sql}")
+        return statement, self._bound(columns, rows)
+
+    def asked(self, questions: Sequence[Question]) -> tuple[str, list[Any]]:
+        """The statement of `Tx.ask` and its values: a column of JSON for each question, on PostgreSQL the xid too."""
+        key = tuple((q.sql, 0 if self.postgresql else len(q.rows)) for q in questions)
+        statement = self._asked.get(key)
+        if statement is None:
+            answers = ", ".join(f"({self._document(q)})" for q in questions)
+            statement = f"SELECT {answers}, pg_current_xact_id()::text" if self.postgresql else f"SELECT {answers}"
+            statement = self._asked[key] = self._numbered(statement) if self.postgresql else statement
+        return statement, [
+            value for q in questions for value in (*(self._bound(q.columns, q.rows) if q.columns else ()), *q.params)
+        ]
+
+    def over(self, change: Change, *, held: bool = False) -> tuple[str, list[Any]]:
+        """PostgreSQL: the statement of a change and its values. ``held`` to the number of its rows, or it fails."""
+        key = (change.sql, 1 + held)
+        statement = self._bulk.get(key)
+        if statement is None:
+            table = self._table(change.columns, 0)
+            counted = f"{table}, changed AS ({change.sql} RETURNING 1) SELECT 1 / (count(*) = ?)::int FROM changed"  # noqa: S608
+            statement = self._bulk[key] = self._numbered(f"WITH {counted if held else f'{table} {change.sql}'}")
+        bound = [*self._bound(change.columns, change.rows), *change.params]
+        return statement, [*bound, len(change.rows)] if held else bound
+
+    def _table(self, columns: str, count: int) -> str:
+        """The table ``rows`` for a WITH."""
+        named = [column.split() for column in columns.split(",")]
+        if self.postgresql:
+            # msgspec writes bytes as base64
+            picked = [f"decode({name}, 'base64') AS {name}" if kind == "bytes" else name for name, kind in named]
+            types = ", ".join(f"{name} {COLUMN_TYPES[kind]}" for name, kind in named)
+            return f"rows AS (SELECT {', '.join(picked)} FROM json_to_recordset(?::json) AS r({types}))"  # noqa: S608
+        row = f"({', '.join('?' * len(named))})"
+        return f"rows({', '.join(name for name, _ in named)}) AS (VALUES {', '.join([row] * count)})"
+
+    def _bound(self, columns: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """The values of the table ``rows``."""
+        if not self.postgresql:
+            return [value for row in rows for value in row]
+        names = [column.split()[0] for column in columns.split(",")]
+        return [_json([dict(zip(names, row, strict=True)) for row in rows]).decode()]
+
+    def _document(self, question: Question) -> str:
+        """The query that gives a question's rows as one document."""
+        table = f"WITH {self._table(question.columns, len(question.rows))} " if question.columns else ""
+        bare = "encode({}, 'hex')" if self.postgresql else "hex({})"
+        named = [column.split() for column in question.gives.split(",")]
+        values = ", ".join(bare.format(name) if kind == "bytes" else name for name, kind in named)
+        array = (
+            "coalesce(json_agg(json_build_array({})), '[]')" if self.postgresql else "json_group_array(json_array({}))"
+        )
+        return f"SELECT {array.format(values)} FROM ({table}{question.sql}) q"  # noqa: S608 - column names of our own
+
+    @staticmethod
+    def _numbered(sql: str) -> str:
+        """``sql`` with ``$1``… in place of ``?``, as the server itself counts them."""
+        first, *others = sql.split("?")
+        return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
 
     def gathering(self, sql: str, columns: str) -> str:
         """The statement of `Tx.gather` on SQLite."""
@@ -543,6 +601,21 @@ class Database:
             values = ", ".join(f"hex({name})" if kind == "bytes" else name for name, kind in named)
             statement = self._bulk[sql, 0] = f"SELECT json_group_array(json_array({values})) FROM ({sql})"  # noqa: S608
         return statement
+
+
+def _first(result: Any) -> list[str]:
+    """The first row of a result, in text."""
+    return [result.get_value(0, column).decode() for column in range(result.nfields)]
+
+
+def _rows(document: str, columns: str) -> list[Row]:
+    """The rows that a document holds; bytes stand in it as hexadecimal digits."""
+    wide = [index for index, column in enumerate(columns.split(",")) if column.split()[1] == "bytes"]
+    found = _from_json(document)
+    for row in found:
+        for index in wide:
+            row[index] = bytes.fromhex(row[index])
+    return [tuple(row) for row in found]
 
 
 def _migrations() -> ScriptDirectory:
@@ -591,6 +664,9 @@ class Writer:
         """Monotonic time at which a delivery was last taken up: an import keeps its chunks short for a while."""
         self._chain = chain
         self._head: tuple[int, bytes] | None = None
+        self._alone = not database.postgresql
+        """Whether nobody but this writer has moved the audit's head of late: then it is not asked for."""
+        self._trips: Trips | None = None
         self._ingested_at = -self.SETTLED_S
         self._metrics = metrics
         self._on_fatal = on_fatal
@@ -725,7 +801,9 @@ class Writer:
         while not self._try(groups.values(), attempt):
             pass
         self.commits += 1
-        if attempt.tx and not self.database.postgresql:
+        if attempt.tx and attempt.tx.head:
+            found = attempt.tx.found
+            self._alone = self._alone or found == self._head
             self._head = attempt.tx.head
         if self._metrics:
             self._metrics.writer_batches.inc()
@@ -755,6 +833,7 @@ class Writer:
             tx.commit()
         except RetryBatch:
             self._rollback()
+            self._alone = not self.database.postgresql
             attempt.races += 1
             if attempt.races > self._backoff.races:
                 msg = "other daemons keep taking the same rows"
@@ -792,13 +871,16 @@ class Writer:
         return False
 
     def _begin(self) -> Tx:
-        tx = Tx(self.database, self._cursor)
-        tx.head = self._head
+        tx = Tx(self.database, self._cursor, self._trips)
+        tx.head = self._head if self._alone else None
         return tx
 
     def _rollback(self) -> None:
         with contextlib.suppress(Exception):  # a lost connection has rolled back by itself
-            self._cursor.execute("ROLLBACK")
+            if self._trips is None:
+                self._cursor.execute("ROLLBACK")
+            else:  # psycopg would throw away every prepared statement of the session
+                self._trips.go([("ROLLBACK", ())])
 
     def _lost(self, error: Exception) -> bool:
         if not self.database.postgresql:
@@ -837,6 +919,7 @@ class Writer:
         self._connection = connection
         if self.database.postgresql:
             driver.prepare_threshold = 2
+            self._trips = Trips(driver)
             self.node = self._claim_node()
             if self.on_node:
                 self.on_node(self.node)
@@ -859,7 +942,7 @@ class Writer:
                 self._connection.invalidate()
             with contextlib.suppress(Exception):
                 self._connection.close()
-        self._connection = self._cursor = None
+        self._connection = self._cursor = self._trips = None
 
     def _checkpoint(self, mode: str) -> None:
         """Move the log into the database, on this connection only (a second one meets SQLite's WAL-reset bug).

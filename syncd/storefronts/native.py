@@ -19,6 +19,7 @@ from syncd.config import Settings
 from syncd.errors import NotFoundError
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.intake import Intake
+from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine
 from syncd.inventory.sync import Sync
 from syncd.metrics import CONTENT_TYPE, Metrics
@@ -26,7 +27,7 @@ from syncd.model import ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, Right
 from syncd.orders.deliveries import Deliveries, Delivery
 from syncd.orders.stock import Stock
 from syncd.store.database import Writer
-from syncd.storefronts import hot, operating, problems
+from syncd.storefronts import hot, operating, problems, purchasing
 from syncd.storefronts.access import Access
 from syncd.storefronts.guard import METRICS, PUBLIC, SHOP_DELIVER, SHOP_STOCK, caller, install
 from syncd.storefronts.hot import DeliveryAnswer, DeliveryRequest, Hot
@@ -48,6 +49,7 @@ class Parts:
     stock: Stock
     catalogue: Catalogue
     quarantine: Quarantine
+    purchases: Purchases
     sync: Sync
     intake: Intake
     access: Access
@@ -147,6 +149,7 @@ def build(parts: Parts) -> Front:
     hot_route = Hot(parts.deliveries, parts.access, parts.metrics, max_body)
     _shop(api, parts)
     operating.install(api, parts)
+    purchasing.install(api, parts)
     _health(api, parts)
     return Front(api, hot_route, parts.metrics)
 

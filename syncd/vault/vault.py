@@ -254,10 +254,10 @@ class Vault:
         )
 
     def _intake(self, tx: Tx, chunks: Sequence[Chunk]) -> list[Counts | BaseException]:
-        return [self._take_in(tx, chunk) for chunk in chunks]
+        return [self.take_in(tx, chunk) for chunk in chunks]
 
-    def _take_in(self, tx: Tx, chunk: Chunk) -> Counts:
-        """Write one chunk: keys, fingerprints, quarantine, progress, audit; all or nothing."""
+    def take_in(self, tx: Tx, chunk: Chunk) -> Counts:
+        """Write one chunk: keys, fingerprints, quarantine, progress, audit; all or nothing. For units of work."""
         origin = chunk.origin
         if chunk.lease:
             chunk.lease.check(tx)
@@ -325,12 +325,12 @@ class Vault:
         if not chunk.keys:
             return [], []
         if self._mixed != chunk.origin.source_id:
-            tx.execute("SAVEPOINT as_if_new")
+            tx.command("SAVEPOINT as_if_new")
             if self._insert_keys(tx, chunk.origin, chunk.keys):
-                tx.execute("RELEASE SAVEPOINT as_if_new")
+                tx.command("RELEASE SAVEPOINT as_if_new")
                 return list(chunk.keys), []
-            tx.execute("ROLLBACK TO SAVEPOINT as_if_new")
-            tx.execute("RELEASE SAVEPOINT as_if_new")
+            tx.command("ROLLBACK TO SAVEPOINT as_if_new")
+            tx.command("RELEASE SAVEPOINT as_if_new")
             self._mixed = chunk.origin.source_id
         fresh, aside = self._sort(tx, chunk, counts)
         if fresh and not self._insert_keys(tx, chunk.origin, fresh):
