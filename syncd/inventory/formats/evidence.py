@@ -176,7 +176,7 @@ class Evidence:
         self._gap = False
         self._waits = False  # a label without a value: the next line may be it
         self._held = ""  # the line that may be that value, or the first of a list below a heading
-        self._headings = self._lists = 0
+        self._headings = self._lists = self._links = 0
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
         self._pins: dict[str, dict[int, int]] = {}
         self._last: dict[str, int] = {}
@@ -239,6 +239,7 @@ class Evidence:
         bare = self._unnumbered(without_bullet(bare))
         if is_link(bare):
             self.total += 1
+            self._links += 1
             return
         prose = is_prose_line(bare) or self._says_expiry(bare)
         bare = cut_trailing(bare)
@@ -386,7 +387,7 @@ class Evidence:
         again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
         few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
         twice = tuple(sorted({number & MARK for number in again})) if few else ()
-        return replace(reading, sizes=sizes, twice=twice, expires=expires)
+        return replace(reading, sizes=sizes, twice=twice, expires=expires, stray=self._stray(reading))
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
@@ -439,6 +440,15 @@ class Evidence:
         """
         seen = [name for name in STRONG if self.parts[name]]
         return seen if len(seen) == 1 and self.parts[seen[0]].total() > _HALF * total else []
+
+    def _stray(self, reading: Reading) -> tuple[str, ...]:
+        """What may be no key of its own: a link among codes (a page to use them on), a code among links, either beside
+        the other.
+        """
+        few, links = _RARE * self.total, self._links
+        if reading.splitter != "line" or not 0 < links < self.total:
+            return ()
+        return (*(("link",) if self.total - links > few else ()), *(("code",) if links > few else ()))
 
     def _is_heading(self) -> bool:
         """Whether the labels are headings over lists of keys, or notes."""

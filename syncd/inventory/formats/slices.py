@@ -69,11 +69,12 @@ if TYPE_CHECKING:
 Result = CardKey | Refusal | tuple[CardKey, ...]
 """What a slice is: a key, none, or several keys of which each is certain."""
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
-_MARKS: Final = frozenset(",;|/:")
+_MARKS: Final = frozenset(",;|/:&")
 _QUOTES: Final = ('"', "“", "”")
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
+_BEHIND: Final = re.compile(r"[,;|](?:[A-Za-z0-9-]{4,}|[\d./:-]{4,})$")
 _PATH: Final = re.compile(r"/[!-~]*\?|\?[A-Za-z0-9_]{1,32}=")  # goes on as an address, and as no code
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
@@ -131,6 +132,7 @@ class Slices:
             or reading.expires
             or reading.candidates
             or reading.twice
+            or reading.stray
         ):
             return None
         if reading.splitter == "line":
@@ -226,6 +228,7 @@ class Slices:
             isinstance(result, CardKey)
             or result.reason in _SURE
             or reading.twice
+            or (reading.stray and fmt.kind == "auto")
             or not self.by_shape()
             or len(bare) > MAX_KEY
         ):
@@ -314,6 +317,8 @@ class Slices:
 
     def _single(self, bare: str) -> CardKey | Refusal:
         fmt = self.fmt
+        if fmt.kind == "auto" and ("link" if is_link(bare) else "code") in self.reading.stray:
+            return self._odd(bare, "links and codes on lines of their own: perhaps one key together", "ambiguous")
         if is_link(bare):
             return self._link(bare)
         as_sent = bare
@@ -360,6 +365,8 @@ class Slices:
             return self._parts([address, behind])
         if dashes and fmt.kind == "auto" and "?" not in address and not _PATH.search(behind):
             return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        if (tail := _BEHIND.search(bare)) and "?" not in bare[: tail.start()]:
+            return Refusal("ambiguous", "a link that may have a code or a date behind it")
         address, bar, behind = bare.rpartition("|")
         if bar and fmt.fields == ("link", "access") and is_link(address):
             return self._parts([address, behind])
@@ -531,10 +538,16 @@ class Slices:
         anchor = self.reading.anchor
         if anchor and items and items[0].role != anchor:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
+        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
         for item in items[:-1]:
             if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
                 apart = item.text[-2:-1].isspace()
-                if not apart and item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
+                if (
+                    not apart
+                    and item.text[-1:] not in sure
+                    and item.role not in {EXPIRES, "account", "email"}
+                    and not self._is_code(item.role)
+                ):
                     return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
