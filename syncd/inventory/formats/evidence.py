@@ -31,6 +31,7 @@ from syncd.inventory.formats.words import (
     Item,
     cut_expiry,
     cut_notes,
+    expiry_said,
     has_code,
     header_columns,
     is_index,
@@ -232,6 +233,7 @@ class Evidence:
         self._unlabelled(bare, items)
 
     def _unlabelled(self, bare: str, items: list[Item]) -> None:
+        whole = bare
         bare, until = cut_expiry(bare)
         if items and not until:
             bare, _ = cut_notes(bare)
@@ -249,7 +251,7 @@ class Evidence:
         if prose and (not structured or not is_prose(bare)):
             self.prose += 1
             self._gap = gap
-            if EXPIRY_WORDS.search(bare) and len(self._said) < _FEW and (said := expiry_in(bare)):
+            if len(self._said) < _FEW and (said := expiry_said(whole)):
                 one = _OF_ONE.search(bare) and not (bare.isascii() and is_prose(bare))  # a date of one key alone?
                 self._said.add("?" if one else said)
             return
@@ -292,7 +294,8 @@ class Evidence:
             self.keyed.add(items, gap=self._gap)
         else:
             self.notes += 1
-            said = [item.text for item in items if item.role == EXPIRES]
+            said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
+            said = list(filter(None, said))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
         self._gap, self._waits, self._held = False, not items[-1].text, ""

@@ -563,7 +563,7 @@ def _odd_shape(name: str, value: str) -> str:
         "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(_ENTITY.sub("E", value)),
         "has a separator at its edge or twice in a row": "--" in value or value[0] == "-" or value[-1] == "-",
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
-        "reads as the number of an order": _ORDER.match(value) is not None,
+        "reads as the number of an order or an error": _ORDER.match(value) is not None,
         "reads as an address": name != "number" and _ADDRESS.fullmatch(value) is not None,
         "reads as named parts": _PARTS.match(value) is not None,
         "reads as a word": value.replace("-", "").isalpha()
@@ -576,7 +576,7 @@ def _odd_shape(name: str, value: str) -> str:
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
-_ORDER: Final = re.compile(r"(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d")
+_ORDER: Final = re.compile(r"(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d|ERR(?:OR)?[_-]")
 _ADDRESS: Final = re.compile(
     r"[^\s@/]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}|www\.\S+"
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"

@@ -48,6 +48,7 @@ from syncd.inventory.formats.words import (
     cut_expiry,
     cut_notes,
     dates_the_past,
+    expiry_said,
     find_labels,
     header_columns,
     hides_a_key,
@@ -298,8 +299,9 @@ class Slices:
             if item.role != EXPIRES:
                 if says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
                     return Refusal("spent", "the supplier marks it as used, void or expired")
-                continue
-            expires_at = self._expiry(item.text)
+                if not (said := expiry_said(item.text)):
+                    continue
+            expires_at = self._expiry(item.text if item.role == EXPIRES else said)
             if expires_at is None or result.expires_at not in {NEVER, expires_at}:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
             result = replace(result, expires_at=expires_at)
@@ -462,6 +464,9 @@ class Slices:
         if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
             return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        notes = [cell for role, cell in zip(self.roles, row, strict=False) if role in {"", NOTE}]
+        if EXPIRES not in roles and (said := next(filter(None, map(expiry_said, notes)), "")):
+            roles[EXPIRES] = said
         strange = [cell for role, cell in zip(self._dated, row, strict=False) if role]
         if any(map(may_be_date, strange)):
             return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
@@ -520,7 +525,7 @@ class Slices:
         if size > PIECE:
             return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
         if self.reading.splitter == "csv":
-            return self.columns(row) if self.reading.columns else self._parts(list(row))
+            return self.dated(self.columns(row) if self.reading.columns else self._parts(list(row)))
         used = [cell for cell in row if cell]
         if len(used) != 1:
             return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
@@ -556,6 +561,9 @@ class Slices:
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
+        said = [expiry_said(item.text) for item in items if item.role.startswith(NOTE)]
+        if EXPIRES not in roles and any(said):
+            roles[EXPIRES] = next(filter(None, said))
         last = items[-1].role if items else ""
         if EXPIRES not in roles and (until := cut_expiry(roles.get(last, ""))[1]):
             roles |= {last: cut_expiry(roles[last])[0], EXPIRES: until}

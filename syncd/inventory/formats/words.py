@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.expiry import DATED, WRITTEN
+from syncd.inventory.formats.expiry import DATED, WRITTEN, expiry_in
 from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, is_prose, mask_links, strip
 
 KEY_ROLES: Final = (
@@ -473,6 +473,11 @@ _UNTIL: Final = re.compile(
 )
 
 
+def expiry_said(text: str) -> str:
+    """The expiry that a note gives in words: the text of its date, "?" if that is not certain, "" if it says none."""
+    return expiry_in(text) if EXPIRY_WORDS.search(text) else ""
+
+
 def cut_expiry(text: str) -> tuple[str, str]:
     """(the key, the text of its expiry) of a line such as ``CODE exp 2027-12-31``; (the text, "") if it is none."""
     match = _UNTIL.search(plain_width(text))
@@ -538,6 +543,11 @@ _SPENT: Final = re.compile(
     r"|(?<!un)(?<!not )\b(?:used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
     re.IGNORECASE,
 )
+
+
+def is_flag(name: str) -> bool:
+    """Whether a name asks whether the card is still good, so that its value is a yes or no."""
+    return name in _FLAGS or name in _GOOD
 
 
 def says_spent(name: str, value: object) -> bool:
