@@ -60,6 +60,7 @@ PRAGMAS: Final = {
 _ADVISORY_CLASS: Final = 0x73796E63  # "sync": the namespace of our advisory locks on PostgreSQL
 _ROWS_A_STATEMENT: Final = 64  # SQLite: more rows in one VALUES list gain nothing, and each length is prepared once
 
+_REMEMBERED: Final = 256  # statements of `Tx.ask`
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -531,6 +532,8 @@ class Database:
         key = tuple((q.sql, 0 if self.postgresql else len(q.rows)) for q in questions)
         statement = self._asked.get(key)
         if statement is None:
+            if len(self._asked) == _REMEMBERED:  # batches have many shapes: products by orders
+                self._asked.clear()
             answers = ", ".join(f"({self._document(q)})" for q in questions)
             statement = f"SELECT {answers}, pg_current_xact_id()::text" if self.postgresql else f"SELECT {answers}"
             statement = self._asked[key] = self._numbered(statement) if self.postgresql else statement

@@ -81,6 +81,15 @@ def test_a_connection_that_is_gone_is_an_error_and_not_a_wait(database: Database
         trips.go([("SELECT 1", ())])
 
 
+@POSTGRESQL
+def test_there_is_an_end_to_what_is_prepared(trips: Trips) -> None:
+    for number in range(120):
+        ((value,),) = [[r.get_value(0, 0)] for r in trips.go([(f"SELECT {number} + $1", (1,))])]
+        assert value == b"%d" % (number + 1)
+    (result,) = trips.go([("SELECT count(*) FROM pg_prepared_statements", ())])
+    assert result.get_value(0, 0) == b"100"
+
+
 def held(tx: Tx, payloads: Sequence[int]) -> list[None]:
     """Inserts one row, and claims that it is as many as the payload says."""
     for rows in payloads:
