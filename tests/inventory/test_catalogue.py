@@ -407,8 +407,9 @@ def test_a_product_whose_supplier_cannot_list_is_a_problem_of_the_configuration(
     file = tmp_path / "syncd.toml"
     file.write_text(CONFIGURATION)
     said = [str(problem) for problem in daemon.check(file)]
-    assert any("products.xbox.offers: supplier alpha cannot list offers" in line for line in said)
-    assert any("products.steam.offers: supplier alpha cannot be asked for one offer" in line for line in said)
+    none = "supplier alpha has no such offer: its adapter"
+    assert any(f"products.xbox.offers: {none} " in line and "lists none -> name a supplier" in line for line in said)
+    assert any(f"products.steam.offers: {none} " in line and "-> take refresh out" in line for line in said)
     assert not any("products.off" in line for line in said)  # it is switched off: nobody knows what it could do
 
 
