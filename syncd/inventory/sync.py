@@ -305,7 +305,6 @@ class Sync:
             run.complaints.append(run.taken.left_out)
         unlisted = {} if run.taken.problem or run.stop.is_set() else self._catalogue.unlisted(name)
         for sku, product in unlisted.items():
-            run.complaints.append(f"{name} does not list {sku}, which product {product} names")
             if (name, sku) not in self._unlisted:
                 log.warning("offer_not_listed", supplier=name, sku=sku, product=product)
         self._unlisted = {each for each in self._unlisted if each[0] != name} | {(name, sku) for sku in unlisted}

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from syncd import daemon
 from syncd.adapter import (
@@ -391,6 +392,18 @@ async def test_offers_are_found_by_supplier_product_and_words_page_by_page(marke
     for wrong in ({"supplier": "nobody"}, {"product": "nothing"}):
         with pytest.raises(NotFoundError):
             market.catalogue.find(**wrong)
+
+
+async def test_a_sku_that_a_product_names_and_the_supplier_does_not_list_is_said_once_in_the_log(market: Any) -> None:
+    market.beta.listed = [offer("s-9")]
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert (await market.run("beta"))["error"] is None
+    told = [(one["sku"], one["product"]) for one in logged if one["event"] == "offer_not_listed"]
+    assert told == [("s-2", "steam")]
+    market.beta.listed = [offer("s-2"), offer("s-9")]
+    await market.run("beta")
+    assert market.catalogue.unlisted("beta") == {}
 
 
 async def test_the_history_of_an_offer_is_newest_first(market: Any) -> None:
