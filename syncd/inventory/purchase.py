@@ -633,11 +633,11 @@ class Purchases:
     async def heard(self, supplier: str, webhook: Webhook) -> bytes:
         """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.
 
-        Raises Forged for a supplier that sends none, and for what is not signed; UnavailableError for too many.
+        Raises NotFoundError for a supplier that sends none, Forged for what is not signed, UnavailableError for too many.
         """
         link = self._links.get(supplier)
         if link is None or "parse_webhook" not in link.capabilities:
-            raise Forged("no supplier of this name sends webhooks")
+            raise NotFoundError("no supplier of this name sends webhooks")
         now = self._clock.monotonic()
         heard = self._heard.setdefault(supplier, deque(maxlen=_WEBHOOKS))
         if len(heard) == _WEBHOOKS and 0 <= now - heard[0] < 1:
