@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -27,6 +28,7 @@ from syncd.adapter import (
     AdapterError,
     Auth,
     Config,
+    Forged,
     Hint,
     NotSent,
     Offer,
@@ -34,6 +36,7 @@ from syncd.adapter import (
     OrderRequest,
     RateLimited,
     Refused,
+    Webhook,
 )
 from syncd.config import DEFAULT_TIMEZONE, Product, Settings
 from syncd.errors import InvalidRequestError, LeaseLostError, NotFoundError, SyncdError, UnavailableError
@@ -70,9 +73,12 @@ _EMPTY_POLLS: Final = 3
 _NOBODY_S: Final = 300.0
 """How soon to look again at a purchase whose supplier or product is not configured."""
 _REGAIN_S: Final = 180
+_WEBHOOKS: Final = 20
+"""Webhooks of one supplier that are looked at in a second."""
 _AWAY_S: Final = (1.0, 5.0, 20.0, 60.0, 0.0)
 """Pauses between tries to write what came while the database is away, on top of the writer's own."""
-_STOP_S: Final = 3.0
+_STOP_S: Final = 10.0
+"""Twice this is less than a service manager waits: a purchase that is cut off is one whose outcome is unknown."""
 _SURE: Final = (Refused, NotSent, Auth, RateLimited, Config)
 """What says, of an order that is sent for the first time, that nothing was bought."""
 _CHARGED: Final = frozenset({PurchaseState.FULFILLED, PurchaseState.REFUNDED, PurchaseState.DISPUTED})
@@ -162,6 +168,7 @@ class Purchases:
         """Product that nobody would sell → (the monotonic time until which it is not tried, seconds between tries)."""
         self._known: dict[tuple[str, int], tuple[float, bool]] = {}
         self._told: dict[tuple[str, str, str], str] = {}
+        self._heard: dict[str, deque[float]] = {}
         self._renewed_at = self._covered_at = self._clock.monotonic()
         self._stopping = False
 
@@ -428,7 +435,6 @@ class Purchases:
         keys, slices = self._vault.seal(origin, cards)
         return Came(
             held=held_by(one),
-            product=product.sku,
             issuer=product.issuer,
             keys=keys,
             slices=slices,
@@ -474,9 +480,9 @@ class Purchases:
     async def recover(self) -> None:
         """At the start, before anybody is served: what a stop left half-way becomes refused (never sent) or unknown.
 
-        On PostgreSQL, another daemon may be at work: what it holds is left to it until its lease ends.
+        On PostgreSQL, another daemon may be at work: what is leased is left to `tick`, until its lease is over.
         """
-        found = await self._writer.submit(self._ledger.recover, (self._holder, not self._database.postgresql))
+        found = await self._writer.submit(self._ledger.recover, (not self._database.postgresql, ()))
         for one in found:
             log.warning("purchase_recovered", reference=one.reference, supplier=one.supplier, state=one.state)
 
@@ -501,7 +507,7 @@ class Purchases:
             await self._writer.submit(self._ledger.renew, (self._holder, sorted(self._active)))
         found = [one for one in await asyncio.to_thread(self._due) if one.id not in self._active]
         if any(one.state in {PurchaseState.INTENDED, PurchaseState.SENT} for one in found):
-            await self._writer.submit(self._ledger.recover, (self._holder, False))
+            await self._writer.submit(self._ledger.recover, (False, frozenset(self._active)))
         open_ones = [one for one in found if one.state in {PurchaseState.ACCEPTED, PurchaseState.UNKNOWN}]
         return [self._spawn(self._quietly(self._follow(one.id))) for one in open_ones]
 
@@ -624,6 +630,30 @@ class Purchases:
             return await self._later(one, link, f"not sent again: {sent.why}")
         return await self._order(sent, offer, link, product, again=True)
 
+    async def heard(self, supplier: str, webhook: Webhook) -> bytes:
+        """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.
+
+        Raises NotFoundError for a supplier that sends none, Forged for what is not signed, UnavailableError for too
+        many.
+        """
+        link = self._links.get(supplier)
+        if link is None or "parse_webhook" not in link.capabilities:
+            raise NotFoundError("no supplier of this name sends webhooks")
+        now = self._clock.monotonic()
+        heard = self._heard.setdefault(supplier, deque(maxlen=_WEBHOOKS))
+        if len(heard) == _WEBHOOKS and 0 <= now - heard[0] < 1:
+            raise UnavailableError("too many webhooks at once", hint="later: what they tell is asked for anyway")
+        heard.append(now)
+        try:
+            found: Hint = await link.acall("parse_webhook", webhook)
+        except Forged:
+            raise
+        except AdapterError as error:
+            log.warning("webhook_not_read", supplier=supplier, why=error.message)
+            return b""
+        self.hint(supplier, found)
+        return found.answer
+
     def hint(self, supplier: str, hint: Hint) -> None:
         """A supplier says that something happened to an order: it is asked soon. Nothing that it says is believed."""
         if hint.event == "order" and (hint.order_id or hint.reference):
@@ -654,9 +684,8 @@ class Purchases:
         if found is None or found.on_shortage != "buy" or self._stopping:
             return
         running = self._covering.get(product)
-        if running is None:
+        if running is None or running.done():
             running = self._covering[product] = self._spawn(self._cover(product))
-            running.add_done_callback(lambda _: self._covering.pop(product, None))
         else:
             self._again.add(product)
         await asyncio.shield(running)
@@ -725,7 +754,6 @@ class Purchases:
         sealed, slices = self._vault.seal(origin, cards)
         return Came(
             held=held_by(one),
-            product=product.sku,
             issuer=product.issuer,
             keys=sealed,
             slices=slices,
