@@ -164,17 +164,20 @@ class SecretRef(_Table):
         return f"the environment variable {self.env}" if self.env is not None else str(self.file)
 
     def read(self) -> bytes | None:
-        """What lies there, or None when nothing does. Raises StartError when it cannot be read."""
+        """What lies there, or None when nothing does. Raises StartError when it cannot be read, or by everybody."""
         if self.env is not None:
             text = os.environ.get(self.env)
             return None if text is None else text.encode()
-        path = self.file
+        path, folder = self.file, os.environ.get("CREDENTIALS_DIRECTORY")
         if self.credential is not None:
-            folder = os.environ.get("CREDENTIALS_DIRECTORY")
             if folder is None:
                 return None
             path = Path(folder) / self.credential
         try:
+            # What systemd puts into its folder only this service can reach, whatever the mode.
+            handed_over = path and folder and path.is_relative_to(folder)
+            if path and path.is_file() and path.stat().st_mode & 0o007 and not handed_over:
+                raise StartError(f"{path} can be read by every user of this machine", hint=f"chmod 600 {path}")
             return path.read_bytes() if path else None
         except FileNotFoundError:
             return None
@@ -185,7 +188,8 @@ class SecretRef(_Table):
         """The secret as text. Raises StartError when nothing lies there."""
         data = self.read()
         if data is None:
-            raise StartError(f"{self.where} is not there", hint="put the secret there")
+            hint = "put the secret there" if self.file is None else "write it there, mode 0600"
+            raise StartError(f"{self.where} is not there", hint=hint)
         return SecretText(data.decode("utf-8", "replace").strip())
 
 
@@ -260,6 +264,12 @@ class Supplier(_Table):
     )
     proxy: Proxy | None = Field(None, description="An HTTP proxy through which it is reached.")
     allow_http: bool = Field(default=False, description="Whether credentials may travel in clear to other machines.")
+    priority: int = Field(0, ge=-100, le=100, description="Preference when buying: a point is worth 1 % of the cost.")
+    budget_hour: Price | None = Field(None, description="What it may be paid in any hour.")
+    budget_day: Price | None = Field(None, description="What it may be paid in any 24 hours.")
+    min_balance: Price | None = Field(None, description="Nothing is bought that would leave less in our account there.")
+    poll: Timeout = Field(5.0, description="How soon an order is asked after; then ever more rarely.")
+    poll_max: Timeout = Field(600.0, description="The longest time between two such questions.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -294,6 +304,8 @@ class Product(_Table):
         default=[], description="What suppliers list that can serve it."
     )
     max_cost: Price | None = Field(None, description="What one unit may cost at most, in any currency with a rate.")
+    max_jump: Factor = Field(2.0, description="Highest factor on the price at which an offer was last bought.")
+    min_margin: Percent = Field(0.0, description="Least percent of the sale price that is left after buying.")
     on_shortage: Literal["buy", "wait", "refuse"] = Field(
         "refuse", description="A paid order that finds too few keys: buy them, let it wait for some, or refuse it."
     )
@@ -321,6 +333,23 @@ class Product(_Table):
     def reads_as(self) -> str:
         """The format by which its keys are read."""
         return PROSE if self.allow_prose else self.format
+
+
+class Purchasing(_Table):
+    """How keys are bought from suppliers that sell by order."""
+
+    budget_hour: Price | None = Field(None, description="What all suppliers together may be paid in any hour.")
+    budget_day: Price | None = Field(None, description="What all suppliers together may be paid in any 24 hours.")
+    slippage: Percent = Field(5.0, description="Percent by which a unit may cost more than was listed.")
+    max_rate_age: Duration = Field(604800.0, description="Older exchange rates buy nothing.")
+    min_free: Size = Field(64 * 1024**2, description="Nothing is bought with less free space under state_dir.")
+    max_disputes: int = Field(3, ge=1, description="Open disputes at which an offer is not bought from any more.")
+    settle: Duration = Field(60.0, description="How long a supplier may take to know an order that it was sent.")
+    deadline: Timeout = Field(86400.0, description="An order that was not delivered by then is disputed.")
+    cover_unknown_after: Duration | None = Field(
+        None, description="Units of unknown outcome are bought again, for orders that wait, after this time."
+    )
+    cover_budget_day: Price | None = Field(None, description="What such second purchases may cost in any 24 hours.")
 
 
 class Shop(_Table):
@@ -376,6 +405,7 @@ class Settings(_Table):
     vault: Vault
     sync: SyncDefaults
     currency: Currency = Field(default_factory=lambda: Currency.model_validate({}))
+    purchases: Purchasing = Field(default_factory=lambda: Purchasing.model_validate({}))
     reservations: Reservations = Field(default_factory=lambda: Reservations.model_validate({}))
     deliveries: Deliveries = Field(default_factory=lambda: Deliveries.model_validate({}))
     suppliers: dict[str, Supplier] = {}
@@ -654,10 +684,17 @@ def _crosscheck(settings: Settings) -> list[Problem]:
             problems.append(
                 settings.problem(path, "a secret lies in exactly one place", "name one of credential, file, env")
             )
+    return problems or _password_problems(settings)
+
+
+def _password_problems(settings: Settings) -> list[Problem]:
     password = settings.store.password
-    if password is not None and not problems and password.read() is None:
-        problems.append(settings.problem("store.password", f"{password.where} is not there", "put the password there"))
-    return problems
+    try:
+        if password is None or password.read() is not None:
+            return []
+    except StartError as error:
+        return [settings.problem("store.password", error.message, error.hint)]
+    return [settings.problem("store.password", f"{password.where} is not there", "put the password there")]
 
 
 def _offers_problems(settings: Settings) -> list[Problem]:
@@ -681,6 +718,18 @@ def _offers_problems(settings: Settings) -> list[Problem]:
         problems.append(settings.problem("currency.rates", f"this is no currency to convert: {wrong[0]}", fix))
     if currency.rates and currency.rates_date is None:
         problems.append(settings.problem("currency.rates_date", "it is missing", "say of which day the rates are"))
+    own = settings.purchases
+    amounts = {f"purchases.{name}": getattr(own, name) for name in ("budget_hour", "budget_day", "cover_budget_day")}
+    for name, supplier in settings.suppliers.items():
+        limits = ("budget_hour", "budget_day", "min_balance")
+        amounts |= {f"suppliers.{name}.{limit}": getattr(supplier, limit) for limit in limits}
+    for at, amount in amounts.items():
+        if amount is not None and currency.landed(amount) is None:
+            fix = f"write it in {currency.base}, or add a rate to [currency]"
+            problems.append(settings.problem(at, f"there is no rate for {amount.currency}", fix))
+    if (own.cover_unknown_after is None) != (own.cover_budget_day is None):
+        fix = "set both cover_unknown_after and cover_budget_day, or neither"
+        problems.append(settings.problem("purchases.cover_unknown_after", "it goes with a budget", fix))
     return problems
 
 

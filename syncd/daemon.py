@@ -24,17 +24,19 @@ from syncd import __version__, audit, config, logs, systemd
 from syncd.adapter import capabilities
 from syncd.config import Settings
 from syncd.errors import ConfigError, KekError, Problem, StartError, SyncdError
+from syncd.inventory import ledger
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format, is_split, load_formats
 from syncd.inventory.intake import Intake
 from syncd.inventory.offers import Offers
+from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine, waiting
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
 from syncd.orders.deliveries import Deliveries
 from syncd.orders.presentation import Presentation, presentations
-from syncd.orders.replacements import Replacements
+from syncd.orders.replacements import Replacements, defects
 from syncd.orders.reservations import Reservations
 from syncd.orders.stock import Stock, units
 from syncd.schedule import Schedule
@@ -221,6 +223,9 @@ class Daemon:
                 deliveries, writer, lambda: self.loaded.settings.deliveries.max_replacements, links.get
             )
             sync = Sync(writer, ids, intake, offers, self.metrics, self.loaded.settings, links)
+            purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived, defects=defects)
+            await purchases.recover()
+            deliveries.buying = _Buying(purchases)
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
@@ -234,6 +239,7 @@ class Daemon:
                 stock=Stock(writer, self._products, functools.partial(self._synced, database), catalogue.upstream),
                 catalogue=catalogue,
                 quarantine=Quarantine(writer, vault, self._settings, self._formats, arrived, links.get),
+                purchases=purchases,
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -248,11 +254,13 @@ class Daemon:
             server = Server(build(parts), self.loaded.settings.daemon)
             await server.start()
             stack.push_async_callback(sync.stop)
+            stack.push_async_callback(purchases.stop)
             stack.push_async_callback(server.stop)
             stack.callback(deliveries.stop_waiting)
             schedule = Schedule()
             schedule.every(1, sync.tick)
             schedule.every(1, sync.refresh)
+            schedule.every(1, purchases.tick)
             schedule.every(1, reservations.sweep)
             schedule.every(5, deliveries.fill_waiting)
             schedule.every(5, replacements.claim_due)
@@ -455,8 +463,33 @@ class Daemon:
             "oldest_quarantine_s": int(levels.oldest_quarantine_seconds),
             "pending": dict(levels.deliveries_pending),
             "oldest_pending_s": int(levels.oldest_pending_seconds),
+            "purchases": _by_state(levels),
+            "oldest_unknown_purchase_s": int(levels.oldest_unknown_seconds),
             "wal_bytes": levels.wal_bytes,
         }
+
+
+class _Buying:
+    """What orders lack is bought (`syncd.orders.deliveries.Buying`)."""
+
+    def __init__(self, purchases: Purchases) -> None:
+        self.can_buy = purchases.can_buy
+        self._cover = purchases.cover
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def short(self, product: str) -> None:
+        """An order waits for what is to be bought."""
+        task = asyncio.create_task(self._cover(product))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+
+def _by_state(levels: Levels) -> dict[str, int]:
+    """Open purchases by their state."""
+    found: dict[str, int] = {}
+    for (_, state), number in levels.purchases_open.items():
+        found[state] = found.get(state, 0) + number
+    return found
 
 
 async def _expire(writer: Writer, vault: Vault) -> None:
@@ -469,6 +502,7 @@ def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalog
     """How much there is, from the database."""
     with database.read() as connection:
         held, oldest = waiting(connection)
+        purchases, oldest_unknown, disputed = ledger.levels(ledger.asking(database, connection))
         pending = connection.execute(
             select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
             .where(delivery.c.state == "pending")
@@ -488,6 +522,9 @@ def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalog
         oldest_quarantine_seconds=0.0 if oldest is None else max(0.0, clock.now() - oldest),
         deliveries_pending={row[0]: row[1] for row in pending},
         oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
+        purchases_open=purchases,
+        oldest_unknown_seconds=0.0 if oldest_unknown is None else max(0.0, clock.now() - oldest_unknown),
+        disputed=disputed / 1_000_000,
         queue_units={lane.name.lower(): writer.queued(lane) for lane in Lane},
         wal_bytes=wal.stat().st_size if not database.postgresql and wal.exists() else 0,
         offers={name: known.offers for name, known in listings.items()},

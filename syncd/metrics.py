@@ -28,6 +28,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from syncd.model import PurchaseState
+
 # A second time series beside every counter, which nobody reads. (prometheus_client leaves this function untyped.)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -57,6 +59,12 @@ class Levels:
     """Product → paid order lines that wait for keys."""
     oldest_pending_seconds: float = 0.0
     """Age of the oldest of them; 0 when none waits."""
+    purchases_open: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(supplier, state) → purchases that are not closed; of them, ``unknown`` and ``disputed`` may need a person."""
+    oldest_unknown_seconds: float = 0.0
+    """For how long the oldest purchase of unknown outcome has been so; 0 when none is."""
+    disputed: float = 0.0
+    """Money of open disputes, in the base currency."""
     queue_units: Mapping[str, int] = field(default_factory=dict)
     """Lane of the writer → units that wait in it."""
     wal_bytes: int = 0
@@ -82,7 +90,7 @@ class Metrics:
     keep their labels bounded. Call `know` with the configuration's names first.
     """
 
-    def __init__(self, version: str, *, engine: str = "sqlite") -> None:
+    def __init__(self, version: str, *, engine: str = "sqlite") -> None:  # noqa: PLR0915 - a line a metric
         """``version`` and ``engine`` (of the database) become the labels of ``syncd_build_info``."""
         self.levels: Callable[[], Levels] | None = None
         """Set by the daemon: read at every scrape. One that fails costs its gauges, never the scrape."""
@@ -145,6 +153,9 @@ class Metrics:
         self._repeated = counter("keys_repeated_total", "Keys that the same source had brought before.", "supplier")
         self._quarantined = counter("keys_quarantined_total", "Slices set aside for an operator.", "supplier", "reason")
 
+        self._purchases = counter("purchases_total", "States that purchases came to.", "supplier", "state")
+        self._forbidden = counter("purchases_forbidden_total", "Orders that a guard kept back.", "supplier", "guard")
+        self._spent = counter("purchase_spend_total", "What was paid, in the base currency.", "supplier")
         self._offer_changes = counter("offer_changes_total", "Offers written anew, or removed.", "supplier")
         self._alarms = counter("listing_alarms_total", "Changes of listings that were held.", "supplier", "kind")
 
@@ -186,11 +197,14 @@ class Metrics:
                 self._running,
                 self._repeated,
                 self._offer_changes,
+                self._spent,
             ):
                 metric.labels(supplier)
             for kind in ("drop", "price", "currency", "offer"):
                 self._alarms.labels(supplier, kind)
             self._retries.labels(supplier)
+            for state in PurchaseState:
+                self._purchases.labels(supplier, state)
 
     # --- deliveries -------------------------------------------------------------------------------------------------
 
@@ -243,6 +257,18 @@ class Metrics:
     def quarantined(self, supplier: str, reason: str, slices: int = 1) -> None:
         """Slices were set aside; ``reason`` is a word of the code."""
         self._quarantined.labels(self._supplier(supplier), _word(reason)).inc(slices)
+
+    def purchased(self, supplier: str, state: str) -> None:
+        """A purchase came to a state."""
+        self._purchases.labels(self._supplier(supplier), _word(state)).inc()
+
+    def purchase_forbidden(self, supplier: str, guard: str) -> None:
+        """A guard kept an order back."""
+        self._forbidden.labels(self._supplier(supplier), _word(guard)).inc()
+
+    def spent(self, supplier: str, amount: float) -> None:
+        """A purchase is charged: what it cost, in the base currency; once a purchase."""
+        self._spent.labels(self._supplier(supplier)).inc(amount)
 
     def offers_changed(self, supplier: str, offers: int) -> None:
         """Offers were written anew, or removed."""
@@ -339,6 +365,7 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
     for name, text, labels, amounts in (
         ("vault_keys", "Keys in the vault.", ["product", "state"], levels.vault_keys),
         ("quarantine_held", "Slices that wait for an operator.", ["product", "reason"], levels.quarantine_held),
+        ("purchases_open", "Purchases that are not closed.", ["supplier", "state"], levels.purchases_open),
     ):
         family = GaugeMetricFamily(f"syncd_{name}", text, labels=labels)
         for values, count in amounts.items():
@@ -377,5 +404,13 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
         "syncd_oldest_quarantine_age_seconds",
         "Age of the oldest slice that waits for an operator; 0 when none does.",
         value=levels.oldest_quarantine_seconds,
+    )
+    yield GaugeMetricFamily(
+        "syncd_oldest_unknown_purchase_age_seconds",
+        "For how long the oldest purchase of unknown outcome has been so; 0 when none is.",
+        value=levels.oldest_unknown_seconds,
+    )
+    yield GaugeMetricFamily(
+        "syncd_purchases_disputed_amount", "Money of open disputes, in the base currency.", value=levels.disputed
     )
     yield GaugeMetricFamily("syncd_wal_bytes", "Size of SQLite's write-ahead log.", value=levels.wal_bytes)

@@ -31,6 +31,7 @@ from syncd.cli.operator import EXIT_UNREACHABLE
 from syncd.config import Product, ProductOffer, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
 from syncd.inventory.quarantine import HELD, UNANSWERED
+from syncd.inventory.receipt import COUNT, OVER
 from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
 from syncd.suppliers.conformance import examined, examples, page, tier_of
@@ -133,6 +134,7 @@ def test_the_walk_over_the_models_sees_all_of_it() -> None:
         "vault",
         "sync",
         "currency",
+        "purchases",
         "reservations",
         "deliveries",
         *NAMED.values(),
@@ -506,7 +508,7 @@ def every_error(kind: type[SyncdError]) -> Iterator[type[SyncdError]]:
 
 
 def test_every_reason_of_quarantine_has_its_line() -> None:
-    reasons = {HELD, UNANSWERED, "duplicate", "respelled"}
+    reasons = {HELD, UNANSWERED, COUNT, OVER, "duplicate", "respelled"}
     for path in (ROOT / "syncd" / "inventory" / "formats").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args:

@@ -27,6 +27,7 @@ from syncd.cli import (
     offers,
     output,
     products,
+    purchases,
     stock,
     suppliers,
     token,
@@ -69,6 +70,7 @@ for command in _PLAIN:
 app.add_typer(keys.commands, name="keys")
 app.add_typer(deliveries.commands, name="deliveries")
 app.add_typer(offers.commands, name="offers")
+app.add_typer(purchases.commands, name="purchases")
 app.add_typer(formats.commands, name="formats")
 app.add_typer(products.commands, name="products")
 app.add_typer(products.commands, name="product", hidden=True)  # whoever speaks of one is understood

@@ -13,9 +13,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection
 
+from syncd.adapter import Offer
 from syncd.config import Product, Settings
 from syncd.errors import NotFoundError
-from syncd.inventory.listing import AHEAD_S, Pending, available
+from syncd.inventory.listing import AHEAD_S, Pending, available, offer_of
 from syncd.model import Money, utc
 from syncd.store.database import Database
 
@@ -74,6 +75,19 @@ class Known:
     full_at: int | None
     balance: str | None
     balance_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An offer as it was last listed."""
+
+    supplier: str
+    offer: Offer
+    stale: bool
+    """Whether that is too long ago to be believed."""
+    gone: bool
+    held: bool
+    """Whether another price waits to be confirmed."""
 
 
 class Catalogue:
@@ -259,6 +273,28 @@ class Catalogue:
         if "unknown" in kinds and not quantity:
             return {"kind": "unknown", "stale": stale, "at": at}
         return {"kind": "exact", "quantity": quantity, "stale": stale, "at": at}
+
+    # --- for buying -------------------------------------------------------------------------------------------------
+
+    def listed(self, connection: Connection, product: Product) -> list[Listed]:
+        """The offers that are named for a product, as they were listed; those that never were are left out."""
+        settings = self._settings()
+        refreshed = hot(settings)
+        found = []
+        for one in product.offers:
+            values = connection.exec_driver_sql(
+                self._database.marked(
+                    f"SELECT {_COLUMNS} FROM offer o LEFT JOIN listing l ON l.supplier = o.supplier"  # noqa: S608
+                    " WHERE o.supplier = ? AND o.sku = ?"
+                ),
+                (one.supplier, one.sku),
+            ).one_or_none()
+            if values is not None:
+                row = _Row._make(values)
+                stale = self._stale(row, settings, refreshed)
+                gone, held = row.removed_at is not None, row.held is not None
+                found.append(Listed(row.supplier, offer_of(row[1:13]), stale=stale, gone=gone, held=held))
+        return found
 
     # --- for operators and metrics ----------------------------------------------------------------------------------
 

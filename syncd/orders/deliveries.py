@@ -713,8 +713,7 @@ class Deliveries:
         changes = [
             *before,
             Change(
-                "INSERT INTO allotment (key_id, delivery_id, unit)"
-                " SELECT rows.key_id, d.id, rows.unit FROM rows JOIN delivery d ON d.id = rows.delivery_id",
+                "INSERT INTO allotment (key_id, delivery_id, unit) SELECT key_id, delivery_id, unit FROM rows",
                 "key_id int, delivery_id int, unit int",
                 allotments,
             ),

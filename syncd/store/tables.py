@@ -151,6 +151,7 @@ listing = Table(
     Column("accepted_at", BigInteger),
     Column("balance", Text),
     Column("balance_at", BigInteger),
+    Column("config", Text),
     comment="How far each supplier's listing is known: last good run, last complete one, a change that waits (P1).",
 )
 
@@ -178,6 +179,8 @@ offer = Table(
     Column("held", Text),
     Column("held_at", BigInteger),
     Column("refresh_at", Float),
+    Column("known_price", Text),  # the last one that was not unknown
+    Column("known_currency", Text),
     _one_of("stock_kind", "exact", "coarse", "unlimited", "unknown"),
     sqlite_with_rowid=False,
     comment="What suppliers list, as last accepted. held is a price that waits to be confirmed (P1).",
@@ -374,7 +377,6 @@ purchase = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("asked_by", Text, nullable=False),
-    Column("delivery_id", BigInteger),
     Column("listed", Text, nullable=False),
     Column("unit_cost", Text),
     Column("unit_limit", Text),
@@ -390,6 +392,7 @@ purchase = Table(
     Column("leased_until", Float),
     Column("created_at", BigInteger, nullable=False),
     Column("sent_at", BigInteger),
+    Column("unknown_at", BigInteger),
     Column("closed_at", BigInteger),
     _one_of("state", "intended", "sent", "accepted", "unknown", "fulfilled", "disputed", "refunded", "refused"),
     CheckConstraint("quantity >= 1 AND received >= 0 AND spend >= 0 AND open_spend >= 0", name="numbers"),
@@ -401,6 +404,12 @@ Index(
     purchase.c.id,
     sqlite_where=text("closed_at IS NULL"),
     postgresql_where=text("closed_at IS NULL"),
+)
+Index(
+    "ix_purchase_due",
+    purchase.c.next_at,
+    sqlite_where=text("closed_at IS NULL AND next_at IS NOT NULL"),
+    postgresql_where=text("closed_at IS NULL AND next_at IS NOT NULL"),
 )
 Index("ix_purchase_supplier", purchase.c.supplier, purchase.c.created_at)
 Index("ix_purchase_product", purchase.c.product, purchase.c.created_at)

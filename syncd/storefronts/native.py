@@ -19,6 +19,7 @@ from syncd.config import MAX_WAIT_S, Settings
 from syncd.errors import NotFoundError
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.intake import Intake
+from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine
 from syncd.inventory.sync import Sync
 from syncd.metrics import CONTENT_TYPE, Metrics
@@ -28,7 +29,7 @@ from syncd.orders.replacements import Replacements
 from syncd.orders.reservations import Reservations
 from syncd.orders.stock import Stock
 from syncd.store.database import Writer
-from syncd.storefronts import aftersales, hot, operating, problems
+from syncd.storefronts import aftersales, hot, operating, problems, purchasing
 from syncd.storefronts.access import Access
 from syncd.storefronts.aftersales import answered
 from syncd.storefronts.guard import METRICS, PUBLIC, SHOP_DELIVER, SHOP_STOCK, caller, install
@@ -53,6 +54,7 @@ class Parts:
     stock: Stock
     catalogue: Catalogue
     quarantine: Quarantine
+    purchases: Purchases
     sync: Sync
     intake: Intake
     access: Access
@@ -157,6 +159,7 @@ def build(parts: Parts) -> Front:
     _shop(api, parts)
     aftersales.install(api, parts)
     operating.install(api, parts)
+    purchasing.install(api, parts)
     _health(api, parts)
     return Front(api, hot_route, parts.metrics)
 

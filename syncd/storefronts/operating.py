@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 _MOST_ROWS: Final = 64 << 20
 """Bytes of an uploaded workbook: it is unpacked in memory."""
 
-_PRINTED: Final = r"^[^\x00-\x1f\x7f]*$"
+PRINTED: Final = r"^[^\x00-\x1f\x7f]*$"
 
 
 def _fits(number: str) -> str:
@@ -53,14 +53,16 @@ Name = Annotated[str, Path(pattern=NAME_PATTERN)]
 QueryName = Annotated[str, Query(pattern=NAME_PATTERN)]
 WORD: Final = r"^[a-z_]{1,48}$"
 Word = Annotated[str | None, Query(pattern=WORD)]
-Text = Annotated[str, Field(max_length=200, pattern=_PRINTED)]
+Text = Annotated[str, Field(max_length=200, pattern=PRINTED)]
 Why = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*\S[^\x00]*$")]
 BodyId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$"), AfterValidator(_fits)]
 MOST_S: Final = 10**10
 FileName = Annotated[str, Query(max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A request's body: nothing in it but what is named here."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -79,7 +81,7 @@ class Imported(BaseModel):
     report: str
 
 
-class Release(_Body):
+class Release(Body):
     """How to read a slice again; by default as its product says."""
 
     format: Text | None = None
@@ -92,13 +94,13 @@ class Released(BaseModel):
     key: str
 
 
-class Drop(_Body):
+class Drop(Body):
     """Why a slice is no key to be sold."""
 
     why: Why
 
 
-class Many(_Body):
+class Many(Body):
     """Which held entries are meant: those to which all of this applies. ``upto`` is the last one's id."""
 
     product: Annotated[str, Field(pattern=SKU_PATTERN)] | None = None
@@ -149,7 +151,7 @@ class Dropped(BaseModel):
     upto: str | None = None
 
 
-class Some(_Body):
+class Some(Body):
     """Some entries."""
 
     entries: list[BodyId] = Field(min_length=1, max_length=500)
@@ -166,7 +168,7 @@ class Complaint(Some):
     again: bool = False
 
 
-class Settled(_Body):
+class Settled(Body):
     """What became of a return without an answer: the supplier has ``taken`` it, or it is ours still."""
 
     taken: bool
@@ -178,7 +180,7 @@ class Revealed(BaseModel):
     text: str
 
 
-class NewToken(_Body):
+class NewToken(Body):
     """A token to be made. ``principal`` is a shop, or ``operator``."""
 
     principal: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -196,7 +198,7 @@ class MadeToken(BaseModel):
     label: str
 
 
-class Passphrase(_Body):
+class Passphrase(Body):
     """What a recovery copy opens under."""
 
     passphrase: Annotated[str, Field(min_length=12, max_length=1024)]
@@ -222,7 +224,8 @@ def install(app: FastAPI, parts: Parts) -> None:
     _recovery(app, parts)
 
 
-def _stated(rule: Rule, *tags: str, status: int = 200, **extra: Any) -> dict[str, Any]:
+def stated(rule: Rule, *tags: str, status: int = 200, **extra: Any) -> dict[str, Any]:
+    """What a route's decorator takes: who may use it, and how it is described."""
     return {
         "openapi_extra": {"rule": rule, **extra},
         "tags": list(tags),
@@ -232,61 +235,61 @@ def _stated(rule: Rule, *tags: str, status: int = 200, **extra: Any) -> dict[str
 
 
 def _suppliers(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/status", **_stated(OPERATE, "operator"))
+    @app.get("/v1/status", **stated(OPERATE, "operator"))
     def status() -> dict[str, Any]:
         """How the daemon is: suppliers, keys by product and state, what waits for somebody."""
         return parts.status()
 
-    @app.get("/v1/suppliers", **_stated(OPERATE, "suppliers"))
+    @app.get("/v1/suppliers", **stated(OPERATE, "suppliers"))
     def suppliers() -> dict[str, list[dict[str, Any]]]:
         """Every configured supplier with its state and its last run."""
         return {"suppliers": parts.sync.suppliers()}
 
-    @app.post("/v1/suppliers/{name}/sync", **_stated(OPERATE, "suppliers", status=202))
+    @app.post("/v1/suppliers/{name}/sync", **stated(OPERATE, "suppliers", status=202))
     async def sync(name: Name, request: Request) -> Started:
         """Sync a supplier now. 409 ``already_running`` names the run in ``run`` when it is one of this daemon's."""
         return Started(run=str(await parts.sync.start(name, by(request))))
 
-    @app.get("/v1/suppliers/{name}/runs", **_stated(OPERATE, "suppliers"))
+    @app.get("/v1/suppliers/{name}/runs", **stated(OPERATE, "suppliers"))
     def runs(name: Name, limit: Annotated[int, Query(ge=1, le=500)] = 20) -> dict[str, list[dict[str, Any]]]:
         """The last runs of a supplier, newest first."""
         if name not in parts.settings().suppliers:
             raise NotFoundError("there is no such supplier", hint="list them: syncd status")
         return {"runs": parts.sync.runs(name, limit)}
 
-    @app.get("/v1/runs/{run}", **_stated(OPERATE, "suppliers"))
+    @app.get("/v1/runs/{run}", **stated(OPERATE, "suppliers"))
     def run(run: Id) -> dict[str, Any]:
         """One run, with its progress while it is under way here."""
         return parts.sync.run(run)
 
 
 def _offers(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/offers", **_stated(OPERATE, "offers"))
+    @app.get("/v1/offers", **stated(OPERATE, "offers"))
     def offers(
         supplier: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
         product: QuerySku | None = None,
-        q: Annotated[str, Query(max_length=200, pattern=_PRINTED)] = "",
-        after: Annotated[str, Query(max_length=240, pattern=_PRINTED)] = "",
+        q: Annotated[str, Query(max_length=200, pattern=PRINTED)] = "",
+        after: Annotated[str, Query(max_length=240, pattern=PRINTED)] = "",
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
         """What suppliers list, by supplier and sku: a page, and `next` to ask for the one `after` it."""
         return parts.catalogue.find(supplier=supplier, product=product, text=q, after=after, limit=limit)
 
-    @app.get("/v1/suppliers/{name}/history", **_stated(OPERATE, "offers"))
+    @app.get("/v1/suppliers/{name}/history", **stated(OPERATE, "offers"))
     def history(
-        name: Name, sku: Annotated[str, Query(min_length=1, max_length=200, pattern=_PRINTED)]
+        name: Name, sku: Annotated[str, Query(min_length=1, max_length=200, pattern=PRINTED)]
     ) -> dict[str, Any]:
         """What one offer cost and held before, newest first."""
         return {"history": parts.catalogue.history(name, sku)}
 
-    @app.post("/v1/suppliers/{name}/accept", **_stated(OPERATE, "offers", status=202))
+    @app.post("/v1/suppliers/{name}/accept", **stated(OPERATE, "offers", status=202))
     async def accept(name: Name, request: Request) -> Started:
         """Accept what is held of a supplier's listing: the run that this starts takes it over, if it is no worse."""
         return Started(run=str(await parts.sync.accept(name, by(request))))
 
 
 def _keys(app: FastAPI, parts: Parts) -> None:
-    @app.post("/v1/keys/import", **_stated(OPERATE, "keys", max_body=MOST + 1))
+    @app.post("/v1/keys/import", **stated(OPERATE, "keys", max_body=MOST + 1))
     async def import_(
         product: Annotated[str, Query(pattern=SKU_PATTERN)], name: FileName, request: Request
     ) -> Imported:
@@ -308,7 +311,7 @@ def _keys(app: FastAPI, parts: Parts) -> None:
             report = await asyncio.to_thread(parts.intake.import_file, product, name, size, clear)
         return Imported(state=report.state, source=report.source, counts=asdict(report.counts), report=report.text)
 
-    @app.post("/v1/keys/unseal", response_class=StreamingResponse, **_stated(SOCKET, "keys", max_body=MOST + 1))
+    @app.post("/v1/keys/unseal", response_class=StreamingResponse, **stated(SOCKET, "keys", max_body=MOST + 1))
     async def unseal(request: Request) -> Response:
         """A sealed file in clear: both bodies are files. Nothing is answered unless all of it opens."""
         spool, _ = await spooled(_sent(request), parts.settings().daemon.state_dir, _copied)
@@ -333,7 +336,7 @@ def _keys(app: FastAPI, parts: Parts) -> None:
             clear(), media_type="application/octet-stream", headers={"Content-Length": str(size), **_NO_STORE}
         )
 
-    @app.post("/v1/products/{sku}/unhold", **_stated(OPERATE, "keys"))
+    @app.post("/v1/products/{sku}/unhold", **stated(OPERATE, "keys"))
     async def unhold(sku: Sku, request: Request) -> dict[str, int]:
         """Make a product's held keys available again: somebody vouches that they were not delivered."""
         return {"released": await parts.quarantine.unhold(sku, by(request))}
@@ -356,7 +359,7 @@ _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 def _quarantine(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/quarantine", **_stated(OPERATE, "quarantine"))
+    @app.get("/v1/quarantine", **stated(OPERATE, "quarantine"))
     def entries(
         product: QuerySku | None = None,
         supplier: QueryName | None = None,
@@ -370,36 +373,36 @@ def _quarantine(app: FastAPI, parts: Parts) -> None:
         chosen = Filter(product, supplier, reason, older_than_s)
         return parts.quarantine.page(chosen, state=state, after=after, limit=limit)
 
-    @app.get("/v1/quarantine/{entry}", **_stated(OPERATE, "quarantine"))
+    @app.get("/v1/quarantine/{entry}", **stated(OPERATE, "quarantine"))
     def entry(entry: Id) -> dict[str, Any]:
         """One entry, its text masked."""
         return parts.quarantine.show(entry)
 
-    @app.post("/v1/quarantine/{entry}/reveal", **_stated(REVEAL, "quarantine"))
+    @app.post("/v1/quarantine/{entry}/reveal", **stated(REVEAL, "quarantine"))
     async def reveal(entry: Id, request: Request, response: Response) -> Revealed:
         """The text of one entry, in clear."""
         response.headers.update(_NO_STORE)
         return Revealed(text=await parts.quarantine.reveal(entry, by(request)))
 
-    @app.post("/v1/quarantine/{entry}/release", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/{entry}/release", **stated(OPERATE, "quarantine"))
     async def release(entry: Id, how: Release, request: Request) -> Released:
         """Read an entry again and put its key into the vault."""
         return Released(key=str(await parts.quarantine.release(entry, how.format, how.split, by(request))))
 
-    @app.post("/v1/quarantine/{entry}/drop", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/{entry}/drop", **stated(OPERATE, "quarantine"))
     async def drop(entry: Id, told: Drop, request: Request) -> dict[str, str]:
         """Decide that an entry is no key to be sold."""
         await parts.quarantine.drop(entry, told.why, by(request))
         return {"state": "dropped"}
 
-    @app.post("/v1/quarantine/{entry}/settle", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/{entry}/settle", **stated(OPERATE, "quarantine"))
     async def settle(entry: Id, told: Settled, request: Request) -> dict[str, str]:
         """Say what became of a return that was never answered."""
         return {"state": await parts.quarantine.settle(entry, taken=told.taken, by=by(request))}
 
 
 def _quarantine_many(app: FastAPI, parts: Parts) -> None:
-    @app.post("/v1/quarantine/reread", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/reread", **stated(OPERATE, "quarantine"))
     def reread(many: RereadMany, request: Request) -> RereadAnswer:
         """Read many entries of a product again, for about a second; those that are keys now go into the vault."""
         found = parts.quarantine.reread(
@@ -412,7 +415,7 @@ def _quarantine_many(app: FastAPI, parts: Parts) -> None:
         )
         return RereadAnswer(**{**asdict(found), "next": None if found.next is None else str(found.next)})
 
-    @app.post("/v1/quarantine/drop", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/drop", **stated(OPERATE, "quarantine"))
     def drop_many(many: DropMany, request: Request) -> Dropped:
         """Decide, for about a second, that many entries are no keys to be sold."""
         chosen = many.filter()
@@ -426,12 +429,12 @@ def _quarantine_many(app: FastAPI, parts: Parts) -> None:
         dropped, more = parts.quarantine.drop_many(chosen, many.why, by(request))
         return Dropped(dropped=dropped, more=more)
 
-    @app.post("/v1/quarantine/return", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/return", **stated(OPERATE, "quarantine"))
     async def give_back(some: Some, request: Request) -> dict[str, list[dict[str, Any]]]:
         """Return keys to their suppliers: the state of each, and why. They are not sold meanwhile."""
         return {"entries": await parts.quarantine.give_back(some.ids(), by(request))}
 
-    @app.post("/v1/quarantine/complain", **_stated(OPERATE, "quarantine"))
+    @app.post("/v1/quarantine/complain", **stated(OPERATE, "quarantine"))
     async def complain(told: Complaint, request: Request) -> dict[str, list[dict[str, Any]]]:
         """Complain to the suppliers of these entries, once an order."""
         found = await parts.quarantine.complain(told.ids(), told.text, by(request), again=told.again)
@@ -439,12 +442,12 @@ def _quarantine_many(app: FastAPI, parts: Parts) -> None:
 
 
 def _tokens(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/tokens", **_stated(OPERATE, "tokens"))
+    @app.get("/v1/tokens", **stated(OPERATE, "tokens"))
     def tokens() -> dict[str, list[dict[str, Any]]]:
         """Every token ever made, without its text."""
         return {"tokens": parts.access.list()}
 
-    @app.post("/v1/tokens", **_stated(OPERATE, "tokens", status=201))
+    @app.post("/v1/tokens", **stated(OPERATE, "tokens", status=201))
     async def create(new: NewToken, request: Request, response: Response) -> MadeToken:
         """Make a token. Its text is in this answer and nowhere else."""
         rights = [Right(right) for right in new.rights]
@@ -454,21 +457,21 @@ def _tokens(app: FastAPI, parts: Parts) -> None:
             id=str(made), token=text.reveal(), principal=new.principal, rights=sorted(set(rights)), label=new.label
         )
 
-    @app.delete("/v1/tokens/{token}", **_stated(OPERATE, "tokens", status=204))
+    @app.delete("/v1/tokens/{token}", **stated(OPERATE, "tokens", status=204))
     async def revoke(token: Id, request: Request) -> None:
         """Make a token worthless, for ever."""
         await parts.access.revoke(token, by=by(request))
 
 
 def _recovery(app: FastAPI, parts: Parts) -> None:
-    @app.post("/v1/recover", **_stated(OPERATE, "recovery"))
+    @app.post("/v1/recover", **stated(OPERATE, "recovery"))
     async def recover(request: Request) -> dict[str, int]:
         """After a restore: hold every key that cannot be proven undelivered, then deliver again."""
         held = await parts.quarantine.recover(by(request))
         parts.deliveries.fenced = False
         return {"held": held}
 
-    @app.post("/v1/vault/kek/export", **_stated(SOCKET, "recovery"))
+    @app.post("/v1/vault/kek/export", **stated(SOCKET, "recovery"))
     async def export(under: Passphrase, request: Request, response: Response) -> dict[str, str]:
         """A recovery copy of the key-encryption key under a passphrase."""
         text = await asyncio.to_thread(export_kek, parts.kek, SecretText(under.passphrase))

@@ -254,10 +254,10 @@ class Vault:
         )
 
     def _intake(self, tx: Tx, chunks: Sequence[Chunk]) -> list[Counts | BaseException]:
-        return [self._take_in(tx, chunk) for chunk in chunks]
+        return [self.take_in(tx, chunk) for chunk in chunks]
 
-    def _take_in(self, tx: Tx, chunk: Chunk) -> Counts:
-        """Write one chunk: keys, fingerprints, quarantine, progress, audit; all or nothing."""
+    def take_in(self, tx: Tx, chunk: Chunk) -> Counts:
+        """Write one chunk: keys, fingerprints, quarantine, progress, audit; all or nothing. For units of work."""
         origin = chunk.origin
         if chunk.lease:
             chunk.lease.check(tx)

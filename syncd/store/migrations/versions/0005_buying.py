@@ -14,7 +14,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables, and the rules of their states."""
+    """Make the tables, and the rules of their states; keep the last known price of an offer beside the present one."""
+    for name in ("known_price", "known_currency"):
+        op.add_column("offer", sa.Column(name, sa.Text(), nullable=True))
+    op.execute("UPDATE offer SET known_price = price, known_currency = currency")
+    op.add_column("listing", sa.Column("config", sa.Text(), nullable=True))
     op.create_table(
         "demand",
         sa.Column("product", sa.Text(), nullable=False),
@@ -46,7 +50,6 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("asked_by", sa.Text(), nullable=False),
-        sa.Column("delivery_id", sa.BigInteger(), nullable=True),
         sa.Column("listed", sa.Text(), nullable=False),
         sa.Column("unit_cost", sa.Text(), nullable=True),
         sa.Column("unit_limit", sa.Text(), nullable=True),
@@ -62,6 +65,7 @@ def upgrade() -> None:
         sa.Column("leased_until", sa.Float(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("sent_at", sa.BigInteger(), nullable=True),
+        sa.Column("unknown_at", sa.BigInteger(), nullable=True),
         sa.Column("closed_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "state IN ('intended', 'sent', 'accepted', 'unknown', 'fulfilled', 'disputed', 'refunded', 'refused')",
@@ -81,6 +85,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("closed_at IS NULL"),
         postgresql_where=sa.text("closed_at IS NULL"),
+    )
+    op.create_index(
+        "ix_purchase_due",
+        "purchase",
+        ["next_at"],
+        unique=False,
+        sqlite_where=sa.text("closed_at IS NULL AND next_at IS NOT NULL"),
+        postgresql_where=sa.text("closed_at IS NULL AND next_at IS NOT NULL"),
     )
     op.create_index("ix_purchase_product", "purchase", ["product", "created_at"], unique=False)
     op.create_index("ix_purchase_supplier", "purchase", ["supplier", "created_at"], unique=False)
