@@ -8,6 +8,7 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,6 +20,7 @@ from syncd import logs
 from syncd.adapter import (
     Adapter,
     Context,
+    Forged,
     Hint,
     InsufficientBalance,
     Money,
@@ -31,8 +33,9 @@ from syncd.adapter import (
     RawKey,
     Settings,
     Transient,
+    Webhook,
 )
-from syncd.errors import ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
+from syncd.errors import ConflictError, InvalidRequestError, LeaseLostError, NotFoundError, UnavailableError
 from syncd.inventory import ledger, purchase
 from syncd.inventory.purchase import Purchases
 from syncd.model import Clock
@@ -989,3 +992,39 @@ async def test_what_its_supplier_or_product_left_open_is_shown_as_such(open_desk
     desk.links["alpha"] = link
     await desk.later(10)
     assert desk.row().state == "fulfilled"
+
+
+async def test_W1_a_webhook_is_verified_and_no_more_than_a_hint(open_desk: Any) -> None:
+    class Tells(Seller):
+        def parse_webhook(self, webhook: Webhook) -> Hint:
+            if webhook.headers.get("sign") != "right":
+                raise Forged("not signed")
+            if not webhook.body:
+                raise ValueError
+            return Hint("order", reference=webhook.body.decode(), answer=b"ok")
+
+    seller = Tells()
+    desk = open_desk(seller)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    one = desk.row()
+    seller.becomes(one.reference, "completed", seller.keys(1))
+
+    async def tell(body: bytes, sign: str = "right", supplier: str = "alpha") -> bytes:
+        at = datetime.fromtimestamp(desk.clock.now(), UTC)
+        answer: bytes = await desk.purchases.heard(supplier, Webhook("POST", "/", {"sign": sign}, {}, body, at))
+        return answer
+
+    with pytest.raises(Forged):
+        await tell(one.reference.encode(), sign="wrong")
+    with pytest.raises(NotFoundError):
+        await tell(b"", supplier="nobody")
+    assert await tell(b"") == b""  # what cannot be read is no reason to send it again
+    await desk.purchases.reconcile()
+    assert not seller.asked
+    assert await tell(one.reference.lower().encode()) == b"ok"
+    await asyncio.sleep(0.05)
+    await desk.purchases.reconcile()
+    assert desk.row().state == "fulfilled"
+    many = await asyncio.gather(*(tell(b"X") for _ in range(30)), return_exceptions=True)
+    assert any(isinstance(one, UnavailableError) for one in many)
