@@ -178,7 +178,7 @@ def served(demand: Demand) -> Iterator[float]:
     follows from Panjer's recursion, which needs two sums then.
     """
     one = 1 / max(1.0, demand.batch)
-    known=[]
+    known = []
     ratio = demand.mean / (demand.shape + demand.mean)
     before = total = math.exp(-demand.shape * math.log1p(demand.mean / demand.shape))
     plain = weighted = share = 0.0
@@ -186,7 +186,9 @@ def served(demand: Demand) -> Iterator[float]:
     while True:
         known.append(total)
         top = min(stock + 1, demand.largest)
-        yield sum((1 - one) ** i * known[stock - i] for i in range(top)) / sum((1 - one) ** i for i in range(demand.largest))
+        yield sum((1 - one) ** i * known[stock - i] for i in range(top)) / sum(
+            (1 - one) ** i for i in range(demand.largest)
+        )
         stock += 1
         plain = one * before + (1 - one) * plain
         weighted = plain + (1 - one) * weighted
