@@ -31,6 +31,10 @@ PROSE: Final = "prose"
 """The built-in format of goods that are text; a product gets it by ``allow_prose`` alone."""
 MAX_QUANTITY: Final = 1000
 """Keys of one delivery, at most."""
+MAX_HOLD_S: Final = 3600
+"""The longest time for which a reservation holds keys."""
+MAX_WAIT_S: Final = 30
+"""The longest time for which a request waits for its keys."""
 RESERVED_SHOP: Final = "operator"
 USUAL_MOST: Final = 200
 """Keys that are held of a popular product, unless its ``cache.max`` says otherwise: a strange peak costs no more."""
@@ -308,7 +312,10 @@ class Cache(_Table):
     )
     min: int = Field(0, ge=0, le=100_000, description="Fewest keys to hold; for fixed, the number.")
     max: int | None = Field(
-        None, ge=1, le=100_000, description="Most keys to hold, 200 if popular; if fixed, up to which it is filled again."
+        None,
+        ge=1,
+        le=100_000,
+        description="Most keys to hold, 200 if popular; if fixed, up to which it is filled again.",
     )
     service: float = Field(99.5, ge=50, le=99.99, description="Percent of units that are to find a key.")
     budget: Price | None = Field(None, description="What the keys that are held may have cost at most.")
@@ -339,7 +346,7 @@ class Product(_Table):
     max_jump: Factor = Field(2.0, description="Highest factor on the price at which an offer was last bought.")
     min_margin: Percent = Field(0.0, description="Least percent of the sale price that is left after buying.")
     on_shortage: Literal["buy", "wait", "refuse"] = Field(
-        "refuse", description="Whether a paid order that finds too few keys has them bought, or waits for them."
+        "refuse", description="A paid order that finds too few keys: buy them, let it wait for some, or refuse it."
     )
     min_quantity: int = Field(1, ge=1, le=MAX_QUANTITY, description="Fewest keys of one delivery.")
     max_quantity: int = Field(MAX_QUANTITY, ge=1, le=MAX_QUANTITY, description="Most keys of one delivery.")
@@ -390,6 +397,27 @@ class Shop(_Table):
     unix_users: list[str] = Field(default=[], description="Users of this machine that speak for it on api_socket.")
 
 
+class Reservations(_Table):
+    """How keys are held for orders that are not paid yet."""
+
+    ttl: Annotated[float, BeforeValidator(_positive), Field(le=MAX_HOLD_S)] = Field(
+        900.0, description="How long they are held, unless the shop says how long."
+    )
+    per_customer: int = Field(10, ge=1, description="Most reservations that one customer of a shop has at a time.")
+    per_product: Annotated[float, Field(gt=0, le=100)] = Field(
+        80.0, description="Percent of what can be had of a product that reservations may hold in all."
+    )
+
+
+class Deliveries(_Table):
+    """How paid orders are served."""
+
+    wait: Annotated[float, BeforeValidator(_duration), Field(le=MAX_WAIT_S)] = Field(
+        8.0, description="How long a request waits for keys that are being bought, unless it says how long."
+    )
+    max_replacements: int = Field(3, ge=0, description="Most keys that a shop may have replaced in one order line.")
+
+
 class Currency(_Table):
     """What costs are compared in."""
 
@@ -417,6 +445,8 @@ class Settings(_Table):
     sync: SyncDefaults
     currency: Currency = Field(default_factory=lambda: Currency.model_validate({}))
     purchases: Purchasing = Field(default_factory=lambda: Purchasing.model_validate({}))
+    reservations: Reservations = Field(default_factory=lambda: Reservations.model_validate({}))
+    deliveries: Deliveries = Field(default_factory=lambda: Deliveries.model_validate({}))
     suppliers: dict[str, Supplier] = {}
     products: dict[str, Product] = {}
     shops: dict[str, Shop] = {}
@@ -754,6 +784,14 @@ def _product_problems(settings: Settings, sku: str) -> list[Problem]:
             )
         )
     found += _cache_problems(settings, sku)
+    if product.on_shortage == "buy" and not product.offers:
+        found.append(
+            settings.problem(
+                f"{at}.on_shortage",
+                "nobody is named from whom it could be bought",
+                'name its offers (syncd products suggest), or write "wait" or "refuse"',
+            )
+        )
     if product.min_quantity > product.max_quantity:
         found.append(
             settings.problem(
@@ -782,7 +820,9 @@ def _cache_problems(settings: Settings, sku: str) -> list[Problem]:
     if not product.offers:
         found.append(settings.problem(at, "nothing can be bought of it", "add offers to the product"))
     if cache.mode == "fixed" and not cache.min:
-        found.append(settings.problem(f"{at}.min", "a fixed number is missing", "write how many keys to hold: min = 20"))
+        found.append(
+            settings.problem(f"{at}.min", "a fixed number is missing", "write how many keys to hold: min = 20")
+        )
     if cache.min > (cache.most if cache.mode == "popular" else cache.max or cache.min):
         most = cache.most if cache.mode == "popular" else cache.max
         found.append(settings.problem(f"{at}.min", f"it is more than max, which is {most}", "lower it, or raise max"))

@@ -36,7 +36,9 @@ from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
 from syncd.orders.deliveries import Deliveries
 from syncd.orders.presentation import Presentation, presentations
-from syncd.orders.stock import Stock
+from syncd.orders.replacements import Replacements, defects
+from syncd.orders.reservations import Reservations
+from syncd.orders.stock import Stock, units
 from syncd.schedule import Schedule
 from syncd.store.database import Database, Lane, Tx, Work, Writer, highest_id
 from syncd.store.tables import delivery, supplier
@@ -182,6 +184,7 @@ class Daemon:
                 shown=lambda: self.loaded.shown,
                 fenced=restored_at(database) is not None,
             )
+            deliveries.wait = lambda: self.loaded.settings.deliveries.wait
 
             def arrived(product: str) -> None:
                 """Keys came in, on whatever thread: deliveries that wait for them get theirs."""
@@ -198,9 +201,31 @@ class Daemon:
             links.take_over(self.loaded.suppliers)
             offers = Offers(writer, self.metrics, self._settings, self.loaded.settings.daemon.state_dir)
             catalogue = Catalogue(database, self._settings)
+
+            def upstream(sku: str) -> int:
+                """How many units of a product suppliers could serve now."""
+                product, buying = self._products()[sku], deliveries.buying
+                if buying is None or not buying.can_buy(sku, 1):
+                    return 0
+                with database.read() as connection:
+                    return units(catalogue.upstream(connection, {sku: product})[sku])
+
+            reservations = Reservations(
+                deliveries,
+                writer,
+                ring,
+                ids,
+                self._products,
+                lambda: self.loaded.settings.reservations,
+                upstream,
+            )
+            replacements = Replacements(
+                deliveries, writer, lambda: self.loaded.settings.deliveries.max_replacements, links.get
+            )
             sync = Sync(writer, ids, intake, offers, self.metrics, self.loaded.settings, links)
-            purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived)
+            purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived, defects=defects)
             await purchases.recover()
+            deliveries.buying = _Buying(purchases)
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
@@ -209,6 +234,8 @@ class Daemon:
             parts = Parts(
                 settings=self._settings,
                 deliveries=deliveries,
+                reservations=reservations,
+                replacements=replacements,
                 stock=Stock(writer, self._products, functools.partial(self._synced, database), catalogue.upstream),
                 catalogue=catalogue,
                 quarantine=Quarantine(writer, vault, self._settings, self._formats, arrived, links.get),
@@ -229,11 +256,14 @@ class Daemon:
             stack.push_async_callback(sync.stop)
             stack.push_async_callback(purchases.stop)
             stack.push_async_callback(server.stop)
+            stack.callback(deliveries.stop_waiting)
             schedule = Schedule()
             schedule.every(1, sync.tick)
             schedule.every(1, sync.refresh)
             schedule.every(1, purchases.tick)
+            schedule.every(1, reservations.sweep)
             schedule.every(5, deliveries.fill_waiting)
+            schedule.every(5, replacements.claim_due)
             schedule.every(60, lambda: _expire(writer, vault))
             if database.postgresql:
                 schedule.every(5, access.refresh)
@@ -437,6 +467,21 @@ class Daemon:
             "oldest_unknown_purchase_s": int(levels.oldest_unknown_seconds),
             "wal_bytes": levels.wal_bytes,
         }
+
+
+class _Buying:
+    """What orders lack is bought (`syncd.orders.deliveries.Buying`)."""
+
+    def __init__(self, purchases: Purchases) -> None:
+        self.can_buy = purchases.can_buy
+        self._cover = purchases.cover
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def short(self, product: str) -> None:
+        """An order waits for what is to be bought."""
+        task = asyncio.create_task(self._cover(product))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
 
 def _by_state(levels: Levels) -> dict[str, int]:

@@ -127,7 +127,16 @@ def test_no_setting_is_documented_twice() -> None:
 def test_the_walk_over_the_models_sees_all_of_it() -> None:
     # A walk that finds nothing would find every document whole.
     sections = modelled()
-    assert set(sections) == {"daemon", "store", "vault", "sync", "currency", *NAMED.values()}
+    assert set(sections) == {
+        "daemon",
+        "store",
+        "vault",
+        "sync",
+        "currency",
+        "reservations",
+        "deliveries",
+        *NAMED.values(),
+    }
     assert {"listen", "max_body"} <= sections["daemon"]
     assert sections["secret"] == {"credential", "file", "env"}
     assert "sku" not in sections["products.SKU"]  # the table's name, no setting

@@ -21,6 +21,7 @@ from syncd.cli import (
     audit,
     daemon,
     database,
+    deliveries,
     formats,
     keys,
     offers,
@@ -67,6 +68,7 @@ _PLAIN: tuple[Callable[..., None], ...] = (
 for command in _PLAIN:
     app.command()(command)
 app.add_typer(keys.commands, name="keys")
+app.add_typer(deliveries.commands, name="deliveries")
 app.add_typer(offers.commands, name="offers")
 app.add_typer(purchases.commands, name="purchases")
 app.add_typer(formats.commands, name="formats")
