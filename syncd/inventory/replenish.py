@@ -42,6 +42,7 @@ _PEAK_SURE: Final = 20
 _BETWEEN: Final = 0.75
 """Of the time between two syncs, so much counts: with it the share of hits in the bench is what was asked for."""
 _EXACT: Final = 300.0
+_SPREAD = 20
 """Above so many orders the normal distribution serves as well."""
 _RARE_H: Final = _WEEK
 
@@ -211,8 +212,11 @@ def served(demand: Demand) -> Iterator[float]:
         within.append(within[-1] + exactly[-1])
 
 
-def enough(demand: Demand, service: float) -> int:
+def enough(demand: Demand, service: float, usual: float = 0.0) -> int:
     """The smallest stock with which the share ``service`` of orders find their keys, while ``demand`` lasts."""
+    if usual and demand.mean:
+        miss = 1 - service
+        service = 1 - min(max(miss * usual / demand.units, miss / _SPREAD), miss * _SPREAD, 0.5)
     if demand.mean > _EXACT:
         squares = sum(size * size * share for size, share in demand.sizes.items())
         spread = math.sqrt(demand.mean * squares + demand.units**2 / demand.shape)

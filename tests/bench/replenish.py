@@ -11,6 +11,7 @@ The seeds here were not looked at when the default was made.
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import json
 import math
@@ -78,8 +79,14 @@ def launch(dice: random.Random) -> list[Order]:
 
 
 def intermittent(dice: random.Random) -> list[Order]:
-    """An order every two hours: nothing between eleven of twelve syncs."""
-    return _orders(dice, lambda hour: 0.5 * _day(hour), 1, FEW)
+    """Next to nothing for days, then a spell of hours with an order every half an hour; no sale in 19 of 20 syncs."""
+    ends, at = list[float](), 0.0
+    for mean in itertools.cycle((60, 12)):
+        if at > WEEKS * WEEK_S / HOUR_S:
+            break
+        at += dice.expovariate(1 / mean)
+        ends.append(at)
+    return _orders(dice, lambda hour: (2.0 if bisect.bisect(ends, hour) % 2 else 0.1) * _day(hour), 4, FEW)
 
 
 def dying(dice: random.Random) -> list[Order]:
@@ -179,7 +186,9 @@ def default(sync_s: float = SYNC_S, lead_s: float = LEAD_S) -> Policy:
         if not usual or usual[0].hour != int(now) // HOUR_S:
             usual[:] = [replenish.season(history, now)]
         length = replenish.horizon(lead_s, sync_s)
-        return replenish.enough(replenish.forecast(history, usual[0], now, length), SERVICE)
+        demand = replenish.forecast(history, usual[0], now, length)
+        avg = {0: 0.0, 1: usual[0].rate * length / 3600, 2: usual[0].rate * length / 3600 * demand.factor}[LAG]
+        return replenish.enough(demand, SERVICE, avg)
 
     return target
 
@@ -192,6 +201,7 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 }
 
 
+LAG=0
 def targets(policy: Policy, orders: Iterable[Order]) -> list[float]:
     """What a policy says at each sync. It does not depend on what is held, so it is asked once for all scales."""
     past, found = Past(), list[float]()
