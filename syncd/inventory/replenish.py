@@ -26,13 +26,13 @@ REMEMBERED_H: Final = 8 * 168
 _WEEK: Final = 168
 _DAY: Final = 24
 _SLOW_HALF_H: Final = 2 * _WEEK
-_FAST_HALF_H: Final = 24
-_FAST_H: Final = 5 * _DAY
+_FAST_HALF_H: Final = 6
+_FAST_H: Final = 36
 _DAYS: Final = 28
 # How much what was believed before is worth against what is seen: hours, or orders.
 _LEAN_RATE_H: Final = 24
 _LEAST_LEAN_SEASON: Final = 2.0
-_LEAST_LEAN_DAY: Final = 4.0
+_LEAST_LEAN_DAY: Final = 1.0
 _MOST_LEAN: Final = 500.0
 _PEAK: Final = 0.99999
 _PEAK_LEAST: Final = 6
