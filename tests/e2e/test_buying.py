@@ -6,22 +6,12 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.world.site import Hawker, sold_by, supplied
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 30) -> float:
-    """The seconds that it took."""
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() - begun < seconds, "it did not come"
-        time.sleep(0.05)
-    return time.monotonic() - begun
+from tests.world.site import Hawker, sold_by, supplied, wait_for
 
 
 @pytest.fixture
