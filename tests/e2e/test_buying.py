@@ -55,9 +55,7 @@ def test_a_popular_product_fills_up_drains_and_refills_and_a_rare_one_is_bought_
     # A rare one comes in the very request that asks for it.
     status, answer = daemon.call("POST", "/v1/deliveries", {"order_ref": "rare-1", "product": "rare", "quantity": 2})
     assert status == 200, answer
-    assert [key["text"] for key in answer["keys"]] == site.sold[site.ledger.charges[-1].reference] or len(
-        answer["keys"]
-    ) == 2
+    assert len(answer["keys"]) == 2
     assert daemon.stock()["rare"] == 0
 
     daemon.kill()
@@ -76,7 +74,7 @@ def test_the_cheaper_supplier_is_dead_and_orders_keep_being_served(install: Any,
         daemon = install(
             "d",
             engine_url,
-            f'[products.hot]\nformat = "opaque"\nmax_cost = "20 CNY"\non_shortage = "buy"\ncache = {{ mode = "none" }}\n'
+            '[products.hot]\nformat = "opaque"\nmax_cost = "20 CNY"\non_shortage = "buy"\ncache = { mode = "none" }\n'
             f'offers = [{{ supplier = "cheap", sku = "{cheaper}" }}, {{ supplier = "site", sku = "{goods}" }}]\n',
         )
         supplied(daemon, site)
