@@ -195,7 +195,7 @@ class AcgFaka(core.Adapter):
 
 
 def _data(answer: core.Answer) -> dict[str, Any]:
-    """What the shop says; raises what its refusal means, in our own words, and BadResponse for what is neither."""
+    """What the shop says; raises what its refusal means, in our own words. Of a trade, all else leaves it unknown."""
     said = answer.object()
     code, reason, data = said.get("code"), said.get("msg"), said.get("data")
     if code == OK and isinstance(data, dict):
@@ -207,7 +207,7 @@ def _data(answer: core.Answer) -> dict[str, Any]:
     for begins, kind, hint in REFUSALS:
         if known := re.match(begins, reason):
             raise kind(f"the shop says {known[0]}", hint=hint)
-    raise core.Refused("the shop refuses, for a reason that is not in the list", hint="try it by hand at the shop")
+    raise BadResponse("the shop refuses, for a reason that is not in the list", hint="try it by hand at the shop")
 
 
 def _order(number: Any, secret: Any, quantity: int | None = None) -> Order:

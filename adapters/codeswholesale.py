@@ -168,7 +168,7 @@ class CodesWholesale(core.Adapter):
     @core.reading("a product")
     def _offer(self, product: Any) -> Offer:
         bands = sorted((int(band["from"]), self._money(band["value"])) for band in product["prices"])
-        languages, released = ", ".join(product.get("languages") or ()), str(product.get("releaseDate"))
+        languages, released = ", ".join(product.get("languages") or ()), product.get("releaseDate") or ""
         # Some write the date alone, or a time without its zone.
         at = core.instant(released) or core.instant(f"{released}Z") or core.instant(f"{released}T00:00:00Z")
         return Offer(
@@ -176,7 +176,7 @@ class CodesWholesale(core.Adapter):
             title=str(product["name"]).strip(),
             price=bands[0][1] if bands else None,
             stock=Stock.exact(product["quantity"]),
-            for_sale=at is None or at <= self.context.now(),  # before that, a pre-order: charged, and no key comes
+            for_sale=not released or bool(at and at <= self.context.now()),  # a pre-order is charged, and no key comes
             min_quantity=max(1, bands[0][0]) if bands else 1,
             tiers=tuple(bands[1:]),
             region=", ".join(product.get("regions") or ()) + (languages and f"; languages: {languages}"),

@@ -5,8 +5,8 @@ its sku here is ``PRODUCT/SKU``, since products are read by the one number and o
 
 The price is ``price_amount``, a member's where we are one; an order has no price guard, so it is asked for just before.
 
-No question finds an order by our reference. Sending the reference again does: it gives the existing order and buys
-nothing, unless there is none; so there is no `find_order`. The server reads, then creates: never two at once.
+No question finds an order by our reference, but sending it again gives the existing order and buys nothing, if there
+is one. The server checks the request, looks the reference up, then the goods, then creates: never two at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATUSES: dict[str, core.OrderStatus] = {
     "canceled": "canceled",
     "refunded": "refunded",
 }
-UNPAID = {"pending_payment", "canceled"}
+UNPAID, EARLY = {"pending_payment", "canceled"}, {"bad_request", "invalid_callback_url"}  # early: no reference is read
 KEY = "correct key and secret: the site has them under API permissions of our user"
 GONE = "name another offer of the product, or ask the site"
 CLOCK = "check this machine's clock: the site allows a minute"
@@ -139,7 +139,7 @@ class DujiaoNext(core.Adapter):
         body: dict[str, str | int] = {"sku_id": int(order.offer.data["sku_id"]), "quantity": order.quantity}
         body |= {"downstream_order_no": order.reference}
         body |= {"callback_url": order.callback_url} if order.callback_url else {}
-        made = self._order(await self._read("POST", "/orders", json=body), order.reference)
+        made = self._order(await self._read("POST", "/orders", json=body, again=order.again), order.reference)
         # No keys are in this answer, even where it is about an order of long ago.
         done = made.status in {"partial", "completed"}
         return Order(made.id, "pending", made.reference, made.charged) if done else made
@@ -190,7 +190,7 @@ class DujiaoNext(core.Adapter):
             price=core.money(sku["price_amount"], currency),
             stock=Stock.exact(sku["stock_quantity"], unlimited=-1),
             # Manual goods wait for a person, and mostly for a form that one fills in.
-            for_sale=bool(product["is_active"] and sku["is_active"] and product["fulfillment_type"] == "auto"),
+            for_sale=product["is_active"] is sku["is_active"] is True and product["fulfillment_type"] == "auto",
             tiers=tuple(sorted(tiers.items())),
             updated_at=core.instant(product.get("updated_at")),
             data={"sku_id": str(int(sku["id"]))},
@@ -213,13 +213,13 @@ class DujiaoNext(core.Adapter):
     async def _read(self, method: str, path: str, **parts: Any) -> dict[str, Any]:
         return (await self._answer(method, path, **parts)).object()
 
-    async def _answer(self, method: str, path: str, **parts: Any) -> core.Answer:
+    async def _answer(self, method: str, path: str, *, again: bool = False, **parts: Any) -> core.Answer:
         """The answer, if it says ok. Raises what its error code means, BadResponse for one that is not known."""
         answer = await self.http.request(method, path, expect=ANSWERED, **parts)
         try:
             said = answer.object()
         except BadResponse:
-            if answer.status not in UNAUTHORIZED:
+            if answer.status != 401:  # noqa: PLR2004 - a page with 403 is that of a network in front of the site
                 raise
             said = {}
         if said.get("ok") is True and answer.status not in ANSWERED:
@@ -227,7 +227,7 @@ class DujiaoNext(core.Adapter):
         code = said.get("error_code")
         if isinstance(code, str) and code in ERRORS:
             kind, hint = ERRORS[code]
-            raise kind(f"the site says {code}", hint=hint)
+            raise (core.OutcomeUnknown if again and code in EARLY else kind)(f"the site says {code}", hint=hint)
         if answer.status in UNAUTHORIZED:
             raise core.Auth("something in front of the site turns us away", hint="ask the site to let us in")
         raise BadResponse(f"status {answer.status} without ok, and without an error code of the document")

@@ -166,7 +166,7 @@ class Kinguin(core.Adapter):
     @core.reading("a product")
     def _offers(self, product: Any) -> list[Offer]:
         """The product, and its wholesale where a merchant has some: the one with the lowest price for 10."""
-        preorder = product["isPreorder"] is True
+        preorder = product["isPreorder"] is not False
         text = self.settings.key_type == "text" and not preorder  # a pre-order may not ask for it
         stock, excluded = "textQty" if text else "qty", ", ".join(product.get("countryLimitation") or ())
         retail = Offer(

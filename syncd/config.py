@@ -164,17 +164,20 @@ class SecretRef(_Table):
         return f"the environment variable {self.env}" if self.env is not None else str(self.file)
 
     def read(self) -> bytes | None:
-        """What lies there, or None when nothing does. Raises StartError when it cannot be read."""
+        """What lies there, or None when nothing does. Raises StartError when it cannot be read, or by everybody."""
         if self.env is not None:
             text = os.environ.get(self.env)
             return None if text is None else text.encode()
-        path = self.file
+        path, folder = self.file, os.environ.get("CREDENTIALS_DIRECTORY")
         if self.credential is not None:
-            folder = os.environ.get("CREDENTIALS_DIRECTORY")
             if folder is None:
                 return None
             path = Path(folder) / self.credential
         try:
+            # What systemd puts into its folder only this service can reach, whatever the mode.
+            handed_over = path and folder and path.is_relative_to(folder)
+            if path and path.is_file() and path.stat().st_mode & 0o007 and not handed_over:
+                raise StartError(f"{path} can be read by every user of this machine", hint=f"chmod 600 {path}")
             return path.read_bytes() if path else None
         except FileNotFoundError:
             return None
@@ -185,7 +188,8 @@ class SecretRef(_Table):
         """The secret as text. Raises StartError when nothing lies there."""
         data = self.read()
         if data is None:
-            raise StartError(f"{self.where} is not there", hint="put the secret there")
+            hint = "put the secret there" if self.file is None else "write it there, mode 0600"
+            raise StartError(f"{self.where} is not there", hint=hint)
         return SecretText(data.decode("utf-8", "replace").strip())
 
 
@@ -680,10 +684,17 @@ def _crosscheck(settings: Settings) -> list[Problem]:
             problems.append(
                 settings.problem(path, "a secret lies in exactly one place", "name one of credential, file, env")
             )
+    return problems or _password_problems(settings)
+
+
+def _password_problems(settings: Settings) -> list[Problem]:
     password = settings.store.password
-    if password is not None and not problems and password.read() is None:
-        problems.append(settings.problem("store.password", f"{password.where} is not there", "put the password there"))
-    return problems
+    try:
+        if password is None or password.read() is not None:
+            return []
+    except StartError as error:
+        return [settings.problem("store.password", error.message, error.hint)]
+    return [settings.problem("store.password", f"{password.where} is not there", "put the password there")]
 
 
 def _offers_problems(settings: Settings) -> list[Problem]:

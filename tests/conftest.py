@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from typing import Any
 import hypothesis
 import psycopg
 import pytest
+import structlog
 
 pytest_plugins = ["pytester"]
 
@@ -61,6 +64,38 @@ def _guard(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_guard)
+
+
+# --- one test's logging is not another's ------------------------------------------------------------------------------
+
+_configure = structlog.configure
+
+
+def _configure_uncached(**settings: Any) -> None:
+    """A logger that was cached by one test would escape what another one captures."""
+    _configure(**{**settings, "cache_logger_on_first_use": False})
+
+
+structlog.configure = _configure_uncached
+
+
+@pytest.fixture
+def logging_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The loggers, the hooks and structlog as they were before, for a test that sets them up."""
+    for owner, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    loggers = [logging.getLogger(), *(one for one in logging.root.manager.loggerDict.values() if _is_logger(one))]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+
+
+def _is_logger(one: object) -> bool:
+    return isinstance(one, logging.Logger)
 
 
 # --- no quiet skips ---------------------------------------------------------------------------------------------------

@@ -306,6 +306,7 @@ def test_a_reference_gives_the_secret_of_a_credential_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kek").write_text(f"{CANARY}\n")
+    (tmp_path / "kek").chmod(0o600)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("SYNCD_TEST_SECRET", CANARY)
     for ref, where in (
@@ -326,6 +327,22 @@ def test_a_reference_to_nothing_is_none_and_says_where(tmp_path: Path) -> None:
         with pytest.raises(StartError) as refused:
             ref.secret()
         assert ref.where in str(refused.value)
+
+
+def test_S4_a_file_that_everybody_can_read_is_refused_but_not_what_systemd_hands_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kek"
+    path.write_text(CANARY)
+    path.chmod(0o604)
+    with pytest.raises(StartError, match="every user") as refused:
+        SecretRef(file=path).read()
+    assert refused.value.hint == f"chmod 600 {path}"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert SecretRef(credential="kek").read() == SecretRef(file=path).read() == CANARY.encode()
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    path.chmod(0o640)
+    assert SecretRef(file=path).read() == CANARY.encode()
 
 
 def test_a_secret_that_cannot_be_read_says_why(tmp_path: Path) -> None:

@@ -27,19 +27,9 @@ CANARY = "CANARY-7F3K-9QXZ-44TT"
 
 
 @pytest.fixture
-def stderr(monkeypatch):
-    """Standard error, with the root logger, the hooks and structlog put back afterwards."""
-    stream = io.StringIO()
-    for owner, name in ((sys, "excepthook"), (sys, "unraisablehook"), (logs.threading, "excepthook")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    loggers = [logging.getLogger(name) for name in ("", *logs._QUIET)]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    yield stream
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
+def stderr(logging_put_back):
+    """Standard error, for logging that the test sets up."""
+    return io.StringIO()
 
 
 def ours(stream, *, as_json=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
 from importlib.metadata import EntryPoint
@@ -213,13 +214,15 @@ def _shown(results: Iterable[Result], *, verbose: bool) -> None:
         rows.append(row | {"note": one.check.why if verbose and not note else note})
     output.table(rows)
     for one in results:
-        if one.state in {"failed", "blocked"}:
+        if one.state == "failed":
             output.line()
             output.line(f"{one.check.name} ({one.check.tier}): {one.check.why}")
         for seen, todo in one.findings:
             output.line(f"  {seen}")
             output.line(f"    -> {todo}")
     output.line()
+    for name, number in Counter(one.by for one in results if one.state == "blocked").items():
+        output.line(f"{number} blocked by: {name}")
 
 
 def _place(name: str, config: Path | None) -> Path | EntryPoint:
@@ -233,9 +236,11 @@ def _place(name: str, config: Path | None) -> Path | EntryPoint:
         return path
     folders = _folders(config)
     try:
-        return registry.find(name, folders)
-    except SyncdError:
-        return registry.find(name, folders, override=True)  # two of that name: the one that a supplier may choose
+        return registry.find(name, folders, override=True)  # of two of that name the one that a supplier may choose
+    except SyncdError as error:
+        beside = [file for suffix in (".py", ".toml") if (file := Path(f"{name}{suffix}")).is_file()]
+        error.hint = f"did you mean ./{beside[0]}?" if beside else error.hint
+        raise
 
 
 def _folders(config: Path | None) -> list[Path]:

@@ -33,6 +33,15 @@ _SLACK: Final = 1.1
 
 _json = msgspec.json.Encoder(order="deterministic").encode
 
+
+class _Tiered(msgspec.Struct):
+    """The part of an offer's JSON that has prices: (from this quantity on, ``0.09 CNY``)."""
+
+    tiers: list[tuple[int, str]] = []
+
+
+_of_tiers = msgspec.json.Decoder(_Tiered).decode
+
 Row = tuple[Any, ...]
 """An offer as it is stored: sku, title, price, currency, stock kind, quantity, level, for_sale (0 or 1), smallest
 and largest quantity, step, and the rest as JSON."""
@@ -53,7 +62,12 @@ class Before(NamedTuple):
     live: bool
     """Whether it is listed: not removed."""
     held: str | None
-    """A price that waits to be confirmed, as ``0.09 CNY``."""
+    """A price that waits to be confirmed, as `priced` writes it."""
+    data: str
+    """The rest as JSON: its tiers are in it."""
+    known_price: str | None
+    """The last price that was known, and its currency: the present one, unless that is unknown."""
+    known_currency: str | None
 
 
 def row_of(offer: Offer) -> Row:
@@ -126,20 +140,40 @@ def available(*, for_sale: object, quantity: int | None, level: str | None) -> b
     return bool(for_sale) and quantity != 0 and level != "out"
 
 
-def jump(before: Before, price: str | None, currency: str | None, limit: float) -> tuple[str, float]:
-    """("price" | "currency" | "", new price / old): whether a price moved by more than ``limit`` either way.
+def jump(before: Before, row: Row, limit: float) -> tuple[str, float]:
+    """("price" | "currency" | "", new price / old): whether a price moved by more than ``limit`` either way, at the
+    quantity at which it moved most.
 
-    A price that was or becomes unknown has not jumped. One that falls to zero, or rises from it, has.
+    It is compared with the last one that was known: a price that is unknown for a run has not jumped, and hides
+    nothing. One that falls to zero, or rises from it, has jumped.
     """
-    if before.price is None or price is None:
+    if before.known_price is None or row[2] is None:
         return "", 1.0
-    if before.currency != currency:
+    if before.known_currency != row[3]:
         return "currency", 1.0
-    old, new = Decimal(before.price), Decimal(price)
-    if old == new:
-        return "", 1.0
-    factor = float(new / old) if old else float("inf")
+    old, new = _by_quantity(before.known_price, before.data), _by_quantity(row[2], row[11])
+    factors = [_factor(_at(old, least), _at(new, least)) for least in old.keys() | new.keys()]
+    factor = max(factors, key=lambda one: max(one, 1 / one if one else float("inf")))
     return ("price" if factor > limit or factor * limit < 1 else ""), factor
+
+
+def _by_quantity(price: str, data: str) -> dict[int, Decimal]:
+    """From which quantity on one unit costs how much. A tier in another currency than the price says nothing."""
+    return {1: Decimal(price), **{least: Decimal(each.partition(" ")[0]) for least, each in _tiers(data)}}
+
+
+def _tiers(data: str) -> Sequence[tuple[int, str]]:
+    return _of_tiers(data).tiers if '"tiers"' in data else ()
+
+
+def _at(prices: Mapping[int, Decimal], quantity: int) -> Decimal:
+    return prices[max(least for least in prices if least <= max(1, quantity))]
+
+
+def _factor(old: Decimal, new: Decimal) -> float:
+    if old == new:
+        return 1.0
+    return float(new / old) if old else float("inf")
 
 
 def worth_recording(before: Before, row: Row) -> bool:
@@ -219,7 +253,7 @@ class Findings:
         if had and not available(for_sale=row[7], quantity=row[5], level=row[6]):
             self.lost += 1
             self.sketch.add(f"out {row[0]}")
-        kind, factor = jump(before, row[2], row[3], limit)
+        kind, factor = jump(before, row, limit)
         if not kind or (before.held is not None and _confirms(before.held, row, accepted=accepted)):
             return ""
         self.jumps += kind == "price"
@@ -249,14 +283,17 @@ class Findings:
 
 
 def priced(row: Row) -> str | None:
-    """A row's price as it is held: amount and currency."""
-    return None if row[2] is None else f"{row[2]} {row[3]}"
+    """A row's price as it is held: amount and currency, and what tiers there are: ``9.90 CNY (10+: 9.50 CNY)``."""
+    if row[2] is None:
+        return None
+    tiers = ", ".join(f"{least}+: {each}" for least, each in _tiers(row[11]))
+    return f"{row[2]} {row[3]}" + (f" ({tiers})" if tiers else "")
 
 
 def _confirms(held: str, row: Row, *, accepted: bool) -> bool:
     if held == priced(row):
         return True
-    amount, _, currency = held.partition(" ")
+    amount, currency = held.split(" ")[:2]
     was, now = Decimal(amount), Decimal(row[2])
     return accepted and currency == row[3] and was <= now * Decimal(_SLACK) and now <= was * Decimal(_SLACK)
 

@@ -90,6 +90,8 @@ class State:
     full_at: int | None = None
     pending: Pending | None = None
     accepted_at: int | None = None
+    held_offers: int = 0
+    config: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Task:
     """Whether the adapter understands ``since``."""
     by_hand: bool = False
     stopping: Callable[[], bool] = lambda: False
+    config: str = ""
+    """A fingerprint of the supplier's configuration: under another one, all offers are listed anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +160,12 @@ _COLUMNS: Final = (
 )
 _NAMES: Final = [column.split()[0] for column in _COLUMNS.split(", ")[:-1]]
 _UPSERT: Final = (
-    f"INSERT INTO offer (supplier, changed_at, recorded, {', '.join(_NAMES)})"  # noqa: S608 - names of our own
+    f"INSERT INTO offer (supplier, changed_at, recorded, {', '.join(_NAMES)}, known_price, known_currency)"  # noqa: S608 - names of our own
     f" SELECT ?, ?, kept, {', '.join('for_sale = 1' if name == 'for_sale' else name for name in _NAMES)}"
-    " FROM rows WHERE true ON CONFLICT (supplier, sku) DO UPDATE SET changed_at = excluded.changed_at,"
+    ", price, currency FROM rows WHERE true ON CONFLICT (supplier, sku) DO UPDATE SET changed_at = excluded.changed_at,"
     f" {', '.join(f'{name} = excluded.{name}' for name in _NAMES if name != 'sku')},"
+    " known_price = coalesce(excluded.price, offer.known_price),"
+    " known_currency = coalesce(excluded.currency, offer.known_currency),"
     " recorded = offer.recorded + excluded.recorded, removed_at = NULL, held = NULL, held_at = NULL"
     f" WHERE offer.seen_at <= excluded.seen_at OR offer.seen_at > excluded.changed_at + {AHEAD_S}"
 )
@@ -182,10 +188,12 @@ _REMOVE: Final = (
 )
 _BEFORE: Final = (
     "SELECT o.sku, o.price, o.currency, o.stock_kind, o.stock_quantity, o.stock_level, o.for_sale,"
-    " o.removed_at IS NULL, o.held FROM rows JOIN offer o ON o.supplier = ? AND o.sku = rows.sku"
+    " o.removed_at IS NULL, o.held, o.data, o.known_price, o.known_currency"
+    " FROM rows JOIN offer o ON o.supplier = ? AND o.sku = rows.sku"
 )
 _ONE: Final = (
-    "SELECT price, currency, stock_kind, stock_quantity, stock_level, for_sale, removed_at IS NULL, held, hash"
+    "SELECT price, currency, stock_kind, stock_quantity, stock_level, for_sale, removed_at IS NULL, held, data,"
+    " known_price, known_currency, hash"
     " FROM offer WHERE supplier = ? AND sku = ? AND refresh_at = ? AND (seen_at <= ? OR seen_at > ?)"
 )
 _KNOWN: Final = (
@@ -250,26 +258,29 @@ class Offers:
         with self._database.read() as connection:
             row = connection.exec_driver_sql(
                 self._database.marked(
-                    "SELECT watermark, good_at, full_at, pending, accepted_at FROM listing WHERE supplier = ?"
+                    "SELECT watermark, good_at, full_at, pending, accepted_at, held_offers, config FROM listing"
+                    " WHERE supplier = ?"
                 ),
                 (supplier,),
             ).one_or_none()
         if row is None:
             return State()
         pending = None if row[3] is None else msgspec.json.decode(row[3], type=Pending)
-        return State(row[0], row[1], row[2], pending, row[4])
+        return State(row[0], row[1], row[2], pending, *row[4:])
 
     def _since(self, task: Task, state: State, now: int) -> datetime | None:
         """From when on to ask for changes; None for all offers.
 
-        All are asked for by hand, once in a while, and to confirm a change that was held.
+        All are asked for by hand, once in a while, of a supplier that is configured otherwise since, and to confirm
+        what was held.
         """
         settings = self._settings()
         every = settings.of(task.supplier, "full_every")
         full_due = state.full_at is None or not -AHEAD_S <= now - state.full_at < every
-        if not task.incremental or task.by_hand or full_due or state.pending or state.watermark is None:
+        waits = state.pending is not None or state.held_offers > 0
+        if not task.incremental or task.by_hand or full_due or waits or state.watermark is None:
             return None
-        if state.watermark > now + AHEAD_S:
+        if state.watermark > now + AHEAD_S or state.config != task.config:
             return None
         return datetime.fromtimestamp(state.watermark - settings.of(task.supplier, "overlap"), UTC)
 
@@ -377,7 +388,7 @@ class Offers:
                 rows = [(sku,) for sku in skus[start : start + size]]
                 statement, bound = self._database.bulk_statement(_BEFORE, "sku text", rows)
                 for row in connection.exec_driver_sql(statement, (*bound, supplier)):
-                    stored[row[0]] = Before._make((*row[1:6], bool(row[6]), bool(row[7]), row[8]))
+                    stored[row[0]] = _before(row[1:])
         return stored
 
     @staticmethod
@@ -430,7 +441,7 @@ class Offers:
             kind = row[-1]
             if kind and not whole:  # alone, a price that jumps holds its own offer
                 held.append(row[0])
-                stream.add("held", (row[0], priced(row[0:1] + row[2:])), None)
+                stream.add("held", (row[0], priced(row[:1] + row[2:])), None)
                 self._metrics.listing_alarm(task.supplier, "offer")
                 continue
             taken.changed += 1
@@ -440,7 +451,7 @@ class Offers:
         stream.flush()
         columns: dict[str, Any] = {"watermark": began, "good_at": int(self._clock.now())}
         columns |= {"offers": found.known + found.fresh - len(gone)}
-        columns |= {"pending": None, "pending_at": None, "accepted_at": None}
+        columns |= {"pending": None, "pending_at": None, "accepted_at": None, "config": task.config}
         if full:
             columns["full_at"] = columns["good_at"]
         body = {"supplier": task.supplier, "run": task.run, "offers": len(held), "first": held[:_NAMED]}
@@ -539,7 +550,7 @@ class Offers:
         found = tx.query(_ONE + lock, (claim.supplier, claim.sku, claim.due, reading.at, tx.at + AHEAD_S))
         if not found:
             return False  # somebody else has read it later, or asks for it now
-        before, stored = Before._make((*found[0][:5], bool(found[0][5]), bool(found[0][6]), found[0][7])), found[0][8]
+        before, stored = _before(found[0][:-1]), found[0][-1]
         where = (claim.supplier, claim.sku)
         if row is None:
             tx.execute(
@@ -551,7 +562,7 @@ class Offers:
         if own == bytes(stored) and before.held is None:
             tx.execute("UPDATE offer SET seen_at = ? WHERE supplier = ? AND sku = ?", (reading.at, *where))
             return False
-        if jump(before, row[2], row[3], self.limits(claim.supplier).jump)[0]:
+        if jump(before, row, self.limits(claim.supplier).jump)[0]:
             tx.bulk(_HOLD, "sku text, held text", [(claim.sku, priced(row))], (tx.at, claim.supplier))
             if before.held is None:
                 tx.audit("offers.held", supplier=claim.supplier, offers=1, first=[claim.sku])
@@ -623,6 +634,10 @@ def _spooled(spool: IO[bytes]) -> Iterator[Row]:
     spool.seek(0)
     while head := spool.read(_LENGTH.size):
         yield from map(tuple, _unpack(spool.read(*_LENGTH.unpack(head))))
+
+
+def _before(row: Sequence[Any]) -> Before:
+    return Before._make((*row[:5], bool(row[5]), bool(row[6]), *row[7:]))
 
 
 def _whole(numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -27,6 +28,7 @@ from syncd.adapter import (
     AdapterError,
     Auth,
     Config,
+    Forged,
     Hint,
     NotSent,
     Offer,
@@ -34,6 +36,7 @@ from syncd.adapter import (
     OrderRequest,
     RateLimited,
     Refused,
+    Webhook,
 )
 from syncd.config import DEFAULT_TIMEZONE, Product, Settings
 from syncd.errors import InvalidRequestError, LeaseLostError, NotFoundError, SyncdError, UnavailableError
@@ -70,6 +73,8 @@ _EMPTY_POLLS: Final = 3
 _NOBODY_S: Final = 300.0
 """How soon to look again at a purchase whose supplier or product is not configured."""
 _REGAIN_S: Final = 180
+_WEBHOOKS: Final = 20
+"""Webhooks of one supplier that are looked at in a second."""
 _AWAY_S: Final = (1.0, 5.0, 20.0, 60.0, 0.0)
 """Pauses between tries to write what came while the database is away, on top of the writer's own."""
 _STOP_S: Final = 3.0
@@ -162,6 +167,7 @@ class Purchases:
         """Product that nobody would sell → (the monotonic time until which it is not tried, seconds between tries)."""
         self._known: dict[tuple[str, int], tuple[float, bool]] = {}
         self._told: dict[tuple[str, str, str], str] = {}
+        self._heard: dict[str, deque[float]] = {}
         self._renewed_at = self._covered_at = self._clock.monotonic()
         self._stopping = False
 
@@ -623,6 +629,29 @@ class Purchases:
         if isinstance(sent, Forbidden):
             return await self._later(one, link, f"not sent again: {sent.why}")
         return await self._order(sent, offer, link, product, again=True)
+
+    async def heard(self, supplier: str, webhook: Webhook) -> bytes:
+        """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.
+
+        Raises NotFoundError for a supplier that sends none, Forged for what is not signed, UnavailableError for too many.
+        """
+        link = self._links.get(supplier)
+        if link is None or "parse_webhook" not in link.capabilities:
+            raise NotFoundError("no supplier of this name sends webhooks")
+        now = self._clock.monotonic()
+        heard = self._heard.setdefault(supplier, deque(maxlen=_WEBHOOKS))
+        if len(heard) == _WEBHOOKS and 0 <= now - heard[0] < 1:
+            raise UnavailableError("too many webhooks at once", hint="later: what they tell is asked for anyway")
+        heard.append(now)
+        try:
+            found: Hint = await link.acall("parse_webhook", webhook)
+        except Forged:
+            raise
+        except AdapterError as error:
+            log.warning("webhook_not_read", supplier=supplier, why=error.message)
+            return b""
+        self.hint(supplier, found)
+        return found.answer
 
     def hint(self, supplier: str, hint: Hint) -> None:
         """A supplier says that something happened to an order: it is asked soon. Nothing that it says is believed."""

@@ -393,7 +393,13 @@ class Quarantine:
         outcomes: list[dict[str, Any]] = []
         orders = await asyncio.to_thread(self._by_order, entries, "return_keys", QuarantineState.HELD)
         for (supplier, order_id), keys in orders.items():
-            outcomes += await self._return(supplier, order_id, keys, by)
+            try:
+                outcomes += await self._return(supplier, order_id, keys, by)
+            except ConflictError as error:  # somebody else has decided meanwhile
+                if not outcomes:
+                    raise
+                rows = await asyncio.to_thread(self._rows, list(keys))  # what was sent before is told all the same
+                outcomes += [one for row in rows for one in _outcomes([row["id"]], row["state"], str(error))]
         return outcomes
 
     def _by_order(
@@ -499,7 +505,13 @@ class Quarantine:
         for (supplier, order_id), keys in orders.items():
             note = {"supplier": supplier, "order": order_id, "by": by}
             sent = _Complaint(list(keys), "sent", note, again=again)
-            await self._writer.submit(self._complained, sent)
+            try:
+                await self._writer.submit(self._complained, sent)
+            except ConflictError as error:
+                if not outcomes:
+                    raise
+                outcomes += [{"id": str(entry), "complaint": None, "why": str(error)} for entry in keys]
+                continue
             try:
                 answer = str(await self._ask(supplier, "complain", order_id, text))
             except _CERTAINLY_NOT as error:

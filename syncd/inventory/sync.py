@@ -296,7 +296,16 @@ class Sync:
         """Take the supplier's listing, if it can be believed."""
         incremental = link.adapter.promises.incremental
         run.taken = self._offers.take(
-            Task(name, run.lease, run.id, link.pages, incremental, by_hand=by_hand, stopping=run.stop.is_set)
+            Task(
+                name,
+                run.lease,
+                run.id,
+                link.pages,
+                incremental,
+                by_hand=by_hand,
+                stopping=run.stop.is_set,
+                config=link.health.config if link.health else "",
+            )
         )
         if run.taken.problem:
             run.problems.append(run.taken.problem)

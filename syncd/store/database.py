@@ -53,6 +53,13 @@ R = TypeVar("R")
 Row = tuple[Any, ...]
 
 MIN_SQLITE: Final = (3, 35)  # RETURNING
+_NOTICE_A_DEAD_PEER: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""A server whose machine went without a word is lost within 25 s: the kernel's own patience is a quarter of an hour."""
 PRAGMAS: Final = {
     "journal_mode": "wal",
     "synchronous": "2",  # FULL: WAL with NORMAL loses acknowledged commits at a power cut
@@ -235,6 +242,7 @@ class Tx:
         busy event loop, each costs more than all of the query. On PostgreSQL all see the same moment.
         """
         statement, params = self._database.asked(questions)
+        documents: Sequence[str]
         if self._trips is None:
             (documents,) = self.query(statement, params)
         else:
@@ -256,7 +264,7 @@ class Tx:
                 for start in range(0, len(change.rows), size):
                     part = change.rows[start : start + size]
                     statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
-                    self._cursor.execute(statement, [*bound, *change.params])
+                    self._run(statement, [*bound, *change.params])
                 changed.append(connection.total_changes - before)
             return changed
         statements = [self._database.over(change) for change in changes]
@@ -301,9 +309,9 @@ class Tx:
         self._last += [self._database.over(change, held=True) for change in changes]
 
     def commit(self) -> None:
-        """End the transaction. Called by the writer. Raises RetryBatch where what travels along is held up by others."""
+        """End the transaction. Called by the writer. Raises RetryBatch where what travels along came too late."""
         if self._trips is None:
-            self._cursor.execute("COMMIT")
+            self._run("COMMIT", ())
             return
         try:
             self._together([*self._last, ("COMMIT", ())])
@@ -355,7 +363,7 @@ class Database:
                 hide_parameters=True,
                 poolclass=QueuePool if read_only else NullPool,
                 pool_pre_ping=read_only,
-                connect_args={"connect_timeout": 5, "application_name": "syncd"},
+                connect_args={"connect_timeout": 5, "application_name": "syncd", **_NOTICE_A_DEAD_PEER},
             )
         else:
             engine = create_engine(
@@ -400,6 +408,7 @@ class Database:
             # never talk the planner into reading a table of a million keys.
             for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"):
                 cursor.execute(f"SET {setting} = off")
+            cursor.execute("SET plan_cache_mode = force_generic_plan")  # and it never plans the same twice
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -570,15 +579,13 @@ class Database:
     def _document(self, question: Question) -> str:
         """The query that gives a question's rows as one document."""
         table = f"WITH {self._table(question.columns, len(question.rows))} " if question.columns else ""
-        bare, build = ("encode({}, 'hex')", "json_build_array") if self.postgresql else ("hex({})", "json_array")
+        bare = "encode({}, 'hex')" if self.postgresql else "hex({})"
         named = [column.split() for column in question.gives.split(",")]
         values = ", ".join(bare.format(name) if kind == "bytes" else name for name, kind in named)
-        collected = (
-            f"coalesce(json_agg({build}({values})), '[]')"
-            if self.postgresql
-            else f"json_group_array({build}({values}))"
+        array = (
+            "coalesce(json_agg(json_build_array({})), '[]')" if self.postgresql else "json_group_array(json_array({}))"
         )
-        return f"SELECT {collected} FROM ({table}{question.sql}) q"  # noqa: S608 - column names of our own
+        return f"SELECT {array.format(values)} FROM ({table}{question.sql}) q"  # noqa: S608 - column names of our own
 
     @staticmethod
     def _numbered(sql: str) -> str:

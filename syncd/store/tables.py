@@ -151,6 +151,7 @@ listing = Table(
     Column("accepted_at", BigInteger),
     Column("balance", Text),
     Column("balance_at", BigInteger),
+    Column("config", Text),
     comment="How far each supplier's listing is known: last good run, last complete one, a change that waits (P1).",
 )
 
@@ -178,6 +179,8 @@ offer = Table(
     Column("held", Text),
     Column("held_at", BigInteger),
     Column("refresh_at", Float),
+    Column("known_price", Text),  # the last one that was not unknown
+    Column("known_currency", Text),
     _one_of("stock_kind", "exact", "coarse", "unlimited", "unknown"),
     sqlite_with_rowid=False,
     comment="What suppliers list, as last accepted. held is a price that waits to be confirmed (P1).",

@@ -72,6 +72,8 @@ _NEVER_LEFT: Final = (
 )
 
 _MOST_DIGITS: Final = 64
+_PAGE: Final = re.compile(rb"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
+"""A page for people: a network in front of the supplier, not the supplier, has answered."""
 
 
 def _number(text: str) -> Decimal:
@@ -769,6 +771,8 @@ class Client:
         if 200 <= status < 300 or status in plan.expect:  # noqa: PLR2004 - HTTP's own numbers, here and below
             return answer
         what = f"{what}: {status}"
+        if status == 403 and _PAGE.match(answer.content):  # noqa: PLR2004
+            return Transient(f"{what}, a page for people: something in front of the supplier turns us away")
         if status in {401, 403}:
             return (_Unauthorized if status == 401 else Auth)(what, hint="check this supplier's credentials")  # noqa: PLR2004
         if status == 429:  # noqa: PLR2004

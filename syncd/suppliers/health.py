@@ -129,7 +129,7 @@ class Health:
         self._clock = clock or Clock()
         self._metrics = metrics
         self._keep = keep
-        self._config = config
+        self.config = config
         self._jitter = jitter
         self._lock = threading.Lock()
         self._state = State()
@@ -154,7 +154,7 @@ class Health:
                 return
             self._changed_at = kept.changed_at
             state = kept.state
-            if state.stopped and kept.config != self._config:
+            if state.stopped and kept.config != self.config:
                 state = State()
             self._state = state
             self._gauge(state)
@@ -253,7 +253,7 @@ class Health:
         self._say(before, after)
         if self._keep is not None:
             self._changed_at = max(self._clock.now(), math.nextafter(self._changed_at, math.inf))
-            self._keep(Kept(self.name, self._config, self._changed_at, after))
+            self._keep(Kept(self.name, self.config, self._changed_at, after))
 
     def _say(self, before: State, after: State) -> None:
         """One line when it changes, none while it stays so."""

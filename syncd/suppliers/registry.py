@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
@@ -75,7 +76,8 @@ def find(name: str, drop_in: Iterable[Path], *, override: bool = False) -> Path 
         whose = "a bundled adapter" if ours else "an installed one"
         raise SyncdError(f"{other} has the name of {whose}", hint="rename it, or set override = true to use it")
     known = sorted({found.name for found in _all(folders)})
-    raise SyncdError(f"there is no adapter {name!r}", hint=f"there are: {', '.join(known)}")
+    looked = ", ".join(map(str, [*folders, bundled()]))
+    raise SyncdError(f"there is no adapter {name!r} in {looked}", hint=f"there are: {', '.join(known)}")
 
 
 def _safe(path: Path) -> Path:
@@ -139,11 +141,21 @@ def _tried(call: Any, where: str) -> Any:
     except SyncdError:
         raise
     except (Exception, SystemExit) as error:
-        line = getattr(error, "lineno", None)
-        raise SyncdError(
-            f"{where}{f', line {line}' if line else ''} does not load: {type(error).__name__}",
-            hint="run it with python to see why",
-        ) from error
+        hint = "run it with python to see why"
+        raise SyncdError(f"{place_of(error, where)} does not load: {_named(error)}", hint=hint) from error
+
+
+def place_of(error: BaseException, file: Path | str) -> str:
+    """An adapter's file, and the last line of it on the way to what was raised."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = (isinstance(error, SyntaxError) and error.lineno) or (lines and lines[-1])
+    return f"{file}, line {line}" if line else str(file)
+
+
+def _named(error: BaseException) -> str:
+    """An exception's kind, and what Python did not find: a name of the code. Its words may hold anything."""
+    name = getattr(error, "name", None) if isinstance(error, AttributeError | NameError | ImportError) else None
+    return f"{type(error).__name__}: {name}" if name else type(error).__name__
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
@@ -242,12 +254,14 @@ def build(settings: Settings) -> tuple[dict[str, Built], list[Problem]]:
         except ValidationError as error:
             for item in error.errors(include_url=False, include_input=False):
                 path = ".".join(["suppliers", name, *(str(part) for part in item["loc"])])
-                known = ", ".join(sorted(kind.Settings.model_fields))
-                problems.append(settings.problem(path, str(item["msg"]), f"settings of {supplier.adapter}: {known}"))
+                known = f"settings of {supplier.adapter}: {', '.join(sorted(kind.Settings.model_fields))}"
+                message, fix = str(item["msg"]).removeprefix("Value error, "), item.get("ctx", {}).get("fix")
+                problems.append(settings.problem(path, message, fix or known))
         except SyncdError as error:
             problems.append(settings.problem(f"suppliers.{name}.adapter", error.message, error.hint))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - its constructor or its validators, likewise
-            why = f"{supplier.adapter} does not start: {type(error).__name__}"
+            where = place_of(error, place if isinstance(place, Path) else supplier.adapter)
+            why = f"{where} does not start: {_named(error)}"
             problems.append(settings.problem(f"suppliers.{name}.adapter", why, "mend the adapter's __init__"))
     return built, problems
 

@@ -160,6 +160,26 @@ def test_wrong_examples_are_told_by_their_place(syncd: Any, acme: Path) -> None:
     assert "-> did you mean sends?" in tried.out
 
 
+def test_what_one_mistake_blocks_is_told_in_a_line(syncd: Any, acme: Path) -> None:
+    acme.write_text(acme.read_text().replace("context.connect(", "context.konnect("))
+    tried = syncd("adapter", "test", "acme")
+    assert (tried.code, tried.err) == (1, "")
+    assert "has no attribute 'konnect'" in tried.out
+    assert tried.out.count("(silver): ") == 0  # no headings without anything below them
+    told = tried.out.splitlines()[-2].split(" blocked by: ")
+    assert int(told[0]) > 20
+    assert told[1] == "building-it-touches-nothing"
+    assert tried.out.splitlines()[-1].startswith("acme: below bronze (")
+
+
+def test_an_adapter_that_is_not_found_says_where_it_was_looked_for(syncd: Any, acme: Path, folder: Path) -> None:
+    missing = syncd("adapter", "test", "cardbay").err
+    assert f"there is no adapter 'cardbay' in {acme.parent}, {registry.bundled()}" in missing
+    assert "there are: acg_faka, acme, " in missing
+    (folder / "cardbay.py").write_text("")
+    assert "did you mean ./cardbay.py?" in syncd("adapter", "test", "cardbay").err
+
+
 def test_a_file_that_is_not_there_and_a_tier_that_is_none(syncd: Any, folder: Path) -> None:
     assert "there is no file nosuch.py" in syncd("adapter", "test", "nosuch.py").err
     assert "bronze, silver or gold" in syncd("adapter", "test", "feed", "--tier", "platinum").err

@@ -159,6 +159,12 @@ def test_run_ends_as_the_daemon_ends(syncd: Any, config: Path, daemon: Any) -> N
 # --- the database -----------------------------------------------------------------------------------------------------
 
 
+def put_kek(config: Path, kek: Kek) -> None:
+    path = config.parents[1] / "var" / "kek"
+    path.touch(mode=0o600)
+    path.write_text(kek.text().reveal())
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def stored(request: pytest.FixtureRequest, config: Path) -> Iterator[tuple[Database, Kek]]:
     """A database with a key ring and five audit entries, as the configuration names it, and its KEK in place."""
@@ -167,7 +173,7 @@ def stored(request: pytest.FixtureRequest, config: Path) -> Iterator[tuple[Datab
         url = request.getfixturevalue("postgres_database")
         config.write_text(f'[store]\nurl = "{url}"\n')
     kek = new_kek()
-    (config.parents[1] / "var" / "kek").write_text(kek.text().reveal())
+    put_kek(config, kek)
     database = Database(url)
     database.check_schema()
     ring = load_ring(database, kek, create=kek)
@@ -205,7 +211,7 @@ def test_T1_audit_verify_names_the_first_bad_entry(syncd: Any, stored: Any) -> N
 
 
 def test_S5_audit_verify_with_a_missing_or_another_kek_is_exit_code_78(syncd: Any, stored: Any, config: Path) -> None:
-    (config.parents[1] / "var" / "kek").write_text(new_kek().text().reveal())
+    put_kek(config, new_kek())
     assert syncd("audit", "verify").code == 78
     (config.parents[1] / "var" / "kek").unlink()
     ended = syncd("audit", "verify")
@@ -215,7 +221,7 @@ def test_S5_audit_verify_with_a_missing_or_another_kek_is_exit_code_78(syncd: An
 
 @pytest.mark.parametrize("words", [("audit", "verify"), ("backup", "t0.db")])
 def test_K12_what_only_reads_makes_no_database(syncd: Any, config: Path, words: tuple[str, ...]) -> None:
-    (config.parents[1] / "var" / "kek").write_text(new_kek().text().reveal())
+    put_kek(config, new_kek())
     ended = syncd(*words)
     assert ended.code == 1
     assert "there is no database at" in ended.err

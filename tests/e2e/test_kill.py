@@ -24,10 +24,10 @@ import pytest
 KEYS = 240
 ORDERS = 40
 IMPORT_POINTS = {
-    "sqlite": [1, 2, 3, 5, 8, 12, 17, 23, 30, 38, 47, 60],
-    "postgresql": [1, 2, 3, 5, 7, 9, 12, 15, 18, 22],
+    "sqlite": [1, 2, 3, 5, 8, 12, 23, 38, 60],
+    "postgresql": [1, 2, 4, 7, 10, 14, 18, 22],
 }
-LOAD_POINTS = {"sqlite": [4, 9, 21, 40, 77, 130, 205, 300], "postgresql": [3, 6, 10, 17, 29, 45, 70, 100]}
+LOAD_POINTS = {"sqlite": [4, 12, 40, 77, 130, 250], "postgresql": [3, 7, 17, 29, 50, 90]}
 CALL = {"sqlite": "pwrite64", "postgresql": "sendto"}
 PRODUCT = '[products.a]\ntitle = "a"\nformat = "opaque"\n'
 PLANTED = Path(__file__).with_name("planted.py")

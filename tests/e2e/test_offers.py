@@ -185,7 +185,9 @@ def lies(turn: int) -> Items | bytes:
     return [[], goods(price="0.10"), goods(price="1000.00"), b"<html>Log in</html>", goods(3), goods(stock=0)][turn % 6]
 
 
-def side_by_side(install: Any, engine_url: str, other_url: str, shop: Any, script: Path | None = None) -> None:
+def side_by_side(
+    install: Any, engine_url: str, other_url: str, shop: Any, script: Path | None = None, patience: float = 100
+) -> None:
     """Two configurations on one machine: one has a dead, a slow, a lying and a good supplier, one a good one alone."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -199,7 +201,7 @@ def side_by_side(install: Any, engine_url: str, other_url: str, shop: Any, scrip
         suppliers(second, {"good": alone.url}, interval="1s")
         first.start(script=script)
         second.start()
-        wait_for(lambda: len(lying.listings) >= 8 and len(good.listings) >= 6 and len(slow.listings) >= 2, 100)
+        wait_for(lambda: len(lying.listings) >= 8 and len(good.listings) >= 6 and len(slow.listings) >= 2, patience)
 
         # On time: as often as where nobody else is, whatever the others do. A run of the slow one takes 8 s.
         here, there = statistics.median(gaps(good)), statistics.median(gaps(alone))
@@ -252,7 +254,7 @@ def test_control_a_planted_bug_is_seen_side_by_side(
 ) -> None:
     monkeypatch.setenv("PLANTED", bug)
     with pytest.raises(AssertionError):
-        side_by_side(install, engine_url, other_url, shop, PLANTED)
+        side_by_side(install, engine_url, other_url, shop, PLANTED, patience=30)
 
 
 def test_P1_an_operator_accepts_what_was_held(install: Any, engine_url: str, shop: Any) -> None:

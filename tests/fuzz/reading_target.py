@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from syncd.inventory.formats import Reading, Survey, check_count, dedupe_form, l
 from syncd.inventory.formats.evidence import is_gap
 from syncd.inventory.formats.slices import Slices
 from syncd.inventory.formats.text import strip
+from syncd.inventory.formats.wide import WIDE, Wide
 
 ROOT = Path(__file__).parents[2]
 FORMATS = load_formats([ROOT / "config" / "formats.toml"])
@@ -36,6 +38,7 @@ SEEDS = (
     "secret,expires\nABC-123,2031-01-01\n",
     "A0001║draft║1║2\n",
     "链接: https://pan.example/s/1a 提取码: x7k2\n",
+    "ABCDE-12345-FGHIJ, KLMNO-12345-FGHIJ\n",
 )
 
 
@@ -67,7 +70,10 @@ def check(data: bytes) -> None:
     cards = list(read([payload], reading, fmt, timezone=UTC))
     again = read([payload[at : at + size] for at in range(0, len(payload), size)], reading, fmt, timezone=UTC)
     assert [seen(card) for card in again] == [seen(card) for card in cards], "reading depends on where it is cut"
-    nothing_is_lost(payload, cards, reading)
+    if reading.encoding in WIDE:
+        narrow(payload, cards, reading, fmt)
+    else:
+        nothing_is_lost(payload, cards, reading)
     check_count(cards, len(cards))
     for card in cards:
         assert (card.key is None) == bool(card.reason) == bool(card.detail)
@@ -82,6 +88,17 @@ def check(data: bytes) -> None:
             shown = read_one(card.key.display.encode(), None, fmt, UTC).key
             assert shown is not None, "a display form that is not read"
             assert shown.canonical == canonical, "a display form that reads as another key"
+
+
+def narrow(payload: bytes, cards: list[Any], reading: Reading, fmt: Any) -> None:
+    """UTF-16 says what the same text says in UTF-8, in the payload's own places."""
+    text = b"".join(Wide(reading.encoding).chunks([payload]))
+    same = replace(reading, encoding="utf-8")
+    others = list(read([text], same, fmt, timezone=UTC))
+    assert [seen(card)[2:] for card in others] == [seen(card)[2:] for card in cards], "UTF-16 that reads otherwise"
+    for card, other in zip(cards, others, strict=True):
+        assert b"".join(Wide(reading.encoding).chunks([payload[: card.end]])) == text[: other.end], "another place"
+    nothing_is_lost(text, others, same)
 
 
 def nothing_is_lost(payload: bytes, cards: list[Any], reading: Reading) -> None:

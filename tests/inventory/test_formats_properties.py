@@ -36,7 +36,12 @@ PIECES = st.sampled_from([
     "1767225599",
 ])  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=14).map("".join)
-PAYLOADS = st.one_of(TEXTS.map(str.encode), TEXTS.map(lambda text: text.encode("gb18030")), st.binary(max_size=120))
+PAYLOADS = st.one_of(
+    TEXTS.map(str.encode),
+    TEXTS.map(lambda text: text.encode("gb18030")),
+    TEXTS.map(lambda text: text.encode("utf-16")),
+    st.binary(max_size=120),
+)
 HEADS = st.binary(min_size=4, max_size=4)
 
 

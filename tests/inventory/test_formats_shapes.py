@@ -33,12 +33,13 @@ ZONE = ZoneInfo("Asia/Shanghai")
 END_2027 = int(datetime(2027, 12, 31, 23, 59, 59, tzinfo=ZONE).timestamp())
 
 
-def png(shade: int = 1) -> bytes:
+def png(shade: int = 1, side: int = 10) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes([0, shade]))) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(bytes([0, *[shade] * side]) * side))
+    return b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b"")
 
 
 PICTURE = base64.b64encode(png()).decode()
@@ -214,7 +215,7 @@ def test_a_declared_charset_wins_over_what_the_bytes_could_be():
     assert cards(payload, charset="big5")[0].reason != "undecodable"
     assert found("卡号：A0011".encode() + b"\xff", charset="utf-8") == ["undecodable"]
     with pytest.raises(ValueError, match="charset"):
-        Survey("text", "utf-16")
+        Survey("text", "utf-7")
 
 
 # ---- images, and keys that an adapter has already ----
@@ -235,6 +236,7 @@ def test_an_image_is_one_key_however_its_bytes_are_spelled():
 def test_an_image_that_is_not_what_it_says_or_not_wanted_is_held():
     assert read_image(png()[:-3], "image/png", AUTO, timezone=ZONE).reason == "unreadable_shape"
     assert read_image(png(), "image/jpeg", AUTO, timezone=ZONE).reason == "unreadable_shape"
+    assert read_image(png(side=9), "image/png", AUTO, timezone=ZONE).reason == "unreadable_shape"  # a dot
     held = read_image(png(), "image/png", FORMATS["steam"], timezone=ZONE)
     assert held.reason == "missing_field"
     assert read_one(held.raw, None, FORMATS["image"], ZONE).key

@@ -433,6 +433,52 @@ def test_a_full_listing_comes_once_a_day_by_hand_and_to_confirm(shelf: Shelf) ->
     assert shelf.asked[-1] is None
 
 
+def test_P1_a_price_that_is_unknown_for_a_run_hides_no_jump(shelf: Shelf) -> None:
+    shelf.listed(many(20))
+    unknown = [*many(19), offer("sku-0019", price=None)]
+    assert shelf.listed(unknown).changed == 1
+    assert shelf.stored() == shown(unknown)
+    jumped = [*many(19), offer("sku-0019", price="1000.00")]
+    assert "sku-0019" in (shelf.listed(jumped).left_out or "")
+    assert shelf.stored() == shown(unknown)
+    assert shelf.listed(jumped).left_out is None  # a second run confirms it
+    assert shelf.stored() == shown(jumped)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "held"), [({10: "0.50"}, True), ({10: "9.00"}, False), ({}, False), ({2: "0.50"}, True)]
+)
+def test_P1_a_tier_that_jumps_is_a_price_that_jumps(shelf: Shelf, tiers: dict[int, str], held: bool) -> None:
+    def tiered(tiers: dict[int, str]) -> Offer:
+        steps = tuple((least, Money(Decimal(each), "CNY")) for least, each in tiers.items())
+        return dataclasses.replace(offer("a", price="10.00"), tiers=steps)
+
+    shelf.listed([*many(20), tiered({10: "9.50"})])
+    found = shelf.listed([*many(20), tiered(tiers)])
+    assert (found.left_out is not None) == held
+    assert shelf.listed([*many(20), tiered(tiers)]).left_out is None
+    ((data, waits),) = shelf.house.rows("SELECT data, held FROM offer WHERE sku = 'a'")
+    assert waits is None
+    assert all(each in data for each in tiers.values())
+
+
+def test_P1_a_price_that_is_held_is_confirmed_by_the_next_run_of_an_incremental_supplier(shelf: Shelf) -> None:
+    shelf.listed(many(20), incremental=True)
+    jumped = [*many(19), offer("sku-0019", price="1000.00")]
+    shelf.run(Page(jumped[19:], incremental=True), incremental=True)
+    assert shelf.stored() == shown(many(20))
+    shelf.listed(jumped, incremental=True)
+    assert shelf.asked[1] is not None
+    assert shelf.asked[2] is None  # what changed is listed once only: all is asked for, to see it again
+    assert shelf.stored() == shown(jumped)
+
+
+def test_all_is_listed_anew_under_another_configuration(shelf: Shelf) -> None:
+    for config in ("one", "one", "two", "two"):
+        shelf.listed(many(20), incremental=True, config=config)
+    assert [since is None for since in shelf.asked] == [True, False, True, False]
+
+
 def test_P1_a_clock_that_was_ahead_for_a_while_keeps_nothing_out(shelf: Shelf) -> None:
     """What it wrote would be later than every reading for a day: prices and stocks would stay, and look fresh."""
     shelf.listed(GOOD, incremental=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import structlog
 
+from syncd import logs
 from syncd.adapter import (
     Adapter,
     Context,
+    Forged,
     Hint,
     InsufficientBalance,
     Money,
@@ -27,8 +33,9 @@ from syncd.adapter import (
     RawKey,
     Settings,
     Transient,
+    Webhook,
 )
-from syncd.errors import ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
+from syncd.errors import ConflictError, InvalidRequestError, LeaseLostError, NotFoundError, UnavailableError
 from syncd.inventory import ledger, purchase
 from syncd.inventory.purchase import Purchases
 from syncd.model import Clock
@@ -733,3 +740,291 @@ async def test_a_hint_is_a_reason_to_ask_and_nothing_more(open_desk: Any) -> Non
     await asyncio.sleep(0.05)
     await desk.purchases.reconcile()
     assert (seller.asked, desk.row().state) == (1, "fulfilled")
+
+
+# --- guards in the intent's transaction (M4) --------------------------------------------------------------------------
+
+
+def with_limits(**tables: str) -> str:
+    """The configuration with more in some of its tables."""
+    text = CONFIGURATION
+    for table, more in tables.items():
+        head = f"[{table.replace('_', '.')}]\n"
+        text = text.replace(head, f"{head}{more}\n")
+    return text
+
+
+async def test_M4_a_guard_leaves_no_row_and_says_why_once(open_desk: Any) -> None:
+    seller = Seller(price="11")
+    desk = open_desk(seller)
+    for _ in range(2):
+        got = await desk.purchases.top_up("game", 1, asked_by="replenish")
+        assert (got.references, len(got.refused)) == ((), 1)
+        assert "max_cost is 10" in got.refused[0][2]
+    assert not seller.seen
+    assert not desk.rows()
+    assert not desk.purchases.can_buy("game", 1)
+
+
+@pytest.mark.parametrize("limit", ["suppliers_alpha", "purchases"])
+async def test_M4_intents_at_once_never_spend_more_than_a_budget(open_desk: Any, limit: str) -> None:
+    seller, clock = Seller(), Clockwork()
+    configuration = with_limits(**{limit: 'budget_hour = "6.50 CNY"'})
+    desks = [open_desk(seller, configuration=configuration, clock=clock)]
+    if desks[0].house.database.postgresql:
+        desks.append(open_desk(seller, configuration=configuration, clock=clock))
+    await asyncio.gather(*(desk.purchases.buy("game", 1, asked_by=f"{n}") for n in range(3) for desk in desks * 2))
+    assert sum(seller.charges.values()) == 3
+    assert sum(one.spend for one in desks[0].rows()) <= 6_500_000
+    clock.wait(3601)
+    desks[0].list("alpha", "a")
+    assert (await desks[0].purchases.buy("game", 1, asked_by="later")).bought == 1
+
+
+async def test_M4_CONTROL_a_guard_outside_of_the_transaction_is_seen(
+    open_desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Purchases._intend
+
+    async def early(self: Any, errand: Any, picks: Any, wanted: int) -> Any:
+        if any([await asyncio.to_thread(self.objection, "game", pick) for pick in picks]):
+            return []
+        await asyncio.sleep(0.05)
+        return await real(self, errand, picks, wanted)
+
+    monkeypatch.setattr(ledger, "forbids", lambda *_args, **_more: None)
+    monkeypatch.setattr(Purchases, "_intend", early)
+    monkeypatch.setattr(Purchases, "_room", lambda *_: None)
+    monkeypatch.setattr(asyncio, "Lock", Open)
+    with pytest.raises(AssertionError):
+        await test_M4_intents_at_once_never_spend_more_than_a_budget(open_desk, "purchases")
+
+
+class Open:
+    """A lock that keeps nobody out."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+async def test_M4_what_is_unknown_counts_as_spent_at_its_limit(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller, configuration=with_limits(purchases='budget_hour = "4 CNY"'))
+    seller.plans.append(never_arrives)
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    got = await desk.purchases.buy("game", 1, asked_by="operator")
+    assert (got.references, desk.row().spend) == ((), 2_100_000)
+    await desk.purchases.resolve(desk.row().reference, charged=False, by="operator")
+    assert (await desk.purchases.buy("game", 1, asked_by="operator")).bought == 1
+
+
+async def test_M4_the_limit_is_sent_in_the_offers_currency(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    desk.list("alpha", "a", "1.22", "EUR")
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    assert seller.seen[0].max_unit_cost == Money(Decimal("1.25"), "EUR")  # 10 CNY at 8
+    assert desk.row().unit_limit == "1.25 EUR"
+
+
+async def test_M4_a_price_that_only_a_question_tells_is_asked_for_before(open_desk: Any) -> None:
+    class Asked(Seller):
+        async def get_offer(self, sku: str) -> Any:
+            self.asked += 1
+            listed = desk.purchases.candidates("game")[0].offer
+            return replace(listed, price=Money(self.price, "CNY"))
+
+    seller = Asked(price="3")
+    desk = open_desk(seller)
+    desk.list("alpha", "a", None)
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    assert (seller.asked, desk.row().unit_cost, desk.row().state) == (1, "3 CNY", "fulfilled")
+    seller.price = Decimal(11)
+    got = await desk.purchases.buy("game", 1, asked_by="operator")
+    assert "max_cost" in got.refused[0][2]
+
+
+async def test_M4_more_than_the_limit_is_said_aloud(open_desk: Any) -> None:
+    seller = Seller(price="2")
+    desk = open_desk(seller)
+    seller.price = Decimal(9)
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    assert (desk.row().state, desk.row().spend) == ("fulfilled", 9_000_000)
+    assert desk.house.rows("SELECT count(*) FROM audit WHERE kind = 'purchase.overcharged'") == [(1,)]
+
+
+async def test_T3_nothing_is_bought_or_taken_in_while_the_fence_stands(open_desk: Any) -> None:
+    seller, clock = Seller(), Clockwork()
+    desk = open_desk(seller, clock=clock)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    seller.becomes(desk.row().reference, "completed", seller.keys(1))
+    desk.house.tamper("INSERT INTO meta (name, value) VALUES ('restored_at', 'x')")
+    await desk.later(10)
+    assert (desk.row().state, seller.asked) == ("accepted", 0)
+    assert "recover" in (await desk.purchases.buy("game", 1, asked_by="operator")).refused[0][2]
+    fresh = open_desk(seller, clock=clock)
+    await fresh.purchases.recover()
+    fresh.house.tamper("DELETE FROM meta")
+    await fresh.later(10)  # its keys may have been delivered since the backup
+    assert (fresh.row().state, fresh.row().next_at, seller.asked) == ("accepted", None, 0)
+    assert "restored" in fresh.row().reason
+
+
+# --- orders that wait -------------------------------------------------------------------------------------------------
+
+
+async def test_K10_units_of_unknown_outcome_are_bought_again_only_when_told_to(open_desk: Any) -> None:
+    seller = Seller()
+    told = 'cover_unknown_after = "10m"\ncover_budget_day = "4 CNY"'
+    desk = open_desk(seller, configuration=with_limits(purchases=told))
+    owed(desk, 1)
+    seller.plans.append(never_arrives)
+    await desk.purchases.cover("game")
+    desk.clock.wait(300)
+    await desk.purchases.cover("game")
+    assert len(desk.rows()) == 1
+    desk.clock.wait(301)
+    seller.plans.append(never_arrives)
+    await desk.purchases.cover("game")
+    assert [one.asked_by for one in desk.rows()] == ["cover", "delivery"]
+    desk.clock.wait(601)
+    desk.list("alpha", "a")
+    await desk.purchases.cover("game")  # its budget is used up
+    assert len(desk.rows()) == 2
+
+
+async def test_what_nobody_sells_is_tried_ever_more_rarely(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    owed(desk, 1)
+    seller.plans += [refuses()] * 9
+    tries = []
+    for _ in range(4):
+        await desk.purchases.cover()
+        tries.append(len(seller.seen))
+        desk.clock.mono += 6
+    assert tries == [1, 2, 2, 3]
+    await desk.purchases.cover("game")  # somebody waits for it now
+    assert len(seller.seen) == 4
+    seller.plans.clear()
+    desk.clock.mono += 60
+    await desk.purchases.cover()
+    assert desk.row().state == "fulfilled"
+
+
+async def test_can_buy_says_whether_what_others_wait_for_leaves_enough(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    desk.list("alpha", "a", stock_kind="exact", stock_quantity=3)
+    assert desk.purchases.can_buy("game", 3)
+    assert not desk.purchases.can_buy("game", 4)
+    owed(desk, 2)
+    assert desk.purchases.can_buy("game", 3)  # believed for a second
+    desk.clock.wait(1)
+    assert not desk.purchases.can_buy("game", 3)
+    assert desk.purchases.can_buy("game", 1)
+    assert not desk.purchases.can_buy("nothing", 1)
+
+
+# --- keeping secrets, stopping ----------------------------------------------------------------------------------------
+
+
+async def test_S4_no_key_is_seen_on_any_way_of_a_purchase(open_desk: Any, assert_unseen: Any, capsys: Any) -> None:
+    canary = "CANAR-YYYYY-12345"
+    logs.configure("debug")  # as the daemon has it
+    seller = Finder(promises=ONCE)
+    desk = open_desk(seller)
+    told: list[str] = []
+    plans: list[Plan] = [
+        lambda order: seller.sell(order, "completed", [canary]),
+        lambda order: seller.sell(order, "completed", [canary, canary]),
+        lambda order: seller.sell(order, "completed", [f"sorry {canary} is gone, ask us"]),
+        lambda order: seller.sell(order, "partial", [RawKey.card({"card_no": canary, "pin": canary})]),
+        lambda order: seller.sell(order, "refunded", [canary]),
+        lambda _: (_ for _ in ()).throw(ValueError(canary)),
+    ]
+    for plan in plans:
+        seller.plans.append(plan)
+        told.append(str(await desk.purchases.buy("game", 1, asked_by="operator")))
+    await desk.later(100)
+    for one in desk.rows():
+        told.append(f"{one} {one.shown()}")
+        with contextlib.suppress(Exception):
+            await desk.purchases.resolve(one.reference, charged=True, keys=f"{canary}\n{canary}".encode(), by="mei")
+    try:
+        await desk.purchases.resolve(desk.row().reference, charged=True, keys=canary.encode() * 2, by="mei")
+    except Exception as error:
+        told.append(repr(error))
+    captured = capsys.readouterr()
+    told += [captured.out, captured.err, desk.house.metrics.render().decode()]
+    told += [str(row) for row in desk.house.rows("SELECT * FROM purchase")]
+    assert len(desk.rows()) == 6
+    assert_unseen(canary, "\n".join([*told, desk.house.everything()]))
+    with pytest.raises(AssertionError):  # the harness has eyes
+        assert_unseen(canary, "\n".join([*told, canary]))
+    structlog.reset_defaults()
+
+
+async def test_a_stop_waits_for_what_is_under_way(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    got = asyncio.create_task(desk.purchases.buy("game", 1, asked_by="operator"))
+    while not seller.seen:  # noqa: ASYNC110 - the seller is in another thread
+        await asyncio.sleep(0.01)
+    await desk.purchases.stop()
+    assert (await got).bought == 1
+    assert (await desk.purchases.buy("game", 1, asked_by="operator")).references == ()
+
+
+async def test_what_its_supplier_or_product_left_open_is_shown_as_such(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    link = desk.links.pop("alpha")
+    await desk.later(10)
+    assert (desk.row().state, desk.row().reason) == ("accepted", "its supplier is not configured")
+    seller.becomes(desk.row().reference, "completed", seller.keys(1))
+    desk.links["alpha"] = link
+    await desk.later(10)
+    assert desk.row().state == "fulfilled"
+
+
+async def test_W1_a_webhook_is_verified_and_no_more_than_a_hint(open_desk: Any) -> None:
+    class Tells(Seller):
+        def parse_webhook(self, webhook: Webhook) -> Hint:
+            if webhook.headers.get("sign") != "right":
+                raise Forged("not signed")
+            if not webhook.body:
+                raise ValueError
+            return Hint("order", reference=webhook.body.decode(), answer=b"ok")
+
+    seller = Tells()
+    desk = open_desk(seller)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    one = desk.row()
+    seller.becomes(one.reference, "completed", seller.keys(1))
+
+    async def tell(body: bytes, sign: str = "right", supplier: str = "alpha") -> bytes:
+        at = datetime.fromtimestamp(desk.clock.now(), UTC)
+        answer: bytes = await desk.purchases.heard(supplier, Webhook("POST", "/", {"sign": sign}, {}, body, at))
+        return answer
+
+    with pytest.raises(Forged):
+        await tell(one.reference.encode(), sign="wrong")
+    with pytest.raises(NotFoundError):
+        await tell(b"", supplier="nobody")
+    assert await tell(b"") == b""  # what cannot be read is no reason to send it again
+    await desk.purchases.reconcile()
+    assert not seller.asked
+    assert await tell(one.reference.lower().encode()) == b"ok"
+    await asyncio.sleep(0.05)
+    await desk.purchases.reconcile()
+    assert desk.row().state == "fulfilled"
+    many = await asyncio.gather(*(tell(b"X") for _ in range(30)), return_exceptions=True)
+    assert any(isinstance(one, UnavailableError) for one in many)

@@ -120,6 +120,25 @@ async def test_M1_keys_are_returned_once_an_order_and_are_nobodys_from_then_on(h
     assert house.verified() > 0
 
 
+async def test_what_was_sent_is_told_though_a_later_order_was_decided_meanwhile(house: Any, supplier: Supplier) -> None:
+    first, second = bought(house, "sold out"), bought(house, "sold out too", order="ORD-2")
+    supplier.before = lambda: house.tamper(f"UPDATE quarantine SET state = 'dropped' WHERE id = {second[0]}")
+    outcomes = await house.quarantine.give_back([*first, *second], "me")
+    assert [outcome["state"] for outcome in outcomes] == ["returned", "dropped"]
+    assert "dropped already" in outcomes[1]["why"]
+    assert supplier.asked == [("return_keys", "ORD-1", ["ORD-1-K1"])]
+
+
+async def test_what_was_complained_of_is_told_though_a_later_order_was_meanwhile(
+    house: Any, supplier: Supplier
+) -> None:
+    first, second = bought(house, "sold out"), bought(house, "sold out too", order="ORD-2")
+    supplier.before = lambda: house.tamper(f"UPDATE quarantine SET complained_at = 1 WHERE id = {second[0]}")
+    outcomes = await house.quarantine.complain([*first, *second], "no key", "me")
+    assert [outcome["complaint"] for outcome in outcomes] == ["claim-1", None]
+    assert len(supplier.asked) == 1
+
+
 async def test_M1_the_intent_is_committed_before_anything_is_sent(house: Any, supplier: Supplier) -> None:
     (entry,) = bought(house, "sold out")
     seen: list[str] = []

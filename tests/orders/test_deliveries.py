@@ -387,7 +387,7 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
     for start in range(0, rows, chunk):
         stack.add("steam", *[f"K-{n}" for n in range(start, start + chunk)])
     seen: list[tuple[str, Any]] = []
-    run, together, run_all = Tx._run, Tx._together, Tx._run_all
+    run, together = Tx._run, Tx._together
 
     def note(sql: str, params: Any) -> None:
         # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
@@ -403,22 +403,18 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
             note(*statement)
         return together(tx, statements)
 
-    def all_noted(tx: Tx, statements: Any, queries: Any = ()) -> Any:
-        for statement in statements:
-            note(*statement)
-        return run_all(tx, statements, queries)
-
     monkeypatch.setattr(Tx, "_run", noted)
     monkeypatch.setattr(Tx, "_together", noted_together)
-    monkeypatch.setattr(Tx, "_run_all", all_noted)
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
-    assert len(seen) > 10
-    explain = "EXPLAIN " if stack.database.postgresql else "EXPLAIN QUERY PLAN "
+    assert len(seen) > 7
     # The writer has its own planner settings on PostgreSQL: ask on its connection.
     cursor = stack.writer._cursor
     for sql, params in seen:
-        cursor.execute(explain + sql, params)
+        if "$1" in sql:  # planned once for all values
+            cursor.execute(f"EXPLAIN (GENERIC_PLAN) {sql}")
+        else:
+            cursor.execute(f"{'EXPLAIN' if stack.database.postgresql else 'EXPLAIN QUERY PLAN'} {sql}", params)
         plan = "\n".join(" ".join(str(cell) for cell in row) for row in cursor.fetchall())
         for table in ("vault_key", "delivery", "allotment", "fingerprint"):
             assert f"SCAN {table}" not in plan, plan
@@ -615,7 +611,7 @@ async def test_D2_the_head_of_the_audit_is_locked_after_all_that_a_unit_locks(
     monkeypatch.setattr(Tx, "_run", noted)
     monkeypatch.setattr(Tx, "_together", noted_together)
     assert await stack.deliveries.fill("steam") == 2
-    head = next(index for index, sql in enumerate(said) if "FROM audit_head" in sql)
+    head = next(index for index, sql in enumerate(said) if "audit_head" in sql)
     assert not [sql for sql in said[head + 1 :] if "vault_key" in sql or "delivery" in sql]
 
 

@@ -314,7 +314,7 @@ def test_P1_an_answer_that_is_no_catalogue_is_a_bad_response(shop, link, body):
 
 def test_P1_a_refusal_with_a_list_in_it_is_no_empty_catalogue(shop, link):
     shop.post(f"{SHOP}/shared/commodity/items").respond(json={**no("x"), "data": []})
-    with pytest.raises(Refused):
+    with pytest.raises(BadResponse):
         list(link.pages(None, bool))
 
 
@@ -417,7 +417,6 @@ REFUSALS = [
     ("至少购买1个", Refused),
     ("本商品最少购买5个", Refused),
     ("本商品单次最多购买5个", Refused),
-    ("CANARY-0001 以后再来", Refused),
 ]
 
 
@@ -429,6 +428,18 @@ def test_each_refusal_is_a_certain_no(shop, link, reason, kind):
     assert type(caught.value) is kind
     assert "CANARY" not in str(caught.value) + caught.value.hint
     assert trade.call_count == 1
+
+
+@pytest.mark.parametrize("reason", ["CANARY-0001 以后再来", "系统繁忙", "商品已下架", ""])
+def test_M1_a_no_that_is_not_in_the_list_is_unknown_for_a_trade_and_keeps_what_was_read(shop, link, reason):
+    trade = shop.post(f"{SHOP}{TRADE}").respond(json=no(reason))
+    with pytest.raises(OutcomeUnknown) as caught:
+        link.call("place_order", order())
+    assert "CANARY" not in str(caught.value) + caught.value.hint
+    assert trade.call_count == 1
+    shop.post(f"{SHOP}/shared/authentication/connect").respond(json=no(reason))
+    with pytest.raises(BadResponse):
+        link.call("get_balance")
 
 
 @pytest.mark.parametrize("failure", [httpx.ConnectError, httpx.ConnectTimeout])

@@ -1,4 +1,4 @@
-"""syncd/adapter.py: what several adapters share of values: a price guard, a picture, a time, a cipher."""
+"""syncd.adapter: what several adapters share of values: a price guard, a picture, a time, a cipher."""
 
 from __future__ import annotations
 

@@ -176,6 +176,16 @@ async def test_P2_a_status_is_an_error_by_what_happens_next(status, kind, in_an_
         assert len(sent) == 1
 
 
+@pytest.mark.parametrize("page", [b"<html><body>blocked", b"\n <!DOCTYPE html>\n<title>Just a moment</title>"])
+async def test_M1_a_page_with_403_is_no_refusal_of_our_credentials(page):
+    async with connected(play=lambda _: Reply(403, {}, page)) as http:
+        assert type(await asked(http)) is Transient
+        call = Call("place_order")
+        assert type(await asked(http, "POST", json={"n": 1}, call=call)) is OutcomeUnknown
+    async with connected(play=lambda _: Reply(403, {}, b'{"message": "<html>"}')) as http:
+        assert type(await asked(http)) is Auth
+
+
 @pytest.mark.parametrize("how", ["dns", "refused", "connect_timeout", "tls", "pool"])
 async def test_M1_what_never_left_is_not_sent(how):
     sent = []

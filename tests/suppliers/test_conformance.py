@@ -117,9 +117,10 @@ MUTATIONS = [
     ),
     acme("a-stock-is-a-number-or-refused", ('item["stock"], unlimited', 'item.get("stock", 0), unlimited')),
     acme("a-price-is-a-number-or-refused", ('money(item["price"],', 'money(item.get("price", "0"),')),
+    acme("an-unknown-state-is-not-for-sale", ('for_sale=item["status"] == "on"', 'for_sale=item["status"] != "off"')),
     acme("another-currency-is-seen", ('money(item["price"], item["currency"])', 'money(item["price"], "CNY")')),
     # what is asked
-    acme("garbage-is-never-an-answer", ('.object()["orders"]', '.object().get("orders", [])')),
+    acme("garbage-is-never-an-answer", ('found = body["orders"]', 'found = body.get("orders", [])')),
     acme(
         "refused-credentials-are-auth",
         (
@@ -214,6 +215,11 @@ MUTATIONS = [
     acme(
         "a-refunded-order-has-no-keys",
         ('        if order.status in {"canceled", "refunded"}:\n            return []\n', ""),
+    ),
+    acme("an-unknown-status-is-no-success", ('STATUSES[body["status"]]', 'STATUSES.get(body["status"], "completed")')),
+    acme(
+        "a-refusal-is-not-no-such-order",
+        ('if body.get("error") is not None', 'if body.get("orders") is None'),
     ),
     acme(
         "the-same-reference-is-the-same-order",
@@ -370,6 +376,22 @@ def test_negative_control_a_bundled_adapter_without_its_page(tmp_path: Path, mon
 
 
 WORSE = {
+    "an example that nothing asks for": (
+        "its-examples-fit",
+        (
+            '[[exchange]]\nverb = "fetch_keys"',
+            '[[exchange]]\nverb = "get_balance"\nrequest = "GET /v1/wallet"\n\n[[exchange]]\nverb = "fetch_keys"',
+        ),
+    ),
+    "an expectation that nothing is compared with": (
+        "its-examples-fit check-says-whether-it-works",
+        ("async def check", "async def _check"),
+    ),
+    "a time that stands still": (
+        "signatures-are-as-documented",
+        ('{"x-time": stamp,', '{"x-time": "1700000000",'),
+        ("headers = { X-Sign", 'headers = { X-Time = "1700000000", X-Sign'),
+    ),
     "an order that claims to read": (
         "one-request-buys a-lost-answer-is-unknown an-order-in-pieces-is-unknown",
         ("json=body, expect={409})", "json=body, expect={409}, reads=True)"),
@@ -413,6 +435,7 @@ LEAKS = {
     "a log line": (PLACED, f'        __import__("logging").getLogger("acme").info("%s", answer.content)\n{PLACED}'),
     "a print": (PLACED, f"        print(answer.content)\n{PLACED}"),
     "an error's text": ('("the order is refused", hint', '(f"refused: {found}", hint'),
+    "an error's text, of an answer without keys": ('f"{sku} is gone"', 'f"{sku} is gone: {answer.content!r}"'),
     "an error's hint": ('hint="see the account\'s page")', "hint=str(found))"),
     "a repr": (
         "    def sign(self",
@@ -456,9 +479,39 @@ def test_what_stands_on_a_broken_listing_is_blocked_and_no_tier_is_reached(tmp_p
     results = {one.check.name: one for one in examined(file)}
     assert results["the-listing-is-as-documented"].state == "failed"
     assert results["keys-arrive-as-they-were-sent"].state == "blocked"
-    assert "the listing of the examples ends in BadResponse" in results["keys-arrive-as-they-were-sent"].reason
+    assert "list_offers with the examples ends in BadResponse" in results["keys-arrive-as-they-were-sent"].reason
+    assert results["keys-arrive-as-they-were-sent"].by == "the-listing-is-as-documented"
     assert tier_of(list(results.values())) == "bronze"
     assert tier_of([one for one in results.values() if one.check.tier == "bronze"]) == "bronze"
+
+
+def test_a_mistake_in_init_is_told_with_its_line_and_blocks_the_rest(tmp_path: Path) -> None:
+    file = mutated(acme("", ("context.connect(", "context.konnect(")), tmp_path)
+    results = {one.check.name: one for one in examined(file)}
+    seen = results["building-it-touches-nothing"]
+    assert seen.state == "failed"
+    line = 1 + file.read_text(encoding="utf-8").splitlines().index(
+        "        self.http = context.konnect(context.settings.url, auth=self.sign)"
+    )
+    assert f"acme.py, line {line}: AttributeError: " in seen.findings[0][0]
+    assert "konnect" in seen.findings[0][0]
+    others = {one.state for name, one in results.items() if name != "building-it-touches-nothing"}
+    assert "failed" not in others
+    assert {one.by for one in results.values() if one.state == "blocked"} == {"building-it-touches-nothing"}
+    assert "made-up" not in str(results)
+
+
+def test_a_verb_that_fails_before_it_sends_is_told_by_its_own_check_alone(tmp_path: Path) -> None:
+    file = mutated(acme("", (FOUND, "return self.nosuch(order_id)")), tmp_path)
+    states = {one.check.name: (one.state, one.by) for one in examined(file, up_to="silver")}
+    assert states["an-order-is-as-documented"] == ("failed", "")
+    assert states["a-cancelled-verb-leaves-nothing-open"] == ("blocked", "an-order-is-as-documented")
+
+
+def test_an_error_of_a_kind_of_its_own_is_what_its_nearest_public_kind_is(tmp_path: Path) -> None:
+    own = "class Gone(NotForSale):\n    pass\n\n\nREFUSALS: Mapping"
+    changes = ('raise NotForSale(f"{sku} is gone"', 'raise Gone(f"{sku} is gone"'), ("REFUSALS: Mapping", own)
+    assert red(mutated(acme("", *changes), tmp_path)) == set()
 
 
 # --- for pytest -------------------------------------------------------------------------------------------------------

@@ -820,7 +820,7 @@ async def test_P1_a_listing_that_repeats_breaks_off_or_never_ends_is_refused(mad
 
 
 async def test_P1_pages_without_an_end_are_given_up(made, monkeypatch):
-    monkeypatch.setattr("syncd.adapter._MOST_PAGES", 50)
+    monkeypatch.setattr("syncd.adapter.pages._MOST_PAGES", 50)
     numbers = iter(range(1000))
     script = Script(b"")
     script.__class__ = type("Endless", (Script,), {"__call__": lambda self, sent: Reply(body=js(part(next(numbers))))})
@@ -829,9 +829,9 @@ async def test_P1_pages_without_an_end_are_given_up(made, monkeypatch):
 
 
 async def test_negative_control_without_the_memory_a_repeated_page_goes_round(made, monkeypatch):
-    monkeypatch.setattr("syncd.adapter._MOST_PAGES", 50)
+    monkeypatch.setattr("syncd.adapter.pages._MOST_PAGES", 50)
     numbers = iter(range(999))
-    monkeypatch.setattr("syncd.adapter._digest", lambda _: next(numbers))
+    monkeypatch.setattr("syncd.adapter.pages._digest", lambda _: next(numbers))
     script = Script(part(1))
     with pytest.raises(BadResponse, match="more than 50 pages"):
         await skus(made(paged('{ type = "page" }', '{ at = "{page}" }'), play=script))

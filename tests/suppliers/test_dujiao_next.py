@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import threading
 import time
@@ -295,11 +296,18 @@ def test_refused_credentials_say_what_to_correct(site, link, verb, code, hint):
     assert len(site.calls) == 1
 
 
-@pytest.mark.parametrize("answer", [{"content": b"<html>blocked</html>"}, {"json": {"ok": False, "error_code": "waf"}}])
-def test_a_403_of_somebody_else_is_refused_credentials_too(site, link, answer):
-    site.post(f"{BASE}/ping").respond(403, **answer)
+def test_a_403_of_somebody_else_is_refused_credentials_too(site, link):
+    site.post(f"{BASE}/ping").respond(403, json={"ok": False, "error_code": "waf"})
     with pytest.raises(Auth, match="in front of the site"):
         link.call("get_balance")
+
+
+def test_M1_a_page_with_403_tells_nothing_of_our_credentials_and_leaves_an_order_unknown(site, link):
+    site.post(path__regex="/(ping|orders)$").respond(403, content=b"<html>blocked</html>")
+    with pytest.raises(BadResponse):
+        link.call("get_balance")
+    with pytest.raises(OutcomeUnknown):
+        link.call("place_order", order())
 
 
 # --- buying -----------------------------------------------------------------------------------------------------------
@@ -440,6 +448,10 @@ def test_M4_a_limit_in_another_currency_is_no_limit(site, link):
     [
         (httpx.Response(200, json=MADE), None),
         (httpx.Response(409, json={"ok": False, "error_code": "insufficient_stock"}), OutOfStock),
+        (httpx.Response(400, json={"ok": False, "error_code": "sku_unavailable"}), NotForSale),
+        (httpx.Response(200, json={"ok": False, "error_code": "payment_failed"}), Refused),
+        (httpx.Response(400, json={"ok": False, "error_code": "bad_request"}), OutcomeUnknown),
+        (httpx.Response(400, json={"ok": False, "error_code": "invalid_callback_url"}), OutcomeUnknown),
         (httpx.Response(401, json={"ok": False, "error_code": "invalid_api_key"}), OutcomeUnknown),
         (httpx.Response(429), OutcomeUnknown),
     ],
@@ -683,6 +695,15 @@ def test_M1_an_answer_that_is_lost_is_one_request_and_the_same_reference_tells(r
     real.deliver(int(made.id))
     assert ours.call("get_order", made.id).keys[0].text.reveal() == "KEY-0000\nKEY-0001"
     assert (real.ledger.most(), real.balance) == (1, Decimal("80.20"))
+
+
+def test_M1_sent_again_a_no_before_the_reference_is_looked_up_leaves_the_charge_in_doubt(real, ours):
+    wanted = ends_unknown_after_one_request(real, ours, "html")
+    assert len(real.ledger.charges) == 1
+    inside = OrderRequest(wanted.reference, wanted.offer, wanted.quantity, callback_url="http://10.0.0.1/", again=True)
+    with pytest.raises(OutcomeUnknown):
+        ours.call("place_order", inside)
+    assert ours.call("place_order", dataclasses.replace(inside, callback_url="")).id == real.ledger.charges[0].order_id
 
 
 def test_M1_control_an_adapter_that_tries_again_is_caught(real):

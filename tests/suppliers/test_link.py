@@ -727,6 +727,7 @@ def test_O1_calls_and_failures_are_counted_by_verb_and_kind(linked):
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("logging_put_back")
 def test_S4_credentials_and_keys_are_in_no_error_log_metric_or_traceback(linked, capfd):
     """An adapter that puts everything it knows into its errors, and a supplier that echoes what it was sent."""
     logs.configure("debug", json=True)

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from syncd import adapter
-from syncd.adapter import BadResponse, by_cursor, by_number, by_offset
+from syncd.adapter import BadResponse, by_cursor, by_number, by_offset, pages
 from syncd.suppliers.client import Answer
 
 
@@ -145,7 +144,7 @@ async def test_P1_cursors_in_a_circle_end():
 
 
 async def test_P1_a_listing_without_end_ends(monkeypatch):
-    monkeypatch.setattr(adapter, "_MOST_PAGES", 20)
+    monkeypatch.setattr(pages, "_MOST_PAGES", 20)
     numbers = iter(range(9999))
 
     async def ask(_place):
@@ -157,8 +156,8 @@ async def test_P1_a_listing_without_end_ends(monkeypatch):
 
 
 async def test_negative_control_without_its_memory_a_circle_is_not_seen(monkeypatch):
-    monkeypatch.setattr(adapter, "_MOST_PAGES", 20)
-    monkeypatch.setattr(adapter.hashlib, "blake2b", lambda *args, **more: _Digest())
+    monkeypatch.setattr(pages, "_MOST_PAGES", 20)
+    monkeypatch.setattr(pages.hashlib, "blake2b", lambda *args, **more: _Digest())
 
     async def ask(_place):
         return answer({"l": ["x"]})

@@ -362,6 +362,7 @@ def secretive(drop_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Any
 
     def make(more: str = "", key: str = "canary-credential") -> Any:
         (tmp_path / "key").write_text(key)
+        (tmp_path / "key").chmod(0o600)
         return registry.build(
             settings(tmp_path, f'[suppliers.a]\nadapter = "mine"\nkey = {{ file = "key" }}\n{more}\n')
         )
@@ -378,6 +379,19 @@ def test_the_core_settings_become_the_clients_limits_and_its_credentials_are_hid
     assert (limits.rate, limits.concurrency, limits.total_timeout, limits.max_answer) == ((60, 60), 2, 90, 1 << 20)
     assert made["a"].client.redact("<canary-credential>") == "<***>"
     assert "canary" not in repr(made)
+
+
+def test_S4_a_secret_that_is_missing_or_that_everybody_can_read_is_a_problem_with_what_to_do(
+    secretive: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert secretive()[1] == []
+    shown = settings(tmp_path, '[suppliers.a]\nadapter = "mine"\nkey = { file = "key" }\n')
+    (tmp_path / "key").chmod(0o644)
+    (problem,) = registry.build(shown)[1]
+    assert (problem.path, problem.fix) == ("suppliers.a.key", f"chmod 600 {tmp_path / 'key'}")
+    (tmp_path / "key").unlink()
+    (problem,) = registry.build(shown)[1]
+    assert (problem.message, problem.fix) == (f"{tmp_path / 'key'} is not there", "write it there, mode 0600")
 
 
 @pytest.mark.parametrize(
@@ -437,6 +451,8 @@ def test_a_supplier_is_built_anew_when_two_credentials_change_places_or_other_ce
     def digest(key: str, secret: str) -> str:
         (tmp_path / "key").write_text(key)
         (tmp_path / "secret").write_text(secret)
+        for name in ("key", "secret"):
+            (tmp_path / name).chmod(0o600)
         files = 'key = { file = "key" }\nsecret = { file = "secret" }\nca_file = "ca.pem"\n'
         made, problems = registry.build(settings(tmp_path, f'[suppliers.a]\nadapter = "paired"\n{files}'))
         assert problems == []

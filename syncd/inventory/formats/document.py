@@ -10,9 +10,19 @@ import json
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from syncd.inventory.formats.expiry import may_be_date
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.rules import Refusal
-from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, ROLES, hides_a_key, normal, says_spent
+from syncd.inventory.formats.words import (
+    EXPIRES,
+    KEY_ROLES,
+    NOTE,
+    ROLES,
+    dates_the_past,
+    hides_a_key,
+    normal,
+    says_spent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,7 +210,7 @@ def _inside(text: str, at: int, *, named: bool) -> Iterator[tuple[int, str, int]
             at = _skip(text, at + 1)
 
 
-def roles_of(members: Object) -> dict[str, str] | Refusal:
+def roles_of(members: Object) -> dict[str, str] | Refusal:  # noqa: C901 -- each kind of name once
     """The named texts of one card's object by role: numbers as they are spelled, notes left out."""
     names = {normal(name) for name, value in members if isinstance(value, str) and value != ""}
     roles: dict[str, str] = {}
@@ -218,6 +228,8 @@ def roles_of(members: Object) -> dict[str, str] | Refusal:
         elif not role and hides_a_key(name) and value not in (None, "", [], Object()):
             return Refusal("ambiguous", "a name that is not known, and may be a part of the key")
         if role not in KEY_ROLES and role != "expires":
+            if not role and isinstance(value, str) and may_be_date(value) and not dates_the_past(name):
+                return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
             if says_spent(plain, value):
                 return Refusal("spent", "the supplier marks it as used, void or expired")
             continue

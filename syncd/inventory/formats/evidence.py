@@ -22,14 +22,16 @@ from syncd.inventory.formats.split import (
     split_parts,
 )
 from syncd.inventory.formats.template import is_template
-from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
     KEY_ROLES,
     ROLES,
     Item,
+    cut_expiry,
     cut_notes,
+    has_code,
     header_columns,
     is_index,
     labels_in,
@@ -60,6 +62,7 @@ STRONG: Final = (
     "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
 RECORD_PARTS: Final = 4
+_OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])[A-Za-z0-9-]{6,}|\d{9,}")
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
 _PAIR: Final = 2
@@ -164,6 +167,7 @@ class Evidence:
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
         self.keyed = _Labels()  # of the lines that name a part of a key
+        self.spent = False  # a heading says that some of the cards are no good any more
         self.notes = 0  # lines with labels of which none names a part of a key
         self.records = 0
         self.numbers = 0  # lines that are numbered 1, 2, 3 …
@@ -207,6 +211,7 @@ class Evidence:
             return
         if self.header is None:
             self.header = bare
+        self.spent = self.spent or heads_spent(bare)
         if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
             return
@@ -227,7 +232,8 @@ class Evidence:
         self._unlabelled(bare, items)
 
     def _unlabelled(self, bare: str, items: list[Item]) -> None:
-        if items:
+        bare, until = cut_expiry(bare)
+        if items and not until:
             bare, _ = cut_notes(bare)
         gap, self._gap = self._gap, False
         bare = self._unnumbered(without_bullet(bare))
@@ -243,7 +249,8 @@ class Evidence:
             self.prose += 1
             self._gap = gap
             if EXPIRY_WORDS.search(bare) and len(self._said) < _FEW and (said := expiry_in(bare)):
-                self._said.add(said)
+                one = _OF_ONE.search(bare) and not (bare.isascii() and is_prose(bare))  # a date of one key alone?
+                self._said.add("?" if one else said)
             return
         self.total += 1
         if not counts and len(self._lengths) < _KINDS:
@@ -259,12 +266,10 @@ class Evidence:
                 if count == 2 and len(counts) == 1 and all(sizes) and name != "-----":  # noqa: PLR2004
                     self._sizes[ANY][tuple(map(abs, sizes))] += 1
 
-    def _says_expiry(self, text: str) -> bool:
+    @staticmethod
+    def _says_expiry(text: str) -> bool:
         """Whether a line of words says until when the keys are valid, in a way that ``is_prose`` takes for a code."""
-        if not EXPIRY_WORDS.search(text) or not (said := expiry_in(text)) or said == "?":
-            return False
-        rest = text.lower().replace(said, " ")
-        return len(rest) < len(text) and not any(map(str.isdigit, rest)) and " " in strip(rest)
+        return EXPIRY_WORDS.search(text) is not None and expiry_in(text) != "" and not has_code(text)
 
     def _numbers(self, name: str, parts: list[str]) -> None:
         """Remember which pin a number has; a number that comes with another is not certain, whichever is right."""
@@ -344,6 +349,8 @@ class Evidence:
 
     def sizes(self, separator: str) -> tuple[int, ...]:
         """The lengths of the parts on all lines but a few, if there are enough to tell."""
+        if separator == ANY:  # of any kind: what is a digit here may be a letter there
+            return tuple(-size for size in self._sizes[ANY].most_common(1)[0][0])
         if not separator:
             usual = [self._usual(self._lengths)]
             return (usual[0],) if usual[0] else ()
@@ -369,14 +376,17 @@ class Evidence:
     def reading(self, encoding: str, split: str, media: str) -> Reading:
         """The Reading of text that these lines are evidence for."""
         reading = self._reading(encoding, split, media)
+        if self.spent:
+            reading = replace(reading, problem="a heading that says that some of the cards are used or void")
+        expires = self.expires(labelled=reading.splitter == "labelled")
         if reading.splitter == "template" or reading.candidates:
-            return reading
+            return replace(reading, expires=expires if reading.candidates else "")
         separator = reading.separator if reading.splitter == "pair" else ""
         sizes = self.sizes(separator) if reading.splitter in {"pair", "line"} and separator != " " else ()
         again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
         few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
         twice = tuple(sorted({number & MARK for number in again})) if few else ()
-        return replace(reading, sizes=sizes, twice=twice, expires=self.expires(labelled=reading.splitter == "labelled"))
+        return replace(reading, sizes=sizes, twice=twice, expires=expires)
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
@@ -410,6 +420,7 @@ class Evidence:
         strong = [name for name in agreed if name in STRONG]
         if len(strong) == 1:
             agreed = strong
+        agreed = agreed or self._lone_strong(total)
         if len(agreed) == 1 and labelled <= _RARE:
             return self._pair(encoding, media, agreed[0])
         mixed = self._sizes[ANY].most_common(1)
@@ -421,6 +432,13 @@ class Evidence:
             return self._line_reading(encoding, media)
         named = [*(["labelled"] if labelled > _RARE else []), *others]
         return Reading(encoding, media=media, candidates=("line", *named))
+
+    def _lone_strong(self, total: int) -> list[str]:
+        """The one strong separator that there is, if most lines have it: what has none, or fewer, is held line by
+        line.
+        """
+        seen = [name for name in STRONG if self.parts[name]]
+        return seen if len(seen) == 1 and self.parts[seen[0]].total() > _HALF * total else []
 
     def _is_heading(self) -> bool:
         """Whether the labels are headings over lists of keys, or notes."""
@@ -463,6 +481,9 @@ class Evidence:
             media=media,
             tail=self._tail(),
             numbered=self.numbered(),
+            width=max(self.parts[separator], key=self.parts[separator].__getitem__, default=0)
+            if separator != ANY
+            else 0,
         )
 
     def _labelled(self, encoding: str, media: str) -> Reading:
@@ -497,7 +518,7 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
-_IS_TITLE: Final = re.compile("[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+")
+_IS_TITLE: Final = re.compile(r"[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+|^[A-Za-z]{3,10} ?\d{1,2}$")
 
 
 class Table:

@@ -30,6 +30,13 @@ _NEVER_WORDS: Final = frozenset(
         "unlimited",
     }
 )
+_AFTER_USE: Final = re.compile(
+    r"(?:自|从)?(?:激活|使用|兑换|充值|开通|登录|绑定)(?:之日)?(?:起|后|之后|开始) ?"
+    r"\d{1,4} ?(?:天|日|个月|月|年)(?:内)?(?:有效)?"
+    r"|\d{1,4} (?:days?|months?|years?) (?:after|from) (?:activation|redemption|first use)",
+    re.IGNORECASE,
+)
+"""A time that begins when the customer uses the key: until then it does not expire."""
 _DATE: Final = re.compile(
     r"(?P<y>\d{4})(?:(?P<sep>[-/.])(?P<m>\d{1,2})(?P=sep)(?P<d>\d{1,2})|年 ?(?P<cm>\d{1,2}) ?月 ?(?P<cd>\d{1,2}) ?日?)"
     r"(?:(?:T| {1,3})?(?P<H>\d{1,2})[:时点](?P<M>\d{1,2})(?:[:分](?P<S>\d{1,2})(?:\.\d{1,9})?秒?|分)?"
@@ -45,6 +52,28 @@ _UNSURE: Final = re.compile(
     r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]{0,6}\.? \d",
     re.IGNORECASE,
 )
+_MONTH_NAME: Final = "(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]{0,6}"
+_WRITTEN: Final = (
+    r"\d{4}(?:-\d{1,2}-|/\d{1,2}/|\.\d{1,2}\.)\d{1,2}|\d{4}年 ?\d{1,2} ?月(?: ?\d{1,2} ?日?)?"
+    r"|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d\d)"
+    r"|(?:0?[1-9]|1[0-2])/(?:20\d\d|2[4-9]|[3-9]\d)|20\d\d[-/.](?:0[1-9]|1[0-2])"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?[ -]{_MONTH_NAME}\.?,?[ -]\d{{2,4}}"
+    rf"|{_MONTH_NAME}\.?[ -]\d{{1,2}}(?:st|nd|rd|th)?,?[ -]\d{{4}}|{_MONTH_NAME}\.?[ -]\d{{4}}"
+)
+WRITTEN: Final = rf"(?:{_WRITTEN})(?:(?:T| {{1,3}})?\d{{1,2}}:\d\d(?::\d\d)?)?"
+"""A pattern of dates as people write them, those that are not certain (``12/27``) too."""
+_ANY: Final = re.compile(
+    rf"(?<![A-Za-z\d./-])(?:{WRITTEN})(?![\d/-])|(?<!\d)20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{{6}})?(?!\d)"
+    r"|\d{1,2}月 ?\d{1,2}[日号]",
+    re.IGNORECASE,
+)
+_ALONE: Final = re.compile(WRITTEN, re.IGNORECASE)
+_VAGUE: Final = re.compile(
+    r"20\d\d ?年? ?(?:底|末|内|前|之前|到期|过期|失效)|年底|年末|月底|月末|明年|次年|下个?月|本月"
+    r"|\b(?:until|till|expir\w*|valid|before|by|of) (?:the )?(?:end of )?20\d\d|end of (?:the |this |next )?(?:year|month)|next year",
+    re.IGNORECASE,
+)
+"""A time that people say, and that no date is."""
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NAMED: Final = re.compile(
     r"(?:(?P<day>\d{1,2})(?:st|nd|rd|th)?[ -](?P<month>[a-z]{3,9})\.?,?[ -](?P<year>\d{4})"
@@ -55,8 +84,9 @@ _MONTH: Final = re.compile(
     "|nov(?:ember)?|dec(?:ember)?"
 )
 _RANGE: Final = re.compile(r"\s*(?:至|到|~|[\u2013\u2014]| - | to )\s*")
-_DAY_FIRST: Final = re.compile(r"(1[3-9]|2\d|3[01])(\.)(\d{1,2})\.(\d{4})")
-_SLASHED: Final = re.compile(r"(0?[1-9]|1[0-2])/(1[3-9]|2\d|3[01])/(\d{4})")
+_DOTTED: Final = re.compile(r"\d{4}[./]\d{1,2}[./]\d{1,2} ?- ?(\d{4}[./]\d{1,2}[./]\d{1,2})")
+_DAY_FIRST: Final = re.compile(r"(1[3-9]|2\d|3[01])([-/.])(\d{1,2})\2(\d{4})")
+_MONTH_FIRST: Final = re.compile(r"(0?[1-9]|1[0-2])([-/])(1[3-9]|2\d|3[01])\2(\d{4})")
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
@@ -68,23 +98,25 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     """Unix seconds of an expiry, NEVER for "no expiry", None if it cannot be read with certainty.
 
     A date without a time means the last second of that day in ``zone``; a time without an offset is in ``zone``.
-    Day-first is read only as it is written in Europe (``31.12.2027``), month-first as in America (``12/31/2027``), and
-    both only where a number above 12 tells the day; two-digit years are not certain, and so not read.
+    Day-first (``31.12.2027``) and month-first (``12/31/2027``) are read only where a number above 12 tells the day;
+    two-digit years are not certain, and so not read.
     """
     if len(text) > _LONGEST:
         return None
     folded = unicodedata.normalize("NFKC", text).strip()
-    if folded.casefold() in _NEVER_WORDS:
+    if folded.casefold() in _NEVER_WORDS or _AFTER_USE.fullmatch(folded):
         return NEVER
     folded = _AROUND.sub("", folded)
+    if dotted := _DOTTED.fullmatch(folded):
+        folded = dotted[1]
     if len(ends := _RANGE.split(folded)) == 2 and looks_like_date(ends[0]):  # noqa: PLR2004 -- from … to …
         folded = ends[1]
     if _UNIX.fullmatch(folded):
         return _unix(folded)
     if day_first := _DAY_FIRST.fullmatch(folded):  # no month has this number
         folded = f"{day_first[4]}-{day_first[3]}-{day_first[1]}"
-    if slashed := _SLASHED.fullmatch(folded):  # nor this
-        folded = f"{slashed[3]}-{slashed[1]}-{slashed[2]}"
+    if month_first := _MONTH_FIRST.fullmatch(folded):  # nor this
+        folded = f"{month_first[4]}-{month_first[1]}-{month_first[3]}"
     match = _DATE.fullmatch(folded) or _DIGITS.fullmatch(folded) or _DATE.fullmatch(_spelled_out(folded))
     if match is None:
         return None
@@ -110,10 +142,10 @@ def expiry_in(text: str) -> str:
         dates = dates[1:]
     if len(dates) == 1:
         return dates[0][0]
-    spelled = list(_NAMED.finditer(text.lower()))
-    if len(spelled) == 1 and not dates and _spelled_out(spelled[0][0]):
-        return spelled[0][0]
-    return "?" if dates or _UNSURE.search(text) else ""
+    written = list(_ANY.finditer(text))
+    if len(written) == 1 and not written[0][0].isdigit():
+        return written[0][0]
+    return "?" if dates or _UNSURE.search(text) or _VAGUE.search(text) else ""
 
 
 def _unix(digits: str) -> int | None:
@@ -137,7 +169,12 @@ def _spelled_out(text: str) -> str:
 
 def looks_like_date(text: str) -> bool:
     """Whether the text is written as a date (with separators): a sign that a part is not a key."""
-    return _DATE.fullmatch(text) is not None
+    return _DATE.fullmatch(text) is not None or _ALONE.fullmatch(text) is not None
+
+
+def may_be_date(text: str) -> bool:
+    """Whether the text may be a date, however it is written: what is dropped as a note is none."""
+    return _ANY.search(unicodedata.normalize("NFKC", text)) is not None
 
 
 def _offset(text: str | None) -> tzinfo | None:

@@ -55,7 +55,7 @@ def recognised(reading: Reading, evidence: dict[str, int]) -> str:
     """How the payload is cut, and what speaks for it."""
     lines = evidence.get("lines", 0)
     if reading.encoding == "unreadable":
-        return "neither UTF-8 nor GB18030 text: every line is refused"
+        return "no text in UTF-8, UTF-16 with a byte order mark, or GB18030: every line is refused"
     if reading.problem:
         return f"{reading.problem}: every line is refused"
     if reading.candidates:

@@ -15,6 +15,7 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]++={0,2}")
 _WHITE: Final = dict.fromkeys(map(ord, " \t\r\n"))
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _SHORTEST: Final = 30
+_MATRIX: Final = 10  # modules a side of the smallest code that a camera reads (ISO/IEC 16022)
 
 
 def media_type(data: bytes) -> str:
@@ -50,7 +51,16 @@ def image_of(text: str) -> bytes | None:
         data = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
-    return data if len(data) <= MAX_IMAGE and media_type(data) else None
+    return data if len(data) <= MAX_IMAGE and media_type(data) and not _is_dot(data) else None
+
+
+def _is_dot(data: bytes) -> bool:
+    """Whether a PNG has too few pixels to show a key: a page's invisible dot. A Data Matrix has 10 a side and more.
+
+    Of a GIF it cannot be told here: its screen need not be as large as what is drawn.
+    """
+    sides = (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+    return data.startswith(b"\x89PNG") and max(sides) < _MATRIX
 
 
 def data_uri(data: bytes) -> str:

@@ -8,6 +8,7 @@ or has a reason, with the exact bytes of its slice.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from syncd.inventory.formats.document import (
     parse,
 )
 from syncd.inventory.formats.evidence import header_like, is_gap
+from syncd.inventory.formats.expiry import expiry_in
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import MAX_KEY, FieldRule, Format, Refusal, default_display
 from syncd.inventory.formats.slices import Card, Quick, Result, Slices
@@ -31,6 +33,7 @@ from syncd.inventory.formats.split import (
 )
 from syncd.inventory.formats.survey import Survey
 from syncd.inventory.formats.text import is_prose_line, strip
+from syncd.inventory.formats.wide import WIDE, Wide
 from syncd.inventory.formats.words import (
     EXPIRY_WORDS,
     NOTE,
@@ -57,9 +60,12 @@ def read(
     The chunks begin at byte ``offset`` of the payload, behind line ``position``: 0 and 0, or ``end`` and ``line_end``
     of a card that was read before, and then exactly the cards behind it follow. A line or CSV record of more than 64
     KiB comes as several cards, each too_long; until its last piece, their ``end`` stays before it. So does that of a
-    JSON document's cards until the last: taken up again, it is read from its start. Blank lines, and between labelled
-    cards lines of punctuation or numbers, give no card; nor does the header, nor what is around a document's cards.
+    JSON document's cards until the last: taken up again, it is read from its start. The slices of
+    UTF-16 are UTF-8. Blank lines, and between labelled cards lines of punctuation or numbers, give no card; nor does
+    the header, nor what is around a document's cards.
     """
+    if reading.encoding in WIDE:
+        return _wide(chunks, reading, fmt, offset, position, timezone)
     slices = Slices(reading, fmt, timezone)
     by_line = fmt.kind == "opaque" and reading.splitter != "csv"  # verbatim lines need no evidence
     if reading.media == "json":
@@ -73,6 +79,17 @@ def read(
     if reading.splitter == "labelled" and fmt.kind != "opaque":
         return _labelled(lines(chunks, offset, position), slices)
     return _by_line(chunks, slices, offset, position)
+
+
+def _wide(
+    chunks: Iterable[bytes], reading: Reading, fmt: Format, offset: int, position: int, timezone: tzinfo
+) -> Iterator[Card]:
+    """The cards of UTF-16, which is read as UTF-8."""
+    wide = Wide(reading.encoding, offset)
+    narrow = replace(reading, encoding="utf-8")
+    for card in read(wide.chunks(chunks), narrow, fmt, offset=offset, position=position, timezone=timezone):
+        card.end = wide.place(card.end)
+        yield card
 
 
 def read_rows(
@@ -109,6 +126,8 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
             if card.key is not None:
                 return card
         reading = survey.decide()
+    elif reading.encoding in WIDE:
+        reading = replace(reading, encoding="utf-8")
     slices = Slices(reading, fmt, timezone)
     if raw.startswith(b"data:image/"):  # larger than a line may be
         return slices.card(1, len(raw), 1, raw, slices.image(raw.decode("ascii", "replace")))
@@ -433,7 +452,7 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa
         ):
             yield from card.close()
             yield from _cards(slices, line, _bare(line), slices.dated(found))
-        elif is_prose_line(bare, slices.fmt.placeholders) and not EXPIRY_WORDS.search(bare):
+        elif is_prose_line(bare, slices.fmt.placeholders) and not (EXPIRY_WORDS.search(bare) and expiry_in(bare)):
             yield from card.close()
             yield slices.card(
                 line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")

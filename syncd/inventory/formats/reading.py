@@ -36,8 +36,9 @@ class Reading:
 
     ``whole`` says that a line is one key whatever is in it, as the product's ``split`` has it; ``sizes`` are the
     lengths of a line's parts that all but a few lines have (negative if they are not all digits; 0 for no such length);
-    ``twice`` are sums (`MARK`) of numbers that come with several pins; ``expires`` is the expiry that a line of prose
-    gives for all cards, "?" if it is not certain.
+    ``width`` is how many parts of a pair most lines have, 0 if that was not counted. ``twice`` are sums (`MARK`) of
+    numbers that come with several pins; ``expires`` is the expiry that a line of prose gives for all cards, "?" if it
+    is not certain.
 
     Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.
     """
@@ -60,6 +61,7 @@ class Reading:
     sizes: tuple[int, ...] = ()
     twice: tuple[int, ...] = ()
     expires: str = ""
+    width: int = 0
 
     def dump(self) -> str:
         """As JSON, for the database. ``load`` reads it back."""

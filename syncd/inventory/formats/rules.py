@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
-from syncd.inventory.formats.expiry import DATED, looks_like_date
+from syncd.inventory.formats.expiry import DATED, looks_like_date, may_be_date
 from syncd.inventory.formats.image import data_uri, image_of, looks_like_image
-from syncd.inventory.formats.text import fold, has_control, is_link, is_masked, is_placeholder, is_prose, strip
+from syncd.inventory.formats.text import denies, fold, has_control, is_link, is_masked, is_placeholder, is_prose, strip
 from syncd.inventory.formats.words import EXPIRES, KEY_ROLES, NOTE, says_spent
 from syncd.model import NEVER, CardKey
 
@@ -294,7 +294,7 @@ class Format:
         others = block.translate(None, _FIGURES) if self.kind == "auto" else digits  # and one of these alone a date
         if any(rest[:1] == b"\n" or b"\n\n" in rest for rest in (digits, others)):
             return False
-        return not any(start in block for start in _PICTURES) and self._light.fullmatch(text) is not None
+        return not any(start in block for start in _STARTS) and self._light.fullmatch(text) is not None
 
     @cached_property
     def _light(self) -> re.Pattern[str] | None:
@@ -338,7 +338,7 @@ class Format:
         fitting = [part for part in parts if rule.alphabet not in _SOLID and isinstance(rule.read(part), tuple)]
         if len(fitting) != 1:
             return Refusal("not_this_format", f"{len(parts)} parts, 1 expected ({rule.name})")
-        if not all(_is_aside(part) for part in parts if part != fitting[0]):
+        if not all(_is_aside(part) and not may_be_date(part) for part in parts if part != fitting[0]):
             return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
         return {rule.name: fitting[0]}
 
@@ -496,13 +496,27 @@ _TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=
 _PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
 _AUTO_AHEAD: Final = (
     r"(?![^\n]{0,300}(?:X{4}|x{4}))"
-    rf"(?!\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
+    rf"(?!(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d|\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
 )
 _AUTO_PART: Final = rf"{_AUTO_AHEAD}[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
 _FIGURES: Final = b"0123456789Ee-"
-_PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b"DATA:")
+_STARTS: Final = (
+    b"INV",
+    b"ORD",
+    b"TXN-",
+    b"REF-",
+    b"PO-",
+    b"SO-",
+    b"iVBOR",
+    b"/9j/",
+    b"_9j_",
+    b"R0lGOD",
+    b"UklGR",
+    b"data:",
+    b"DATA:",
+)
 # A text without spaces, with a digit, that is no picture: no placeholder is one.
 _OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
 _QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
@@ -560,6 +574,8 @@ def _odd_shape(name: str, value: str) -> str:
         "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(_ENTITY.sub("E", value)),
         "has a separator at its edge or twice in a row": "--" in value or value[0] == "-" or value[-1] == "-",
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
+        "reads as the number of an order": _ORDER.match(value) is not None,
+        "reads as an e-mail address": name == "pin" and _EMAIL.fullmatch(value) is not None,
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
         "has a date or a remark behind it": DATED.search(value) is not None or (value[-1] == ")" and "(" in value),
@@ -570,18 +586,24 @@ def _odd_shape(name: str, value: str) -> str:
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
+_ORDER: Final = re.compile(r"(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d")
 _COMPLETE: Final = 8
 _SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
 _GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")
+_EDITION: Final = re.compile(
+    r"\b(?:win(?:dows)?|office|server|visio|project) ?(?:\d{1,2}|20\d\d)(?![A-Za-z0-9])", re.IGNORECASE
+)
 _ASIDE: Final = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]{2,}){0,7}|(?=.*[\u4e00-\u9fff])(?!.*[A-Za-z0-9]{5}).{1,64}")
 
 
 def _is_aside(part: str) -> bool:
     """Whether a part beside a key is a title, a price or a date, and says nothing against the key."""
     text = fold(part)
-    if is_placeholder(text) or says_spent("status", text):
+    if is_placeholder(text) or says_spent("status", text) or denies(text):
         return False
-    return looks_like_date(text) or _FIGURE.fullmatch(text) is not None or _ASIDE.fullmatch(text) is not None
+    if looks_like_date(text) or _FIGURE.fullmatch(text):
+        return True
+    return _ASIDE.fullmatch(_EDITION.sub("", text)) is not None
 
 
 def _link_problem(text: str) -> Refusal | None:

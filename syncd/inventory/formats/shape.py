@@ -11,8 +11,8 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from syncd.inventory.formats.expiry import DATED
-from syncd.inventory.formats.text import LINK, is_masked, is_placeholder
+from syncd.inventory.formats.expiry import DATED, may_be_date
+from syncd.inventory.formats.text import LINK, denies, is_masked, is_placeholder
 from syncd.inventory.formats.words import AMOUNT, EXPIRY_WORDS, plain_width, without_index
 
 if TYPE_CHECKING:
@@ -40,12 +40,6 @@ _RUN: Final = re.compile(r"[A-Za-z0-9]+(?:[-@._][A-Za-z0-9]+)*")
 _SOLID: Final = re.compile("[A-Za-z0-9]+")
 _GROUPED: Final = re.compile(f"{_LEFT}[A-Z0-9]{{4,6}}(?:-[A-Z0-9]{{4,6}}){{2,5}}{_RIGHT}")
 _BETWEEN: Final = re.compile(r"(?:[\s,;|/:.，；、：。｜()\[\]{}<>\"'“”\u2018\u2019\x00-]|\b\d{1,2}(?=[.)、:]))*")
-_DENY: Final = re.compile(
-    "已|曾|旧|作废|失效|无效|循环|重复|通用|示例|样例|例如|格式|错误|退款|补发|更换|换|仅|只能|冻结|锁|假|不可|不能|未付|模板"
-    r"|\b(?:used|redeemed|invalid|void|revoked|blocked|cancel\w*|refund\w*|sold|wrong|error|example|sample|format|demo"
-    r"|test|e\.?g|not|old|replac\w*|reusable|expired|banned|fake|template|instead|previous|was)\b",
-    re.IGNORECASE,
-)
 _OTHER_PART: Final = re.compile(
     r"\bpins?\b|pwd|pass(?:word|wd|code)|secret|serial|cvv|cvc|token|account|user|login|e-?mail|卡号|账号|帐号|密码|序列|流水"
     "|邮箱|验证码|安全码|提取码|链接|串号|卡號|密碼",
@@ -88,18 +82,13 @@ def _long(fmt: Format) -> bool:
     return sum(min(low for low, _ in rule.lengths) for rule in fmt.rules) >= _SHORTEST
 
 
-def denies(text: str) -> bool:
-    """Whether words beside a key say that it is none, or none any more."""
-    return _DENY.search(text) is not None
-
-
 def find(text: str, fmt: Format) -> Found | None:
     """The cards in a line, or None if that is not certain."""
     plain = plain_width(text)
     if fmt.lone_field == "link" and len(fmt.rules) == 1:
         return _links(text)
     plain = _SENDER.sub("", plain)
-    if "://" in plain or _DENY.search(plain) or is_placeholder(plain, fmt.placeholders):
+    if "://" in plain or denies(plain) or is_placeholder(plain, fmt.placeholders):
         return None
     expires, rest = _cut_date(plain)
     if rest is None:
@@ -117,7 +106,7 @@ def _links(text: str) -> Found | None:
     links = LINK.findall(text)
     rest = LINK.sub(" ", text)
     if len(links) == 1 and links[0][-1].isalnum() and not any(char.isascii() and char.isalnum() for char in rest):
-        bare = _DENY.search(rest) is None and _OTHER_PART.search(rest.replace("链接", "")) is None
+        bare = not denies(rest) and _OTHER_PART.search(rest.replace("链接", "")) is None
         return Found(({"link": links[0]},), "") if bare and not EXPIRY_WORDS.search(rest) else None
     if len(set(links)) < 2 or any(link[-1] in ",;|" for link in links) or rest.strip(" \t,;|、，；｜"):  # noqa: PLR2004
         return None
@@ -203,6 +192,8 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
 
 def _is_beside(text: str, *, auto: bool) -> bool:
     """Whether what stands beside a key says nothing that could be a part of it."""
+    if may_be_date(text):
+        return False
     left = _COUNT.sub(" ", _YEAR.sub(" ", AMOUNT.sub(" ", without_index(text))))
     if _OTHER_PART.search(left) and (auto or re.search(r"[A-Za-z0-9]{3}", _OTHER_PART.sub("", left))):
         return False

@@ -25,7 +25,7 @@ from syncd.inventory.formats.document import (
 )
 from syncd.inventory.formats.edges import CLAUSE, MARKS, alike, unwrap
 from syncd.inventory.formats.evidence import RECORD_PARTS, STRONG, cut_trailing
-from syncd.inventory.formats.expiry import looks_like_date, parse_expiry
+from syncd.inventory.formats.expiry import looks_like_date, may_be_date, parse_expiry
 from syncd.inventory.formats.image import image_of, looks_like_image
 from syncd.inventory.formats.reading import MARK, Reading
 from syncd.inventory.formats.rules import MAX_KEY, Format, Refusal
@@ -40,12 +40,14 @@ from syncd.inventory.formats.split import (
 )
 from syncd.inventory.formats.template import compiled
 from syncd.inventory.formats.template import match as match_template
-from syncd.inventory.formats.text import fold, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.text import denies, fold, is_link, is_prose, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     NOTE,
     Item,
+    cut_expiry,
     cut_notes,
+    dates_the_past,
     find_labels,
     header_columns,
     hides_a_key,
@@ -72,6 +74,7 @@ _QUOTES: Final = ('"', "“", "”")
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
+_PATH: Final = re.compile(r"/[!-~]*\?|\?[A-Za-z0-9_]{1,32}=")  # goes on as an address, and as no code
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
 
@@ -111,6 +114,9 @@ class Slices:
         self.roles = [role_of(name, fmt.fields) for name in reading.columns]
         self.strict = shape.is_strict(fmt)
         self._common = NEVER if not reading.expires else self._expiry(reading.expires)
+        self._dated = [
+            not role and not dates_the_past(name) for name, role in zip(reading.columns, self.roles, strict=True)
+        ]
         self._hidden = any(
             not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
         )
@@ -129,7 +135,8 @@ class Slices:
             return None
         if reading.splitter == "line":
             return self.fmt.quick()
-        if reading.splitter == "pair" and not reading.columns and not reading.constant:
+        wide = self.fmt.kind == "auto" and reading.width > 2  # noqa: PLR2004 -- two parts are odd there
+        if reading.splitter == "pair" and not reading.columns and not reading.constant and not wide:
             return self.fmt.quick(reading.separator)
         return None
 
@@ -164,7 +171,7 @@ class Slices:
         """Why no card of this payload is read, if so."""
         reading = self.reading
         if reading.encoding == "unreadable":
-            return Refusal("undecodable", "the payload is neither UTF-8 nor GB18030 text")
+            return Refusal("undecodable", "the payload is no text in UTF-8, UTF-16 with a byte order mark, or GB18030")
         if reading.problem and self.hopeless():
             if reading.splitter == "csv":
                 return Refusal("no_key_column", reading.problem)
@@ -270,7 +277,8 @@ class Slices:
             return Refusal("prose", "a note, not a key")
         if items and not head and len(items) == 1 and not items[0].text:
             return Refusal("prose", "a heading, not a key")
-        bare, notes = cut_notes(without_bullet(bare))
+        bare, until = cut_expiry(without_bullet(bare))
+        bare, notes = (bare, [Item(EXPIRES, until)]) if until else cut_notes(bare)
         if reading.numbered:
             number, size = numbering(bare)
             if number < 0 or number_mark(bare, size) != reading.numbered:
@@ -350,7 +358,7 @@ class Slices:
         address, dashes, behind = bare.rpartition("----")
         if dashes and len(fmt.fields) > 1 and any(rule.alphabet == "link" for rule in fmt.rules):
             return self._parts([address, behind])
-        if dashes and fmt.kind == "auto" and "?" not in address:
+        if dashes and fmt.kind == "auto" and "?" not in address and not _PATH.search(behind):
             return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
         address, bar, behind = bare.rpartition("|")
         if bar and fmt.fields == ("link", "access") and is_link(address):
@@ -363,12 +371,16 @@ class Slices:
         reading, fmt = self.reading, self.fmt
         bare = unwrap(bare) if bare[:1] in _QUOTES or bare[:1] == "'" else bare
         parts = [bare] if is_link(bare) else split_parts(bare, reading.separator)
-        if len(parts) == 1 and len(reading.sizes) == 2 and (lone := lone_separator(bare)):  # noqa: PLR2004
-            other = split_parts(bare, lone)
-            if [len(part) for part in other] == [abs(size) for size in reading.sizes]:
+        if len(reading.sizes) == 2 and (len(parts) == 1 or reading.separator == ANY):  # noqa: PLR2004
+            other = split_parts(bare, lone_separator(bare) or " ")
+            if [len(part) for part in other] == [abs(size) for size in reading.sizes] and all(map(str.isalnum, other)):
                 parts = other
+            elif reading.separator == ANY:
+                return self._odd(bare, "parts that are not as long as on the other lines")
         if reading.columns:
             return self.columns(parts)
+        if self._has_colons(parts):
+            parts = [parts[0], strip(bare.partition(":")[2])]
         if len(fmt.fields) == 1:  # its own spaces may look like a separator
             whole = fmt.key({fmt.lone_field: bare})
             return whole if isinstance(whole, CardKey) else self._parts(parts)
@@ -376,10 +388,19 @@ class Slices:
             return self._odd(bare, f"no {_name(reading.separator)} as on the other lines")
         return self._parts(parts)
 
+    def _has_colons(self, parts: Sequence[str]) -> bool:
+        """Whether the colons behind an e-mail address belong to its password: most lines have one, and what is between
+        them is nothing of its own (another address, a date, a word, a telephone number).
+        """
+        fmt, reading = self.fmt, self.reading
+        free = fmt.kind == "fields" and len(fmt.rules) == reading.width == 2 < len(parts) and not fmt.rules[1].groups  # noqa: PLR2004
+        if not free or reading.separator != ":" or fmt.rules[1].alphabet != "visible" or "@" not in parts[0]:
+            return False
+        return all(part and "@" not in part and not part.isalpha() and not part.isdigit() for part in parts[1:])
+
     def _parts(self, parts: list[str]) -> CardKey | Refusal:
         """The parts of a line or record by position; a date behind them is the expiry."""
-        fmt, expires_at = self.fmt, NEVER
-        wanted = len(parts)
+        fmt, wanted = self.fmt, len(parts)
         while len(parts) > 1 and not parts[-1]:
             parts = parts[:-1]
         if len(parts) == 1 < wanted and len(fmt.fields) != 1 and self.reading.splitter in {"pair", "csv"}:
@@ -390,22 +411,32 @@ class Slices:
             parts = [*parts[:-1], cut_trailing(parts[-1])]
         if any(part[:1] in _QUOTES or part[-1:] in _QUOTES for part in parts):
             return self._odd(" ".join(parts), "a quotation mark at the edge of a part")
-        if len(parts) == (len(fmt.fields) or 2) + 1 and looks_like_date(fold(parts[-1])):
-            dated = self._expiry(parts[-1])
-            if dated is None:
-                return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-            expires_at, parts = dated, parts[:-1]
+        dated = looks_like_date(fold(parts[-1])) if len(parts) == (len(fmt.fields) or 2) + 1 else False
+        expires_at = self._expiry(parts[-1]) if dated else NEVER
+        if expires_at is None:
+            return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
+        parts = parts[:-1] if dated else parts
+        problem = self._odd_parts(parts, wanted)
+        if problem:
+            return problem
+        roles = fmt.read_parts(parts, constant=self.reading.constant)
+        if isinstance(roles, Refusal):
+            return self._odd(" ".join(parts), roles.detail, roles.reason)
+        return fmt.key(roles, expires_at)
+
+    def _odd_parts(self, parts: list[str], wanted: int) -> Refusal | None:
+        """What speaks against parts beside those of the other lines; ``wanted`` counts the date behind them too."""
+        fmt = self.fmt
         if fmt.kind == "auto" and len(parts) == 2 and self.reading.separator not in STRONG and alike(*parts):  # noqa: PLR2004
             return Refusal("ambiguous", "two codes of one shape: perhaps two cards")
+        if fmt.kind == "auto" and len(parts) == wanted < self.reading.width:
+            return self._odd(" ".join(parts), f"{wanted} parts, where most lines have {self.reading.width}")
         if self._is_odd_size(parts):
             return self._odd(" ".join(parts), "a part that is not as long as on the other lines")
         twice = self.reading.twice
         if twice and len(parts) > 1 and crc32(parts[0].encode("utf-8", "replace")) & MARK in twice:
             return Refusal("ambiguous", "this number comes with another pin too")
-        roles = fmt.read_parts(parts, constant=self.reading.constant)
-        if isinstance(roles, Refusal):
-            return self._odd(" ".join(parts), roles.detail, roles.reason)
-        return fmt.key(roles, expires_at)
+        return None
 
     def _odd(self, text: str, detail: str, reason: str = "unreadable_shape") -> Refusal:
         if is_prose_line(text, self.fmt.placeholders):
@@ -424,6 +455,9 @@ class Slices:
         if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
             return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        strange = [cell for role, cell in zip(self._dated, row, strict=False) if role]
+        if any(map(may_be_date, strange)):
+            return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
         lone = [role for role in roles if role != EXPIRES]
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
@@ -505,10 +539,13 @@ class Slices:
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
         between = {item.text[-1:] for item in items[:-1]} & _MARKS
-        if items and (clause := CLAUSE.search(items[-1].text)) and not shape.denies(clause[0]):
+        if items and (clause := CLAUSE.search(items[-1].text)) and not denies(clause[0]):
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
+        last = items[-1].role if items else ""
+        if EXPIRES not in roles and (until := cut_expiry(roles.get(last, ""))[1]):
+            roles |= {last: cut_expiry(roles[last])[0], EXPIRES: until}
         roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
         return self.named(roles, free=free)

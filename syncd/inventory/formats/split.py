@@ -16,6 +16,7 @@ PIECE: Final = 64 * 1024
 _STEP: Final = 256 * 1024
 _CR: Final = 13
 
+_SPACE: Final = " \xa0\u2000-\u200a\u202f\u205f\u3000"
 SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     "-----": re.compile(r"(?<!-)-{5,16}(?!-)"),
     "----": re.compile(r"(?<!-)----(?!-)|(?<!－)－{2,8}(?!－)"),
@@ -29,13 +30,13 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     ":": re.compile("[:：]"),
     ";": re.compile("[;；]"),
     " - ": re.compile("(?<=\\S) {1,4}[-/\u2010-\u2013\u2212] {1,4}(?=\\S)"),
-    "  ": re.compile(r"[ \xa0\u3000]{2,}|\u3000|(?<=\d{10})[ \xa0](?=\d{4,64}$)"),
+    "  ": re.compile(f"[{_SPACE}]{{2,}}|\u3000|(?<=\\d{{10}})[{_SPACE}](?=\\d{{4,64}}$)"),
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
 _TRIGGERS: Final = {"-----": "-----", "---": "--", "--": "--", "—": "—", "\t": "\t"}
 _HINTS: Final = re.compile(
-    "--|[—\u2013─－\t,，|｜:：;；\u3000]|[ \xa0]{2}| [-/\u2010-\u2013\u2212] |\\d{10}[ \xa0]\\d{4}"
+    f"--|[—\u2013─－\t,，|｜:：;；\u3000]|[{_SPACE}]{{2}}| [-/\u2010-\u2013\u2212] |\\d{{10}}[{_SPACE}]\\d{{4}}"
 )
 _HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
@@ -58,7 +59,7 @@ ANY: Final = "any"
 _CLOCK: Final = re.compile(
     r"(?<=\d{4}[-/.]\d\d[-/.]\d\d)[ T]{1,3}\d{1,2}:\d\d(?::\d\d)?|(?<=日)\s?\d{1,2}:\d\d(?::\d\d)?"
 )
-_SPACES: Final = re.compile("[ \xa0\u3000]+")  # the separator " ": only below a header that uses it
+_SPACES: Final = re.compile(f"[{_SPACE}]+")  # the separator " ": only below a header that uses it
 _QUOTED: Final = frozenset("\t,|;")  # separators of which a quoted part may hold some
 NAMES: Final[dict[str, str]] = {"\t": "tab", "  ": "spaces", " - ": "dash"}
 

@@ -24,6 +24,7 @@ from syncd.inventory.formats.split import (
     is_plain,
 )
 from syncd.inventory.formats.text import strip
+from syncd.inventory.formats.wide import WIDE, Wide, wide_by_mark
 from syncd.inventory.formats.words import (
     ROLES,
     header_columns,
@@ -41,8 +42,12 @@ CHARSETS: Final = {
     **dict.fromkeys(("shift_jis", "sjis", "cp932"), "cp932"),
     **dict.fromkeys(("euc-kr", "cp949"), "cp949"),
     **dict.fromkeys(("windows-1252", "cp1252", "latin-1", "iso-8859-1"), "cp1252"),
+    **dict.fromkeys(("utf-16", "utf-16le"), "utf-16-le"),
+    "utf-16be": "utf-16-be",
 }
-"""Charsets that may be declared, and the codec for each: those in which a line end is one byte."""
+"""Charsets that may be declared, and the codec for each. A byte order mark of UTF-16 has the last word; without one,
+``utf-16`` is little-endian, as browsers have it (WHATWG Encoding Standard).
+"""
 
 _NUL_SHARE: Final = 0.1
 _DECODABLE: Final = 0.9
@@ -70,6 +75,7 @@ class Survey:
         if charset is not None and charset.lower() not in CHARSETS:
             raise ValueError("unknown charset")
         self._charset = CHARSETS[charset.lower()] if charset else ""
+        self._wide: Wide | None = None
         self._media = media
         self._document: bytearray | None = bytearray()  # the payload, as long as it may be one JSON document
         self._too_large = False
@@ -80,14 +86,30 @@ class Survey:
         self._recorder: Recorder | None = None
         self._delimiter = ","
         self._cutter = Cutter()
-        self._start = b""
+        self._start = b""  # the first bytes, until they tell whether it is UTF-16
+        self._begun = False
         self._total = self._nul = self._other = self._utf8 = self._gb = self._cjk = 0
         self._closed = False
 
     def feed(self, chunk: bytes) -> None:
         """The next bytes of the payload."""
-        if len(self._start) < len(codecs.BOM_UTF32):
-            self._start += chunk[: len(codecs.BOM_UTF32) - len(self._start)]
+        if not self._begun:
+            self._start += chunk
+            if len(self._start) < len(codecs.BOM_UTF32_LE):
+                return
+            chunk = self._begin()
+        self._feed(self._wide.feed(chunk) if self._wide else chunk)
+
+    def _begin(self) -> bytes:
+        """What came until it is told that it is UTF-16, or is not."""
+        self._begun = True
+        encoding = wide_by_mark(self._start) or (self._charset if self._charset in WIDE else "")
+        if encoding:
+            self._wide, self._charset = Wide(encoding), encoding
+        start, self._start = self._start, self._start[: len(codecs.BOM_UTF8)]
+        return start
+
+    def _feed(self, chunk: bytes) -> None:
         if self._document is not None:
             self._document += chunk
             start = self._document[:_PEEK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -109,6 +131,8 @@ class Survey:
             raise ValueError(msg)
         if not self._closed:
             self._closed = True
+            start = b"" if self._begun else self._begin()
+            self._feed(self._wide.feed(start, last=True) if self._wide else start)
             for cut in self._cutter.close():
                 self._cut(cut)
             if self._recorder:
@@ -140,16 +164,17 @@ class Survey:
         """The Reading of a JSON document, of a document on each line, or of what set out to be one; else None."""
         forced = split == "json"
         inner = "auto" if forced else split
+        codec = "utf-8" if self._wide else encoding
         if self._document is not None:
             try:
-                text = bytes(self._document).decode(encoding)
+                text = bytes(self._document).decode(codec)
             except UnicodeDecodeError:
                 text = ""
             if text and parse(text) is not None and (forced or strip(text)[:1] in {"[", "{"}):
                 return self._in_document(text, encoding, inner)
         if self._json_lines and self._json_lines >= DOMINANT * self._said:
             return Reading(encoding, media="jsonl")
-        if not forced and not starts_like_json(self._opening.decode(encoding, "replace")):
+        if not forced and not starts_like_json(self._opening.decode(codec, "replace")):
             return None
         too_large = f"a JSON document of more than {MAX_DOCUMENT >> 20} MiB"
         return Reading(encoding, media=self._media, problem=too_large if self._too_large else "broken JSON, or none")
@@ -169,11 +194,11 @@ class Survey:
         return replace(reading, header=False, columns=())
 
     def _encoding(self) -> str:
+        if self._nul > _NUL_SHARE * self._total or (self._wide and 2 * (self._other - self._utf8) > self._total):
+            return "unreadable"
         if self._charset:
             bom = self._charset == "utf-8" and self._start.startswith(codecs.BOM_UTF8)
             return "utf-8-sig" if bom else self._charset
-        if self._start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or self._nul > _NUL_SHARE * self._total:
-            return "unreadable"
         if self._start.startswith(codecs.BOM_UTF8):
             return "utf-8-sig"
         if self._utf8 < self._other == self._gb and not self._cjk:
@@ -223,7 +248,7 @@ class Survey:
         if data.isascii():
             return data.decode("ascii")
         self._other += 1
-        if self._charset:
+        if self._charset and not self._wide:
             return data.decode(self._charset, "replace")
         utf8 = gb = None
         with contextlib.suppress(UnicodeDecodeError):

@@ -126,6 +126,7 @@ _CJK_RUN: Final = re.compile(f"[{_CJK}]{{2}}")
 _ONE_CJK: Final = re.compile(f"[{_CJK}]")
 _SENTENCE_MARKS: Final = re.compile("[。！？…]")
 _FEW_WORDS: Final = 3
+_HEADING: Final = 32
 _NOT_WORD: Final = re.compile(r"[\W_]+")
 
 _PLACEHOLDERS: Final = (
@@ -165,6 +166,36 @@ def is_masked(text: str) -> bool:
     return _MASK.search(text) is not None or _DRAWN.fullmatch(text) is not None
 
 
+_DENY: Final = re.compile(
+    "[❌✗✘✖🚫⛔]|已|曾|旧|作废|失效|无效|循环|重复|通用|示例|样例|例如|格式|错误|退款|补发|更换|换|仅|只能|冻结|锁|假|不可|不能|未付|模板"
+    r"|\b(?:used|redeemed|invalid|void|revoked|blocked|cancel\w*|refund\w*|sold|wrong|error|example|sample|format|demo"
+    r"|test|e\.?g|not|old|replac\w*|reusable|expired|banned|fake|template|instead|previous|was)\b",
+    re.IGNORECASE,
+)
+
+
+def denies(text: str) -> bool:
+    """Whether words beside a key say that it is none, or none any more."""
+    return _DENY.search(text) is not None
+
+
+_GOODS: Final = "(?:卡密|卡|券|码|激活码|兑换码|账号|密钥|的|都|均|全部|是|为){0,4}"
+_GONE: Final = "(?:已(?:经)?(?:使用|用|售出?|失效|作废|兑换|充值|激活|过期)|失效|作废|过期|无效|废卡|坏卡)了?"
+_DEAD: Final = "(?:already )?(?:used|sold|redeemed|expired|invalid|void|dead|old)"
+_SPENT_HEADING: Final = re.compile(
+    rf"\W{{0,8}}(?:以[上下]|下[列面]|上面|这些|前面){_GOODS}{_GONE}{_GOODS}\W{{0,8}}"
+    rf"|(?:=+|-+|#+|【|\[|「)\s?{_GONE}{_GOODS}\W{{1,8}}|{_GONE}{_GOODS}[:：]"
+    rf"|\W{{0,8}}{_DEAD} (?:keys?|codes?|cards?|ones|vouchers?)\W{{0,8}}"
+    rf"|(?:=+|-+|#+|\[|\()\s?{_DEAD}\W{{1,8}}|{_DEAD}:",
+    re.IGNORECASE,
+)
+
+
+def heads_spent(text: str) -> bool:
+    """Whether a line heads or ends a list of cards that are no good: ``已使用：``, ``以上已售``, ``Used keys``."""
+    return len(text) <= _HEADING and _SPENT_HEADING.fullmatch(text) is not None
+
+
 def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
     """Texts that stand where a key should be, in the form in which ``is_placeholder`` compares them."""
     return frozenset(filter(None, map(_bare, texts)))
@@ -185,9 +216,12 @@ def _are_words(tokens: list[str]) -> bool:
     words = sum(
         1 for token in tokens if (bare := token.strip(",.!?;:'\"()")).isalpha() and bare[1:] == bare[1:].lower()
     )
+    if len(tokens) == _FEW_WORDS - 1:
+        return all(map(_TITLE_WORD.fullmatch, tokens))
     return len(tokens) >= _FEW_WORDS and words * 4 >= len(tokens) * 3
 
 
+_TITLE_WORD: Final = re.compile("[A-Z]?[a-z]{2,}")
 _GREETING: Final = re.compile(r"(?:[A-Za-z']{1,20}[ ,]{1,2}){0,5}[A-Za-z']{1,20}[,!.:?]{1,3}")
 _RULED: Final = re.compile(r"[-=*_~—─]{2,16} ?[^\x00-\x7f]{1,12} ?[-=*_~—─]{2,16}")
 

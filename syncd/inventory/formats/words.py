@@ -10,7 +10,8 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, mask_links, strip
+from syncd.inventory.formats.expiry import DATED, WRITTEN
+from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, is_prose, mask_links, strip
 
 KEY_ROLES: Final = (
     "number",
@@ -88,12 +89,15 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "有效期", "有效期至", "有效期止", "有效期限", "有效日期", "有效时间", "有效截止日期", "到期", "到期日",
         "到期日期", "到期时间", "截止", "截止日期", "截止时间", "过期", "过期时间", "过期日期", "失效时间", "失效日期",
         "expires",
-        "使用期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间",
+        "使用期限", "激活期限", "兑换期限", "充值期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间",
         "激活截止日期", "gültig bis", "ablaufdatum", "verfallsdatum", "date d'expiration", "valable jusqu'au",
         "fecha de caducidad", "vence", "válido hasta", "válido até", "validade", "срок действия", "действует до",
         "годен до", "有効期限", "유효기간", "hạn sử dụng", "hsd", "best before", "use by", "use before", "redeem by",
-        "redeem before", "valid thru", "valid through", "good through", "expired at", "expired date",
-        "expiration time", "expires in", "expiry time", "valid date", "expires at", "expire", "expire at",
+        "redeem before", "valid thru", "valid through", "until", "till", "use until", "usable until", "ends at",
+        "ends on", "expires by", "expiring", "expiring date", "exp time", "date of expiry", "date of expiration",
+        "有效期到",
+        "有效至", "可用至", "质保到期", "good through", "expired at", "expired date", "expiration time",
+        "expires in", "expiry time", "valid date", "expires at", "expire", "expire at",
         "expire date", "expire time", "expiry", "expiry date", "expires on", "expiration", "expiration date", "exp",
         "exp date", "valid until", "valid till", "valid to", "validity", "end time", "end date", "card deadline",
         "deadline",
@@ -133,7 +137,9 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "success", "currency code", "region code", "trade no", "out trade no", "transaction id", "request id",
         "trace id", "timestamp", "time", "sign", "sign type", "nonce", "page", "page size", "total", "count",
         "mime type", "media type", "content type", "card value", "card amount", "card name", "key type", "card title",
-        "created", "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
+        "state", "active", "is active", "enabled", "available", "used at", "used by", "redeemed", "redeemed at",
+        "redeemed by", "is used", "claimed", "使用时间", "使用人", "核销时间", "created",
+        "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
     ),
     "email_password": (
         "邮箱密码", "邮箱登录密码", "辅助邮箱密码", "绑定邮箱密码", "邮箱登陆密码", "mail pwd", "email pwd",
@@ -212,6 +218,19 @@ EXPIRY_WORDS: Final = re.compile(
     re.IGNORECASE,
 )
 """Words that say that a date is an expiry."""
+_HAPPENED: Final = re.compile(
+    "创建|生成|购|买|下单|订单|入库|出库|提卡|提取|发|售|支付|付款|更新|修改|添加|录入|导入|导出|上架|制|开始|起始|生效|起|注册|使用时|激活时|上传|交易|到账"
+    "|creat|updat|modif|chang|purchas|order|sold|sale|buy|bought|add|deliver|ship|issu|generat|paid|pay|releas|start|begin"
+    "|from|sent|send|upload|import|export|log|regist|print|made|birth|activated|redeemed|usedat|usedon|invoice|transact|batch",
+    re.IGNORECASE,
+)
+
+
+def dates_the_past(name: str) -> bool:
+    """Whether a name says that its date is not an expiry, but of something that has happened: ``purchased_on``."""
+    return _HAPPENED.search(name) is not None and EXPIRY_WORDS.search(name) is None
+
+
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 
 
@@ -435,6 +454,30 @@ def cut_notes(text: str) -> tuple[str, list[Item]]:
     return (bare.rstrip("- ") if bare.endswith("--") else bare), items
 
 
+_MAY_BE_CODE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z]*\d)(?!20\d\d(?![A-Za-z0-9]))[A-Za-z0-9]{4,}")
+_UNTIL: Final = re.compile(
+    r"[\s,;|(（\[，；-]{1,4}(?:(?:exp(?:\.|iry|ires?|iration)?(?: date| on| at)?"
+    r"|valid (?:until|till|to|thru|through)|(?:use|redeem|activate|best) (?:by|before)|until|till)[\s:.]{1,3}"
+    rf"(?P<date>{WRITTEN})"
+    r"|(?:有效期|有效日期|截止|到期|请|须|务必|限)?(?:至|到|为|于|在)?\s?"
+    rf"(?P<day>{WRITTEN})\s?(?:之?前(?:有效|使用|兑换|激活|充值)|到期|过期|截止|失效))[)）\]]?$",
+    re.IGNORECASE,
+)
+
+
+def cut_expiry(text: str) -> tuple[str, str]:
+    """(the key, the text of its expiry) of a line such as ``CODE exp 2027-12-31``; (the text, "") if it is none."""
+    match = _UNTIL.search(plain_width(text))
+    if not match or not has_code(text[: match.start()]) or (text.isascii() and is_prose(text)):
+        return text, ""
+    return text[: match.start()], match["date"] or match["day"]
+
+
+def has_code(text: str) -> bool:
+    """Whether a line has what may be a part of a key: letters and digits in one run."""
+    return _MAY_BE_CODE.search(DATED.sub(" ", text)) is not None
+
+
 _ASIDE: Final = re.compile(r"(?<=\S)\s{0,4}[(（【]([^()（）【】]{1,40})[)）】]$")
 _BULLET: Final = re.compile(r"[-*•·●>]\s{1,8}(?=\S)")
 
@@ -459,9 +502,28 @@ def hides_a_key(name: str) -> bool:
 
 
 _STATES: Final = frozenset({
-    "used", "isused", "status", "cardstatus", "codestatus", "状态", "sold", "redeemed", "expired", "备注", "说明",
-    "note", "notes", "remark", "remarks",
+    "status", "cardstatus", "codestatus", "keystatus", "voucherstatus", "redeemstatus", "state", "cardstate", "状态",
+    "卡状态", "使用状态", "有效状态", "备注", "说明", "note", "notes", "remark", "remarks",
 })  # fmt: skip
+_FLAGS: Final = frozenset(
+    f"{lead}{flag}"
+    for flag in (
+        "used", "sold", "redeemed", "expired", "revoked", "void", "blocked", "disabled", "deleted", "refunded",
+        "consumed", "claimed", "locked", "invalid",
+    )
+    for lead in ("", "is", "was", "already")
+) | {"是否使用", "已使用", "是否已使用", "是否已用", "已售", "是否售出", "是否过期", "是否失效"}  # fmt: skip
+_GOOD: Final = frozenset(
+    f"{lead}{flag}" for flag in ("valid", "active", "enabled", "available", "usable", "unused") for lead in ("", "is")
+) | {"有效", "是否有效", "可用", "是否可用"}
+_BY_WHOM: Final = re.compile(
+    "(?:used|redeem|redeemed|consumed|claimed|redemption)(?:at|on|by|time|date)|使用时间|使用人|使用者|核销时间|兑换时间|兑换人"
+)
+_YES: Final = frozenset({"1", "true", "yes", "y", "t", "是", "已"})
+_NO: Final = frozenset({"0", "false", "no", "n", "f", "否", "未"})
+_NOTHING: Final = frozenset(
+    {"", "-", "--", "null", "none", "n/a", "na", "nil", "无", "未使用", "unused", "never", *_NO}
+)
 _SPENT: Final = re.compile(
     r"已使用|已用|已失效|失效|作废|已过期|过期|已售|已兑换|无效|冻结|锁定"
     r"|(?<!un)(?<!not )\b(?:inactive|disabled|deactivated|suspended|locked)\b"
@@ -471,9 +533,18 @@ _SPENT: Final = re.compile(
 
 
 def says_spent(name: str, value: object) -> bool:
-    """Whether a note says that the card is no good any more: ``used: true``, ``状态：已使用``."""
-    if name not in _STATES:
+    """Whether what stands under a name says that the card is no good any more: ``used: true``, ``valid: false``,
+    ``状态：已使用``, a day under ``redeemed_at``.
+    """
+    said = "true" if value is True else "false" if value is False else value
+    if not isinstance(said, str):
         return False
-    if value is True or value in ("1", "true", "yes"):
-        return name not in {"status", "cardstatus", "codestatus", "状态"}
-    return isinstance(value, str) and _SPENT.search(value) is not None
+    said = strip(said)
+    word = said.casefold()
+    if name in _FLAGS:
+        return word in _YES or _SPENT.search(said) is not None
+    if name in _GOOD:
+        return word in _NO or _SPENT.search(said) is not None
+    if _BY_WHOM.fullmatch(name):
+        return word not in _NOTHING
+    return name in _STATES and _SPENT.search(said) is not None

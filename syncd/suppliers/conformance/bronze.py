@@ -16,7 +16,7 @@ from typing import Any, Final
 from syncd.adapter import Adapter
 from syncd.suppliers import registry
 from syncd.suppliers.conformance.checks import CHECKS, Found, check
-from syncd.suppliers.conformance.rig import Kit
+from syncd.suppliers.conformance.rig import Kit, Unusable
 
 ALPHABET: Final = re.compile(r"[A-Za-z0-9]{10,}")
 _ORDER: Final = {"list_offers", "place_order", "get_order"}
@@ -131,11 +131,64 @@ def its_examples_fit(kit: Kit) -> Found:
         len(order.reference) > promises.reference_length or set(order.reference) - set(promises.reference_alphabet)
     ):
         yield "the [order]'s reference is none that the adapter promises to take", "correct it, or the promises"
+    yield from _unused(kit)
+    yield from _unread(kit)
     for name, why in examples.exempt.items():
         if name not in CHECKS:
             yield f"[exempt] names {name}, which is no check", "`syncd adapter test` names them"
         elif CHECKS[name].tier == "bronze" or not why.strip():
             yield f"{name} cannot be exempt like this", "bronze never is, and the others need a reason"
+
+
+def _unused(kit: Kit) -> Found:
+    """Exchanges that nothing asks for, of the verbs that work on the examples."""
+    used: list[Any] = []
+    lame: set[str] = set()
+
+    def tried(verb: str, *args: Any) -> Any:
+        outcome = session.call(verb, *args)
+        lame.update({verb} if outcome.error is not None or session.script.unfit else ())
+        session.script.unfit.clear()
+        return outcome.value
+
+    with kit.session() as session:
+        for verb in sorted(kit.verbs & {"check", "get_balance", "list_offers", "get_offer"}):
+            try:
+                tried(verb, *kit.arguments(verb))
+            except Unusable:
+                lame.add(verb)
+        if "list_offers" in kit.verbs and kit.kind.promises.incremental:
+            tried("list_offers", kit.since)
+        used += session.script.used
+    with kit.session() as session:
+        try:
+            orders = kit.orders(session)
+        except Unusable:
+            lame |= kit.verbs
+        else:
+            arguments = {"find_order": (kit.reference,), "fetch_keys": (orders[-1],)}
+            for verb in sorted(kit.verbs & {"find_order", "fetch_keys", "return_keys", "complain"}):
+                tried(verb, *(arguments.get(verb) or kit.arguments(verb)))
+        used += session.script.used
+    for number, one in enumerate(kit.examples.exchange, 1):
+        asked = set(one.verb or kit.verbs) & kit.verbs
+        if one not in used and asked and not asked & lame:
+            yield (
+                f"exchange[{number}] is of no use: no request of {', '.join(sorted(asked))} is {one.request}",
+                "correct the request, in the adapter or here, or take it out",
+            )
+
+
+def _unread(kit: Kit) -> Found:
+    """Parts of [expect] that nothing is compared with."""
+    readers = {
+        "offers": {"list_offers"}, "offer": {"list_offers"}, "order": {"get_order"}, "keys": {"place_order"},
+        "balance": {"check", "get_balance"}, "account": {"check"},
+    }  # fmt: skip
+    for name in sorted(kit.examples.expect.model_fields_set):
+        if not readers[name] & kit.verbs:
+            verbs = " or ".join(sorted(readers[name]))
+            yield f"[expect] has {name}, and there is no {verbs}", f"implement {verbs}, or take it out"
 
 
 def _near(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -20,10 +21,11 @@ from syncd.suppliers.client import Cut, Reply, Sent
 from syncd.suppliers.conformance import examples as form
 from syncd.suppliers.conformance.checks import Found, check
 from syncd.suppliers.conformance.examples import ExpectedKey, Gives, Situation
-from syncd.suppliers.conformance.reading import HTML, bad_answers, of_verb
-from syncd.suppliers.conformance.rig import Kit, Outcome, Session, Unusable, instead
+from syncd.suppliers.conformance.reading import HTML, UNHEARD_OF, bad_answers, invented, of_verb, told_apart
+from syncd.suppliers.conformance.rig import TOLD_BY, Kit, Outcome, Session, Unusable, instead
 from syncd.suppliers.conformance.script import (
     Change,
+    Place,
     buys,
     bytes_of,
     documented,
@@ -37,7 +39,6 @@ from syncd.suppliers.conformance.script import (
 
 _LOST: Final = ("timeout", "reset", "truncated")
 _NEVER_LEFT: Final = ("dns", "refused", "connect_timeout", "tls", "pool")
-_UNHEARD_OF: Final = "kit_unheard_of"
 _OVER: Final = frozenset({"canceled", "refunded"})
 _HANDING: Final = ("place_order", "get_order", "fetch_keys")
 
@@ -88,7 +89,7 @@ def a_lost_answer_is_unknown(kit: Kit) -> Found:
     """The supplier may have charged us and the answer was lost: taken for a no, the same key is bought twice."""
     buying = kit.examples.buying
     if buying is None:
-        raise Unusable("there is no exchange for place_order")
+        raise Unusable("there is no exchange for place_order", by="its-examples-fit")
     cases: list[tuple[str, Any]] = [(f"a connection that ends ({how})", Cut(how)) for how in _LOST]
     cases += [(what, answer) for what, answer in bad_answers(buying) if "404" not in what]
     cases += [("HTML with 502", Reply(502, {"content-type": "text/html"}, HTML)), ("408", Reply(408, {}, b""))]
@@ -169,7 +170,7 @@ def situation(kit: Kit, one: Situation) -> Found:
     if not script.sent:
         yield f"{what}: nothing was sent", "the situation is of another verb"
     elif one.raises is not None:
-        if type(outcome.error) is not form.ERRORS[one.raises]:
+        if _kind(outcome.error) is not form.ERRORS[one.raises]:
             yield f"{what}: {outcome}, expected is {one.raises}", "map it in the adapter's table of refusals"
     elif one.gives is not None:
         if outcome.error is not None:
@@ -180,6 +181,11 @@ def situation(kit: Kit, one: Situation) -> Found:
             )
     if len(script.buying()) > 1:
         yield f"{what}: {len(script.buying())} requests buy", "send one"
+
+
+def _kind(error: BaseException | None) -> type[BaseException] | None:
+    """The error of `syncd.adapter` that this one is: the nearest, where it is of a kind of its own."""
+    return next((kind for kind in type(error).__mro__ if kind in form.ERRORS.values()), None)
 
 
 def within(kit: Kit, one: Situation, answer: Any) -> Change:
@@ -225,7 +231,7 @@ def an_unlisted_refusal_is_refused(kit: Kit) -> Found:
         if one.verb != "place_order" or not one.raises or not issubclass(form.ERRORS[one.raises], Refused):
             continue
         tree = tree_of(one.body)
-        texts = {value: _UNHEARD_OF for _, value in places(tree) if isinstance(value, str) and value}
+        texts = {value: UNHEARD_OF for _, value in places(tree) if isinstance(value, str) and value}
         changed = texts_replaced(tree, texts) if texts else tree
         outcome, _ = kit.call("place_order", change=within(kit, one, reply(bytes_of(changed), one.status)))
         if not outcome.raised(Refused, OutcomeUnknown):
@@ -357,9 +363,9 @@ def keys_are_as_documented(kit: Kit) -> Found:
 
 @check("silver", "place_order", unless=_no_texts)
 def keys_arrive_as_they_were_sent(kit: Kit) -> Found:
-    """A stripped blank or a lost leading zero makes a key worthless: cleaning is done where it can be undone (K14)."""
+    """A stripped blank or a lost leading zero makes a key worthless: cleaning is done where it can be undone."""
     if not kit.examples.expect.keys:
-        raise Unusable("no keys are expected")
+        raise Unusable("no keys are expected", by="keys-are-as-documented")
     _ = kit.keys  # as they are documented, they have to arrive at all
     for awkward in AWKWARD:
         new = {text: awkward.replace("{n}", str(n)) for n, text in enumerate(_texts(kit))}
@@ -421,6 +427,111 @@ def _with_cards(kit: Kit, one: Situation) -> Reply:
     return documented(one)
 
 
+# --- statuses -------------------------------------------------------------------------------------------------------
+
+_TELLING: Final = ("place_order", "get_order", "find_order")
+"""The verbs that say how an order stands."""
+
+
+@lru_cache(4)
+def _statuses(kit: Kit) -> list[tuple[str, form.Exchange, Place]]:
+    """Where answers say how the order stands: another documented value in that place makes it stand otherwise."""
+    found: list[tuple[str, form.Exchange, Place]] = []
+    known = told_apart(kit, _TELLING)
+    for verb in [one for one in _TELLING if one in kit.verbs]:
+        arguments = kit.arguments(verb)
+        for exchange in of_verb(kit, verb):
+            tree = tree_of(exchange.body)
+            before = _answered(kit, verb, arguments, exchange, tree).value
+            if not isinstance(before, Order):
+                continue
+            for place, value in places(tree):
+                if isinstance(value, dict | list) or _of_a_key(kit, tree, place):
+                    continue
+                for other in known.get(str(place[-1]), []) if place else []:
+                    after = _answered(kit, verb, arguments, exchange, put(tree, place, other)).value
+                    if isinstance(after, Order) and after.status != before.status:
+                        found.append((verb, exchange, place))
+                        break
+    return found
+
+
+def _of_a_key(kit: Kit, tree: Any, place: Place) -> bool:
+    """Whether a key stands in the same object, or in one of its list: what is there tells of the key, not of the order,
+    unless it is called a status.
+    """
+    known = dict(places(tree))
+    inside = len(place) > 1 and isinstance(place[-2], int)
+    objects = known[place[:-2]] if inside else [known[place[:-1]]] if place else []
+    here = [str(value) for one in objects if isinstance(one, dict) for value in one.values() if isinstance(value, str)]
+    keys = [text for key in kit.examples.expect.keys for text in key.texts]
+    return "stat" not in str(place[-1:]).lower() and any(text in value for value in here for text in keys)
+
+
+def _answered(kit: Kit, verb: str, arguments: Sequence[Any], exchange: form.Exchange, tree: Any) -> Outcome:
+    """How a verb ends when the requests that this exchange is for are answered like this, the first one too."""
+    answer = reply(bytes_of(tree), exchange.status, exchange.reply_headers)
+    wanted = (exchange.request, exchange.sends)
+    when = instead(answer, lambda _, found: found is not None and (found.request, found.sends) == wanted)
+    return kit.call(verb, *arguments, change=when)[0]
+
+
+def _no_status(kit: Kit) -> str:
+    return "" if _statuses(kit) else "no value of the answers tells how an order stands"
+
+
+@check("silver", "place_order", "get_order", unless=_no_status)
+def an_unknown_status_is_no_success(kit: Kit) -> Found:
+    """A new word for "failed" that is read as "completed" closes a purchase that was never delivered."""
+    for verb, exchange, place in _statuses(kit):
+        tree = tree_of(exchange.body)
+        strange = put(tree, place, invented(dict(places(tree))[place]))
+        outcome = _answered(kit, verb, kit.arguments(verb), exchange, strange)
+        order = outcome.value
+        if isinstance(order, Order) and (order.status not in {"pending", "partial"} or order.keys):
+            yield (
+                f"{verb}, an unknown {place[-1]}: {outcome}",
+                "STATUS[...] without a default inside reading(...), or pending",
+            )
+
+
+def _scalars(body: bytes) -> dict[str, Any]:
+    """The plain members of an object."""
+    tree = tree_of(body)
+    members = tree.items() if isinstance(tree, dict) else ()
+    return {name: one for name, one in members if not isinstance(one, dict | list)}
+
+
+def _errors_in_bodies(kit: Kit) -> list[tuple[Situation, Situation]]:
+    """(no such order, a refusal) where the one has what says that all went well, and the other says otherwise."""
+    known = [one for answer in of_verb(kit, "find_order") for one in _scalars(answer.body).items()]
+    nothing = [one for one in kit.examples.situation if one.verb == "find_order" and one.gives and one.gives.nothing]
+    return [
+        (empty, one)
+        for empty in nothing
+        for one in kit.examples.situation
+        if one.raises
+        and any(
+            (name, well) in known and _scalars(one.body).get(name, well) != well
+            for name, well in _scalars(empty.body).items()
+        )
+    ]
+
+
+@check("silver", "find_order", unless=lambda kit: "" if _errors_in_bodies(kit) else "no refusal is told by a body")
+def a_refusal_is_not_no_such_order(kit: Kit) -> Found:
+    """None closes the purchase as not bought: an error of the supplier's that is read as None buys the key twice."""
+    for empty, one in _errors_in_bodies(kit):
+        said = {name: value for name, value in tree_of(one.body).items() if value is not None}
+        both = bytes_of({**tree_of(empty.body), **said})
+        outcome, _ = kit.call("find_order", change=within(kit, empty, reply(both, one.status)))
+        if outcome.error is None:
+            yield (
+                f"the fields of {one.about!r} in the answer of {empty.about!r}: find_order answers {outcome}",
+                "look at what says that all went well before the order is looked for; else raise",
+            )
+
+
 # --- references, cancellation -----------------------------------------------------------------------------------------
 
 
@@ -435,7 +546,7 @@ def the_same_reference_is_the_same_order(kit: Kit) -> Found:
         placed = [session.call("place_order", kit.request()) for _ in range(2)]
         sent = session.script.buying()
     if any(one.error is not None for one in placed):
-        raise Unusable(f"place_order with the examples ends in {placed[-1]}")
+        raise Unusable(f"place_order with the examples ends in {placed[-1]}", by="an-order-is-as-documented")
     if len({one.body for one in sent}) != 1 or len({one.url for one in sent}) != 1:
         yield "the second request is not the first one", "nothing but the OrderRequest may go into it"
     if placed[0].value.id != placed[1].value.id:
@@ -462,13 +573,16 @@ def a_cancelled_verb_leaves_nothing_open(kit: Kit) -> Found:
         arguments = kit.arguments(verb)
         with kit.session() as session:
             left = session.loop.run_until_complete(_cancelled(session, verb, arguments))
+            if left is None:
+                by = TOLD_BY.get(verb, "an-order-is-as-documented")
+                raise Unusable(f"{verb} with the examples sends nothing", by=by)
             yield from (
                 (f"{verb}, cancelled: {text}", "no tasks of your own; catch no CancelledError") for text in left
             )
 
 
-async def _cancelled(session: Session, verb: str, arguments: Sequence[Any]) -> list[str]:
-    """Cancel a verb while its first request is under way: what is left of it."""
+async def _cancelled(session: Session, verb: str, arguments: Sequence[Any]) -> list[str] | None:
+    """Cancel a verb while its first request is under way: what is left of it. None if there was no request."""
     hanging: list[Sent] = []
 
     async def hangs(sent: Sent) -> Reply:
@@ -485,6 +599,8 @@ async def _cancelled(session: Session, verb: str, arguments: Sequence[Any]) -> l
         await asyncio.sleep(0.1)
     task.cancel()
     await asyncio.wait([task], timeout=10)
+    if not hanging:
+        return None
     left = []
     if not task.cancelled():
         left.append("it does not end as cancelled")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from syncd.suppliers import registry
 from syncd.suppliers.conformance.rig import Kit, Unusable
 
 Tier = Literal["bronze", "silver", "gold"]
@@ -53,6 +54,8 @@ class Result:
     findings: tuple[tuple[str, str], ...] = ()
     reason: str = ""
     """Of what is exempt, inapplicable or blocked."""
+    by: str = ""
+    """Of what is blocked: the check that says why."""
 
 
 CHECKS: Final[dict[str, Check]] = {}
@@ -76,14 +79,17 @@ def tried(one: Check, kit: Kit) -> Result:
     """Try one check. An exempt one is not tried."""
     if one.name in kit.examples.exempt:
         return Result(one, "exempt", reason=kit.examples.exempt[one.name])
-    if reason := one.inapplicable(kit):
-        return Result(one, "inapplicable", reason=reason)
     try:
-        findings = tuple(found for found, _ in zip(one.find(kit), range(MOST), strict=False))
+        if reason := one.inapplicable(kit):
+            return Result(one, "inapplicable", reason=reason)
+        findings = tuple(dict.fromkeys(found for found, _ in zip(one.find(kit), range(MOST), strict=False)))
     except Unusable as error:
-        return Result(one, "blocked", reason=str(error))
-    except Exception as error:  # noqa: BLE001 - what the adapter raised where nothing maps it: a feed, a constructor
-        return Result(one, "failed", ((f"{type(error).__name__} came out of the adapter", "raise AdapterError"),))
+        if error.by == one.name:
+            return Result(one, "failed", ((str(error), "mend it: nothing else can be tried"),))
+        return Result(one, "blocked", reason=str(error), by=error.by)
+    except Exception as error:  # noqa: BLE001 - what the adapter raised where nothing maps it: a feed
+        what = f"{registry.place_of(error, kit.file)}: {type(error).__name__} came out of the adapter"
+        return Result(one, "failed", ((what, "raise AdapterError"),))
     return Result(one, "failed" if findings else "passed", findings)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Final
 
 from syncd.adapter import Adapter, Check, Config, Offer, Order, Refused
@@ -142,8 +141,7 @@ def _whole_listings(kit: Kit) -> str:
 @check("gold", "list_offers", unless=_whole_listings)
 def changes_can_be_asked_for(kit: Kit) -> Found:
     """A page of changes that passes for a whole listing removes everything that did not change."""
-    since = kit.examples.at - timedelta(hours=1)
-    outcome, script = kit.call("list_offers", since)
+    outcome, script = kit.call("list_offers", kit.since)
     if outcome.error is None and not all(page.incremental for page in outcome.value):
         yield "pages of changes do not say so", "Page(offers, incremental=since is not None)"
     _, whole = kit.call("list_offers", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
@@ -17,6 +17,7 @@ from syncd.suppliers.conformance.script import Place, bytes_of, documented, plac
 HTML: Final = b"<!DOCTYPE html>\n<html><head><title>Just a moment</title></head><body>502 Bad Gateway</body></html>"
 _ASKED: Final = ("check", "get_offer", "get_balance", "get_order", "find_order", "fetch_keys")
 """Verbs that ask, besides the listing."""
+UNHEARD_OF: Final = "kit_unheard_of"
 _GUESSES: Final = ("stock", "price", "quantity", "qty", "num", "count", "amount", "cost")
 
 
@@ -103,7 +104,7 @@ def the_last_page_ends(kit: Kit) -> Found:
     """A listing that goes on after its end asks the supplier for nothing, again and again."""
     outcome, script = kit.call("list_offers", None)
     if outcome.error is not None:
-        raise Unusable("the listing of the examples does not come to an end")
+        raise Unusable("the listing of the examples does not come to an end", by="the-listing-is-as-documented")
     asked = [(sent.method, sent.url, sent.body) for sent, _ in script.sent]
     if len(set(asked)) < len(asked):
         yield "the same page was asked for twice", "end the listing at its last page"
@@ -295,6 +296,78 @@ def a_price_is_a_number_or_refused(kit: Kit) -> Found:
             yield f"with a price that is {what} the offer vanishes", "money(item[...], currency) refuses it"
         elif isinstance(found, Offer) and found.price is not None:
             yield f"a price that is {what} becomes {found.price}", "money(item[...], currency) refuses it"
+
+
+def invented(value: Any) -> Any:
+    """A value in the way of this one that no documentation has."""
+    return 987654 if isinstance(value, int | Decimal) and not isinstance(value, bool) else UNHEARD_OF
+
+
+def told_apart(kit: Kit, verbs: Sequence[str]) -> dict[str, list[Any]]:
+    """The plain values under each name in all that is documented for these verbs; of a yes or no, both."""
+    known: dict[str, list[Any]] = {}
+    answers = [one.body for verb in verbs for one in of_verb(kit, verb)]
+    answers += [one.body for one in kit.examples.situation if one.verb in verbs]
+    for place, value in (found for body in answers for found in places(tree_of(body))):
+        if place and not isinstance(value, dict | list | None):
+            values = known.setdefault(str(place[-1]), [])
+            both = [True, False] if isinstance(value, bool) else [value]
+            values += [one for one in both if (type(one), one) not in [(type(had), had) for had in values]]
+    return known
+
+
+@lru_cache(1)
+def _for_sale(kit: Kit) -> list[_Spot]:
+    """What in a listing tells whether an offer is for sale, and nothing else: another documented value turns it."""
+    found: list[_Spot] = []
+    known = told_apart(kit, ("list_offers",))
+    for exchange in of_verb(kit, "list_offers"):
+        tree = tree_of(exchange.body)
+        names = {place[-1] for _, place, _ in found}
+        for place, value in places(tree):
+            first = not any(isinstance(part, int) and part > 1 for part in place)  # the other elements are like them
+            if not place or not first or isinstance(value, dict | list) or place[-1] in names:
+                continue
+            for other in known.get(str(place[-1]), []):
+                changed = reply(bytes_of(put(tree, place, other)))
+                outcome, _ = kit.call("list_offers", None, change=instead(changed, at(exchange)))
+                if turned := _turned(kit.offers, outcome):
+                    found.append((exchange, place, turned))
+                    names.add(place[-1])
+                    break
+    return found
+
+
+def _turned(before: list[Offer], outcome: Outcome) -> str:
+    """The sku that is for sale and was not, or the other way round, with the same price and stock; "" if none is."""
+    now = {} if outcome.error else {offer.sku: offer for page in outcome.value for offer in page.offers}
+    pairs = [(offer, now[offer.sku]) for offer in before if offer.sku in now]
+    same = [(one, other) for one, other in pairs if (one.price, one.stock) == (other.price, other.stock)]
+    return next((one.sku for one, other in same if one.for_sale != other.for_sale), "")
+
+
+def _always_for_sale(kit: Kit) -> str:
+    try:
+        found = "list_offers" not in kit.verbs or _for_sale(kit)
+    except Unusable:  # the check itself will say so
+        return ""
+    return "" if found else "no value of the listing tells whether an offer is for sale"
+
+
+@check("silver", "list_offers", unless=_always_for_sale)
+def an_unknown_state_is_not_for_sale(kit: Kit) -> Found:
+    """Words such as "off" and every new one are true to Python's bool(): sold, it is refused, or never comes."""
+    for exchange, place, sku in _for_sale(kit):
+        tree = tree_of(exchange.body)
+        for strange in dict.fromkeys((invented(dict(places(tree))[place]), UNHEARD_OF)):
+            changed = reply(bytes_of(put(tree, place, strange)))
+            outcome, _ = kit.call("list_offers", None, change=instead(changed, at(exchange)))
+            offers = [] if outcome.error else [offer for page in outcome.value for offer in page.offers]
+            if any(offer.for_sale for offer in offers if offer.sku == sku):
+                yield (
+                    f"with {strange!r} as its {place[-1]} an offer is for sale",
+                    'compare with the documented words: item["status"] == "on", item["on"] is True',
+                )
 
 
 def _currency(kit: Kit) -> str:

@@ -14,11 +14,11 @@ import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
@@ -49,7 +49,11 @@ from syncd.suppliers.link import Verbs
 
 
 class Unusable(Exception):  # noqa: N818 - no fault of the check's
-    """A trial that others stand on did not work, and its own check says so: this one cannot tell anything."""
+    """A trial that others stand on did not work, and the check named ``by`` says so: this one cannot tell anything."""
+
+    def __init__(self, message: str, *, by: str) -> None:
+        super().__init__(message)
+        self.by = by
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,12 @@ class Session:
         """What the adapter proves itself with, of each client that it asked for."""
         zone = ZoneInfo(script.examples.timezone)
         self.context = Context("kit", kit.settings(settings), zone, self._connect, lambda: script.examples.at)
-        self.adapter = kit.kind(self.context)
+        try:
+            self.adapter = kit.kind(self.context)
+        except Exception as error:  # noqa: BLE001 - an author's mistake, which is told as such
+            self.close()
+            where, words = registry.place_of(error, kit.file), self.client.redact(str(error))
+            raise Unusable(f"{where}: {type(error).__name__}: {words}", by="building-it-touches-nothing") from None
         self.verbs = Verbs(self.adapter, self.client, metrics=kit.metrics)
         self.logged: list[Any] = []
         """What was logged, an event dict each."""
@@ -267,7 +276,7 @@ class Kit:
     def offers(self) -> list[Offer]:
         """The documented listing. Raises Unusable."""
         outcome, _ = self.call("list_offers", None)
-        return [offer for page in _value(outcome, "the listing of the examples") for offer in page.offers]
+        return [offer for page in _value(outcome, "list_offers") for offer in page.offers]
 
     @property
     def offer(self) -> Offer:
@@ -276,12 +285,17 @@ class Kit:
         for offer in self.offers:
             if sku in {None, offer.sku}:
                 return offer
-        raise Unusable("the offer of [order] is not in the listing of the examples")
+        raise Unusable("the offer of [order] is not in the listing of the examples", by="the-listing-is-as-documented")
 
     @property
     def reference(self) -> str:
         """Ours, as in the examples."""
         return self.examples.order.reference if self.examples.order else form.REFERENCE
+
+    @property
+    def since(self) -> datetime:
+        """From when on changes are asked for."""
+        return self.examples.at - timedelta(hours=1)
 
     def request(self, *, limit: Money | None = None, reference: str = "") -> OrderRequest:
         """What is bought."""
@@ -292,7 +306,7 @@ class Kit:
     @cached_property
     def placed(self) -> Order:
         """What `place_order` answers. Raises Unusable."""
-        found: Order = _value(self.call("place_order")[0], "place_order with the examples")
+        found: Order = _value(self.call("place_order")[0], "place_order")
         return found
 
     @cached_property
@@ -303,9 +317,9 @@ class Kit:
 
     def orders(self, session: Session) -> list[Order]:
         """Buy, then ask as often as the examples have answers, or until it is done. Raises Unusable."""
-        found: list[Order] = [_value(session.call("place_order", self.request()), "place_order with the examples")]
+        found: list[Order] = [_value(session.call("place_order", self.request()), "place_order")]
         for _ in range(max(1, sum("get_order" in one.verb for one in self.examples.exchange))):
-            found.append(_value(session.call("get_order", found[0].id), "get_order with the examples"))
+            found.append(_value(session.call("get_order", found[0].id), "get_order"))
             if found[-1].status not in {"pending", "partial"}:
                 break
         return found
@@ -315,7 +329,7 @@ class Kit:
         orders = self.orders(session)
         found = [list(order.keys) for order in orders]
         if "fetch_keys" in self.verbs:
-            found.append(list(_value(session.call("fetch_keys", orders[-1]), "fetch_keys with the examples")))
+            found.append(list(_value(session.call("fetch_keys", orders[-1]), "fetch_keys")))
         return next((keys for keys in reversed(found) if keys), [])
 
     @cached_property
@@ -356,9 +370,14 @@ def instead(answer: Callable[[], Any] | Any, when: Callable[[Sent, Any], bool]) 
     return change
 
 
-def _value(outcome: Outcome, what: str) -> Any:
+TOLD_BY: Final = {"list_offers": "the-listing-is-as-documented", "fetch_keys": "keys-are-as-documented"}
+"""Which check says that a verb does not even work on the examples; of the others an-order-is-as-documented."""
+
+
+def _value(outcome: Outcome, verb: str) -> Any:
     if outcome.error is not None:
-        raise Unusable(f"{what} ends in {outcome}: {outcome.error}")
+        by = TOLD_BY.get(verb, "an-order-is-as-documented")
+        raise Unusable(f"{verb} with the examples ends in {outcome}: {outcome.error}", by=by)
     return outcome.value
 
 

@@ -50,6 +50,11 @@ class Script:
         return documented(exchange) if exchange else Reply(404, {"content-type": "text/plain"}, b"nothing of the kind")
 
     @property
+    def used(self) -> list[Exchange]:
+        """The exchanges that requests fitted."""
+        return [self.examples.exchange[index] for index in self._used]
+
+    @property
     def endless(self) -> bool:
         """Whether it would have gone on for ever."""
         return len(self.sent) > ENDLESS

@@ -8,6 +8,7 @@ import logging
 import re
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -24,7 +25,9 @@ from syncd.suppliers.conformance.script import Change, bytes_of, places, put, re
 CANARY: Final = "CANARYKEY-7Q2Z-"
 _FLIPS: Final = 400
 _WORD: Final = re.compile(r"[\w.-]*", re.ASCII)
-_TRADING: Final = ("place_order", "get_order", "find_order", "fetch_keys", "list_offers", "get_balance", "check")
+_LISTING: Final = ("list_offers", "get_offer")
+_ACCOUNT: Final = ("get_balance", "check")
+_TRADING: Final = ("place_order", "get_order", "find_order", "fetch_keys", "complain", *_LISTING, *_ACCOUNT)
 
 
 @check("silver", "list_offers")
@@ -56,7 +59,7 @@ def _shown(kit: Kit, canaries: dict[str, str]) -> Iterator[tuple[str, str]]:
                 if error is not None:
                     yield f"{verb}: the text of {outcome}", f"{error}\n{error!r}\n{error.args}\n{vars(error)}"
                     yield f"{verb}: the traceback of {outcome}", "".join(traceback.format_exception(error))
-                elif verb != "list_offers":  # a title may be anything
+                elif verb not in _LISTING:  # a title may be anything
                     yield f"{verb}: the repr of {outcome}", f"{outcome.value!r} {outcome.value}"
                 yield from _reprs(session)
                 yield f"{verb}: what it logs or prints", _logged(session) + heard.getvalue()
@@ -84,9 +87,12 @@ def _mishaps(kit: Kit, verb: str, canaries: dict[str, str]) -> Iterator[Change]:
                 bad.append(reply(bytes_of(put(tree, place[:-1], value))))
         yield from (instead(one, at(exchange)) for one in bad)
     for one in kit.examples.situation:
-        for place, value in places(tree_of(one.body)) if one.verb == verb else ():
+        tree = tree_of(one.body)
+        if one.verb == verb and isinstance(tree, dict):
+            yield within(kit, one, reply(bytes_of({"kit": f"{CANARY}e", **tree}), one.status))
+        for place, value in places(tree) if one.verb == verb else ():
             if isinstance(value, str) and not _WORD.fullmatch(value):  # prose, or a key: a code may be shown
-                yield within(kit, one, reply(bytes_of(put(tree_of(one.body), place, f"{value} {CANARY}d")), one.status))
+                yield within(kit, one, reply(bytes_of(put(tree, place, f"{value} {CANARY}d")), one.status))
 
 
 def _reprs(session: Session) -> Iterator[tuple[str, str]]:
@@ -133,10 +139,15 @@ def signatures_are_as_documented(kit: Kit) -> Found:
             if not signers:
                 yield "there is no Signer to try the vector on", "self.context.connect(url, auth=self.sign)"
                 continue
-            found = {name.lower(): value for name, value in signers[0](_vector(vector)).items()}
+            request = _vector(vector)
+            found = {name.lower(): value for name, value in signers[0](request).items()}
+            later = signers[0](replace(request, at=request.at + timedelta(hours=1)))
         for name, value in vector.headers.items():
             if found.get(name.lower()) != value:
                 yield f"{vector.request}: the header {name} is not as in the vector", "sign exactly the documented text"
+        for name, value in later.items():
+            if str(int(vector.at.timestamp())) in value and found.get(name.lower()) == value:
+                yield f"the header {name} bears the vector's time an hour later too", "take the time from request.at"
 
 
 def _vector(vector: Signature) -> Request:

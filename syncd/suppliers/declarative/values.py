@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from syncd.adapter import UNKNOWN, UNLIMITED, BadResponse, Money, OrderStatus, RawKey, Stock, money, select
+from syncd.adapter import BadResponse, Money, OrderStatus, RawKey, Stock, money, select
 from syncd.placeholders import plain
 
 T = TypeVar("T")
@@ -165,11 +165,11 @@ class StockValue(Mapped[Literal["out", "low", "plenty", "unlimited", "unknown"]]
     def read(self, data: Any) -> Any:  # noqa: D102
         found = self.pick(data)
         if found is None and self.none_when:
-            return UNKNOWN
+            return Stock.unknown()
         if self.kind == "exact":
             return Stock.exact(found, unlimited=self.unlimited)
         level: Any = super().read(data) if self.kind == "coarse" else self.kind
-        return {"unlimited": UNLIMITED, "unknown": UNKNOWN}.get(level) or Stock.coarse(level)
+        return {"unlimited": Stock.unlimited(), "unknown": Stock.unknown()}.get(level) or Stock.coarse(level)
 
 
 def one_or_more(value: object) -> object:

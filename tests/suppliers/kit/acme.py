@@ -31,6 +31,7 @@ from syncd.adapter import (
     Secret,
     Settings,
     Stock,
+    Transient,
     Webhook,
     hmac_sha256_hex,
     money,
@@ -139,7 +140,10 @@ class Acme(Adapter):
 
     async def find_order(self, reference: str) -> Order | None:
         """By our reference."""
-        found = (await self.http.get("/v1/orders", query={"out_no": reference})).object()["orders"]
+        body = (await self.http.get("/v1/orders", query={"out_no": reference})).object()
+        if body.get("error") is not None:
+            raise Transient("the orders cannot be looked at now")
+        found = body["orders"]
         if not isinstance(found, list):
             raise BadResponse("the orders are no list")
         return self.order(found[0]) if found else None

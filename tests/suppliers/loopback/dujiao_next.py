@@ -160,10 +160,10 @@ class Site(Loopback):
 
     def _buy(self, wanted: dict[str, Any]) -> tuple[int, Any]:
         reference, quantity = wanted["downstream_order_no"], wanted["quantity"]
-        if reference in self.references:
-            return 200, {"ok": True, **self._head(self.orders[self.references[reference]])}
         if re.match(r"https?://(localhost|127\.|10\.|192\.168\.)", wanted.get("callback_url", "")):
             return _error(400, "invalid_callback_url")
+        if reference in self.references:
+            return 200, {"ok": True, **self._head(self.orders[self.references[reference]])}
         time.sleep(self.gap)
         with self.lock:
             found = [

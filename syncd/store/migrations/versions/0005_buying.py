@@ -14,7 +14,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables, and the rules of their states."""
+    """Make the tables, and the rules of their states; keep the last known price of an offer beside the present one."""
+    for name in ("known_price", "known_currency"):
+        op.add_column("offer", sa.Column(name, sa.Text(), nullable=True))
+    op.execute("UPDATE offer SET known_price = price, known_currency = currency")
+    op.add_column("listing", sa.Column("config", sa.Text(), nullable=True))
     op.create_table(
         "demand",
         sa.Column("product", sa.Text(), nullable=False),
