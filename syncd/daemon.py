@@ -203,12 +203,9 @@ class Daemon:
             catalogue = Catalogue(database, self._settings)
 
             def upstream(sku: str) -> int:
-                """How many units of a product suppliers could serve now."""
-                product, buying = self._products()[sku], deliveries.buying
-                if buying is None or not buying.can_buy(sku, 1):
-                    return 0
+                """How many units of a product suppliers list."""
                 with database.read() as connection:
-                    return units(catalogue.upstream(connection, {sku: product})[sku])
+                    return units(catalogue.upstream(connection, {sku: self._products()[sku]})[sku])
 
             reservations = Reservations(
                 deliveries,

@@ -77,6 +77,7 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder(list[list[Any]]).decode
+_BEGIN: Final[Statement] = ("BEGIN", ())
 _PAGE: Final = 4096
 _U32: Final = struct.Struct("=I")
 
@@ -188,7 +189,7 @@ class Tx:
         """Where the audit's head was, if it was asked for."""
         self.foreseen: list[Row] | None = None
         """What the audit's question for its head gave, where that travelled with a change."""
-        self._last: list[Statement] = []
+        self._last: list[Change] = []
         # PostgreSQL: BEGIN travels with the first statement, a round trip less.
         self._begun = not database.postgresql
         if self._begun:
@@ -249,42 +250,40 @@ class Tx:
             *documents, self.xid = _first(self._together([(statement, params)])[0])
         return [_rows(document, q.gives) for document, q in zip(documents, questions, strict=True)]
 
-    def change(self, changes: Sequence[Change], *, foresee: Question | None = None) -> list[int]:
-        """Run statements that return nothing one after the other: the rows that each changed. One round trip.
-
-        ``foresee`` is what the audit will ask for its head before the commit: on PostgreSQL, where that changes no
-        order of locks, it travels along, and its answer is `foreseen`.
-        """
-        if self._trips is None:
-            size = self._database.bulk_rows
-            connection = self._cursor.connection
-            changed = []
-            for change in changes:
-                before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
-                for start in range(0, len(change.rows), size):
-                    part = change.rows[start : start + size]
-                    statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
-                    self._run(statement, [*bound, *change.params])
-                changed.append(connection.total_changes - before)
-            return changed
-        statements = [self._database.over(change) for change in changes]
-        if foresee is None or not self.lone:
-            return [int(result.command_tuples or 0) for result in self._together(statements)]
-        *results, found = self._together([*statements, self._database.asked([foresee])])
-        document, self.xid = _first(found)
-        self.foreseen = _rows(document, foresee.gives)
-        return [int(result.command_tuples or 0) for result in results]
+    def change(self, changes: Sequence[Change]) -> list[int]:
+        """Run statements that return nothing one after the other: the rows that each changed. One round trip."""
+        if self._trips is not None:
+            results = self._together([self._database.over(change) for change in changes])
+            return [int(result.command_tuples or 0) for result in results]
+        size = self._database.bulk_rows
+        connection = self._cursor.connection
+        changed = []
+        for change in changes:
+            before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
+            for start in range(0, len(change.rows), size):
+                part = change.rows[start : start + size]
+                statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
+                self._run(statement, [*bound, *change.params])
+            changed.append(connection.total_changes - before)
+        return changed
 
     def settle(self, changes: Sequence[Change], head: Question) -> None:
-        """The last changes of a kind, each of as many rows as it has. Raises RetryBatch where one changed less.
+        """The last changes of a kind, each of as many rows as it has; on PostgreSQL none sees what another writes.
 
-        On PostgreSQL, where the audit's head is known and nothing else is in the batch, they travel with the commit,
-        and the server itself holds them to their number.
+        Raises RetryBatch where one changed less. On PostgreSQL the server finds that out, and where the audit's head
+        is known and nothing else is in the batch, they travel with the commit.
         """
-        if self._trips is not None and self.head and self.lone:
-            self._last += [self._database.over(change, held=True) for change in changes]
-        elif self.change(changes, foresee=None if self.head else head) != [len(change.rows) for change in changes]:
-            raise RetryBatch
+        if self._trips is None:
+            if self.change(changes) != [len(change.rows) for change in changes]:
+                raise RetryBatch
+        elif not self.lone:
+            self._together([self._database.held(changes)])
+        elif self.head is None:
+            _, found = self._together([self._database.held(changes), self._database.asked([head])])
+            document, self.xid = _first(found)
+            self.foreseen = _rows(document, head.gives)
+        else:
+            self.last(*changes)
 
     def _run(self, statement: str, params: Sequence[Any]) -> None:
         if self._begun:
@@ -299,24 +298,23 @@ class Tx:
     def _together(self, statements: Sequence[Statement]) -> list[Any]:
         """PostgreSQL: what statements gave that travelled in one round trip, BEGIN before them if it is due."""
         assert self._trips is not None  # noqa: S101 - asked by the callers
-        if self._begun:
-            return self._trips.go(statements)
+        due = [] if self._begun else [_BEGIN]
         self._begun = True
-        return self._trips.go([("BEGIN", ()), *statements])[1:]
+        try:
+            return self._trips.go([*due, *statements])[len(due) :]
+        except psycopg.errors.DivisionByZero:  # what `Database.held` fails with
+            raise RetryBatch from None
 
     def last(self, *changes: Change) -> None:
-        """Changes that travel with the commit, held to the number of their rows by the server. PostgreSQL only."""
-        self._last += [self._database.over(change, held=True) for change in changes]
+        """Changes that travel with the commit, as `settle` has them. PostgreSQL only."""
+        self._last += changes
 
     def commit(self) -> None:
         """End the transaction. Called by the writer. Raises RetryBatch where what travels along came too late."""
         if self._trips is None:
             self._run("COMMIT", ())
-            return
-        try:
-            self._together([*self._last, ("COMMIT", ())])
-        except psycopg.errors.DivisionByZero:
-            raise RetryBatch from None
+        else:
+            self._together([*([self._database.held(self._last)] if self._last else ()), ("COMMIT", ())])
 
     def now(self) -> float:
         """The database's time in Unix seconds: what leases are measured with (D3)."""
@@ -341,6 +339,7 @@ class Database:
         self.bulk_rows = 10_000 if self.postgresql else _ROWS_A_STATEMENT
         self._marked: dict[str, str] = {}
         self._bulk: dict[tuple[str, int], str] = {}
+        self._over: dict[tuple[str, ...], str] = {}
         self._asked: dict[tuple[tuple[str, int], ...], str] = {}
         self._lock_file: IO[str] | None = None
         self._wal_index: int | None = None
@@ -547,16 +546,31 @@ class Database:
             value for q in questions for value in (*(self._bound(q.columns, q.rows) if q.columns else ()), *q.params)
         ]
 
-    def over(self, change: Change, *, held: bool = False) -> tuple[str, list[Any]]:
-        """PostgreSQL: the statement of a change and its values. ``held`` to the number of its rows, or it fails."""
-        key = (change.sql, 1 + held)
-        statement = self._bulk.get(key)
+    def over(self, change: Change) -> Statement:
+        """PostgreSQL: the statement of a change and its values."""
+        statement = self._over.get((change.sql,))
         if statement is None:
-            table = self._table(change.columns, 0)
-            counted = f"{table}, changed AS ({change.sql} RETURNING 1) SELECT 1 / (count(*) = ?)::int FROM changed"  # noqa: S608
-            statement = self._bulk[key] = self._numbered(f"WITH {counted if held else f'{table} {change.sql}'}")
-        bound = [*self._bound(change.columns, change.rows), *change.params]
-        return statement, [*bound, len(change.rows)] if held else bound
+            text = f"WITH {self._table(change.columns, 0)} {change.sql}"
+            statement = self._over[change.sql,] = self._numbered(text)
+        return statement, [*self._bound(change.columns, change.rows), *change.params]
+
+    def held(self, changes: Sequence[Change]) -> Statement:
+        """PostgreSQL: several changes as one statement, which fails unless each changes as many rows as it has.
+
+        They are made in this order, but none sees what another of them wrote. What a server does for a statement costs
+        it more than what it does for a row.
+        """
+        key = tuple(change.sql for change in changes)
+        statement = self._over.get((*key, ""))
+        if statement is None:
+            made = ", ".join(
+                f"c{number} AS (WITH {self._table(change.columns, 0)} {change.sql} RETURNING 1)"
+                for number, change in enumerate(changes)
+            )
+            counted = " AND ".join(f"(SELECT count(*) FROM c{number}) = ?" for number in range(len(changes)))  # noqa: S608
+            statement = self._over[(*key, "")] = self._numbered(f"WITH {made} SELECT 1 / ({counted})::int")
+        bound = [value for c in changes for value in (*self._bound(c.columns, c.rows), *c.params)]
+        return statement, [*bound, *(len(change.rows) for change in changes)]
 
     def _table(self, columns: str, count: int) -> str:
         """The table ``rows`` for a WITH."""

@@ -312,6 +312,28 @@ async def test_what_several_suppliers_hold_is_one_stock_and_unknown_is_not_zero(
     assert market.upstream("steam") == {**seen, "stale": False}
 
 
+async def test_what_was_bought_since_it_was_listed_is_there_no_more(market: Any) -> None:
+    market.alpha.listed = [offer("s-1", 9), offer("x-1", 5)]
+    await market.run()
+    ((seen,),) = market.house.rows("SELECT watermark FROM listing WHERE supplier = 'alpha'")
+    bought = [
+        (1, "fulfilled", 2, seen - 9),  # before: the listing knows of it
+        (2, "fulfilled", 3, seen),
+        (3, "unknown", 1, seen + 9),
+        (4, "refused", 4, seen + 9),
+        (5, "sent", 1, seen - 9),  # it may have taken effect at any time
+    ]
+    for number, state, units, at in bought:
+        market.house.tamper(
+            "INSERT INTO purchase (id, reference, supplier, sku, product, quantity, received, state, reason, asked_by,"
+            " listed, spend, open_spend, tries, polls, epoch, created_at, sent_at) VALUES"
+            f" ({number}, 'R{number}', 'alpha', 's-1', 'steam', {units}, 0, '{state}', '', 'delivery', '', 0, 0, 1, 0,"
+            f" 0, {at}, {at})"
+        )
+    assert market.upstream("steam") == {"kind": "exact", "quantity": 4, "stale": False}
+    assert market.upstream("xbox")["quantity"] == 5
+
+
 async def test_products_without_offers_or_whose_supplier_is_off_or_never_listed(market: Any) -> None:
     assert market.upstream("plain") == {"kind": "none"}
     assert market.upstream("xbox") == {"kind": "unknown", "stale": True}

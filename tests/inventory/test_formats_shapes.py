@@ -120,7 +120,7 @@ def found(*args, **more):
         ('{"card_no":12345,"card_pwd":67890}', ["unreadable_shape"]),
         ('{"card_no":"A12345","card_pwd":"P12345","status":"used"}', ["spent"]),
         ('{"code":1,"msg":"库存不足"}', ["prose"]),
-        ('{"data":"[{\\"code\\":\\"A12345\\"}]","code":"{\\"a\\":1}"}', ["unreadable_shape"]),
+        ('{"data":"[{\\"code\\":\\"A12345\\"}]","code":"{\\"a\\":1}"}', ["ambiguous"]),
         # nasty
         ("ABCD%0AEFGH1", [("ABCD%0AEFGH1",)]),
         ("ABC&amp;12345", [("ABC&amp;12345",)]),

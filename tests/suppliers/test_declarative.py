@@ -47,6 +47,7 @@ from syncd.placeholders import _FORMS, _OTHERS
 from syncd.suppliers.client import Call as Verb
 from syncd.suppliers.client import Client, Limits, Reply, calling
 from syncd.suppliers.declarative import load, values, words
+from syncd.suppliers.link import Verbs
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "declarative.md").read_text(encoding="utf-8")
@@ -683,8 +684,8 @@ async def test_a_status_that_no_line_fits_means_what_it_means_anywhere(made, sta
     assert type(raised.value) is error
     adapter = made(BASE, text, VERBS, play=script)
     order = OrderRequest("R1", Offer("s", "t", None, Stock.exact(1)), 1)
-    with calling(Verb("place_order")), pytest.raises(error if error in {Auth, RateLimited} else OutcomeUnknown):
-        await adapter.place_order(order)
+    with pytest.raises(error if error in {Auth, RateLimited} else OutcomeUnknown):
+        await Verbs(adapter, adapter.context.connect).ask(Verb("place_order"), order)
 
 
 async def test_a_line_for_one_verb_leaves_the_others_to_the_client(made):
@@ -719,8 +720,8 @@ async def test_M1_in_place_order_only_what_the_table_calls_certain_is(made):
     ):
         script = Script(reply)
         adapter = made(BASE, ERRORS, VERBS, play=script)
-        with calling(Verb("place_order")), pytest.raises(error) as raised:
-            await adapter.place_order(order)
+        with pytest.raises(error) as raised:
+            await Verbs(adapter, adapter.context.connect).ask(Verb("place_order"), order)
         assert type(raised.value) is error, reply
         assert len(script.sent) == 1
 
@@ -1319,7 +1320,7 @@ SECTIONS = {
     "The file": [words.Definition],
     "settings": [words.Setting],
     "promises": [words.PromiseWords],
-    "auth": [words.Auth],
+    "auth": [words.Authenticating],
     "answer": [words.AnswerWords],
     "errors": [words.Failure],
     "offer": [words.OfferWords],

@@ -434,7 +434,7 @@ def test_M1_control_an_adapter_that_tries_again_under_another_reference_is_caugh
             async def place_order(self, order):
                 try:
                     return await super().place_order(order)
-                except OutcomeUnknown:
+                except (OutcomeUnknown, BadResponse):
                     return await super().place_order(replace(order, reference="AB13"))
 
         return Retrying

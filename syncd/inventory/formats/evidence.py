@@ -31,6 +31,7 @@ from syncd.inventory.formats.words import (
     Item,
     cut_expiry,
     cut_notes,
+    expiry_said,
     has_code,
     header_columns,
     is_index,
@@ -176,7 +177,7 @@ class Evidence:
         self._gap = False
         self._waits = False  # a label without a value: the next line may be it
         self._held = ""  # the line that may be that value, or the first of a list below a heading
-        self._headings = self._lists = 0
+        self._headings = self._lists = self._links = 0
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
         self._pins: dict[str, dict[int, int]] = {}
         self._last: dict[str, int] = {}
@@ -232,6 +233,7 @@ class Evidence:
         self._unlabelled(bare, items)
 
     def _unlabelled(self, bare: str, items: list[Item]) -> None:
+        whole = bare
         bare, until = cut_expiry(bare)
         if items and not until:
             bare, _ = cut_notes(bare)
@@ -239,6 +241,7 @@ class Evidence:
         bare = self._unnumbered(without_bullet(bare))
         if is_link(bare):
             self.total += 1
+            self._links += 1
             return
         prose = is_prose_line(bare) or self._says_expiry(bare)
         bare = cut_trailing(bare)
@@ -248,7 +251,7 @@ class Evidence:
         if prose and (not structured or not is_prose(bare)):
             self.prose += 1
             self._gap = gap
-            if EXPIRY_WORDS.search(bare) and len(self._said) < _FEW and (said := expiry_in(bare)):
+            if len(self._said) < _FEW and (said := expiry_said(whole)):
                 one = _OF_ONE.search(bare) and not (bare.isascii() and is_prose(bare))  # a date of one key alone?
                 self._said.add("?" if one else said)
             return
@@ -291,7 +294,8 @@ class Evidence:
             self.keyed.add(items, gap=self._gap)
         else:
             self.notes += 1
-            said = [item.text for item in items if item.role == EXPIRES]
+            said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
+            said = list(filter(None, said))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
         self._gap, self._waits, self._held = False, not items[-1].text, ""
@@ -386,7 +390,7 @@ class Evidence:
         again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
         few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
         twice = tuple(sorted({number & MARK for number in again})) if few else ()
-        return replace(reading, sizes=sizes, twice=twice, expires=expires)
+        return replace(reading, sizes=sizes, twice=twice, expires=expires, stray=self._stray(reading))
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
@@ -439,6 +443,15 @@ class Evidence:
         """
         seen = [name for name in STRONG if self.parts[name]]
         return seen if len(seen) == 1 and self.parts[seen[0]].total() > _HALF * total else []
+
+    def _stray(self, reading: Reading) -> tuple[str, ...]:
+        """What may be no key of its own: a link among codes (a page to use them on), a code among links, either beside
+        the other.
+        """
+        few, links = _RARE * self.total, self._links
+        if reading.splitter != "line" or not 0 < links < self.total:
+            return ()
+        return (*(("link",) if self.total - links > few else ()), *(("code",) if links > few else ()))
 
     def _is_heading(self) -> bool:
         """Whether the labels are headings over lists of keys, or notes."""

@@ -294,7 +294,9 @@ class Format:
         others = block.translate(None, _FIGURES) if self.kind == "auto" else digits  # and one of these alone a date
         if any(rest[:1] == b"\n" or b"\n\n" in rest for rest in (digits, others)):
             return False
-        return not any(start in block for start in _STARTS) and self._light.fullmatch(text) is not None
+        if block.startswith(_ORDERS) or any(b"\n" + start in block for start in _ORDERS):
+            return False
+        return not any(start in block for start in _PICTURES) and self._light.fullmatch(text) is not None
 
     @cached_property
     def _light(self) -> re.Pattern[str] | None:
@@ -502,21 +504,8 @@ _AUTO_AHEAD: Final = (
 _AUTO_PART: Final = rf"{_AUTO_AHEAD}[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
 _FIGURES: Final = b"0123456789Ee-"
-_STARTS: Final = (
-    b"INV",
-    b"ORD",
-    b"TXN-",
-    b"REF-",
-    b"PO-",
-    b"SO-",
-    b"iVBOR",
-    b"/9j/",
-    b"_9j_",
-    b"R0lGOD",
-    b"UklGR",
-    b"data:",
-    b"DATA:",
-)
+_ORDERS: Final = (b"INV-", b"INVOICE-", b"ORD-", b"ORDER-", b"TXN-", b"REF-", b"PO-", b"SO-")
+_PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b"DATA:")
 # A text without spaces, with a digit, that is no picture: no placeholder is one.
 _OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
 _QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
@@ -574,8 +563,9 @@ def _odd_shape(name: str, value: str) -> str:
         "has a character that keys of unknown shape do not have": not _PLAUSIBLE.fullmatch(_ENTITY.sub("E", value)),
         "has a separator at its edge or twice in a row": "--" in value or value[0] == "-" or value[-1] == "-",
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
-        "reads as the number of an order": _ORDER.match(value) is not None,
-        "reads as an e-mail address": name == "pin" and _EMAIL.fullmatch(value) is not None,
+        "reads as the number of an order or an error": _ORDER.match(value) is not None,
+        "reads as an address": name != "number" and _ADDRESS.fullmatch(value) is not None,
+        "reads as named parts": _PARTS.match(value) is not None,
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
         "has a date or a remark behind it": DATED.search(value) is not None or (value[-1] == ")" and "(" in value),
@@ -586,7 +576,12 @@ def _odd_shape(name: str, value: str) -> str:
     return next((f"{name} {problem}" for problem, found in problems.items() if found), "")
 
 
-_ORDER: Final = re.compile(r"(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d")
+_ORDER: Final = re.compile(r"(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d|ERR(?:OR)?[_-]")
+_ADDRESS: Final = re.compile(
+    r"[^\s@/]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}|www\.\S+"
+    r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
+)
+_PARTS: Final = re.compile(r"[A-Za-z_]+=[^&=]+&[A-Za-z_]+=")
 _COMPLETE: Final = 8
 _SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
 _GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")

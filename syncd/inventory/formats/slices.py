@@ -48,6 +48,7 @@ from syncd.inventory.formats.words import (
     cut_expiry,
     cut_notes,
     dates_the_past,
+    expiry_said,
     find_labels,
     header_columns,
     hides_a_key,
@@ -69,11 +70,12 @@ if TYPE_CHECKING:
 Result = CardKey | Refusal | tuple[CardKey, ...]
 """What a slice is: a key, none, or several keys of which each is certain."""
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
-_MARKS: Final = frozenset(",;|/:")
+_MARKS: Final = frozenset(",;|/:&")
 _QUOTES: Final = ('"', "“", "”")
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
+_BEHIND: Final = re.compile(r"[,;|](?:[A-Za-z0-9-]{4,}|[\d./:-]{4,})$")
 _PATH: Final = re.compile(r"/[!-~]*\?|\?[A-Za-z0-9_]{1,32}=")  # goes on as an address, and as no code
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
@@ -131,6 +133,7 @@ class Slices:
             or reading.expires
             or reading.candidates
             or reading.twice
+            or reading.stray
         ):
             return None
         if reading.splitter == "line":
@@ -226,6 +229,7 @@ class Slices:
             isinstance(result, CardKey)
             or result.reason in _SURE
             or reading.twice
+            or (reading.stray and fmt.kind == "auto")
             or not self.by_shape()
             or len(bare) > MAX_KEY
         ):
@@ -295,8 +299,9 @@ class Slices:
             if item.role != EXPIRES:
                 if says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
                     return Refusal("spent", "the supplier marks it as used, void or expired")
-                continue
-            expires_at = self._expiry(item.text)
+                if not (said := expiry_said(item.text)):
+                    continue
+            expires_at = self._expiry(item.text if item.role == EXPIRES else said)
             if expires_at is None or result.expires_at not in {NEVER, expires_at}:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
             result = replace(result, expires_at=expires_at)
@@ -314,6 +319,8 @@ class Slices:
 
     def _single(self, bare: str) -> CardKey | Refusal:
         fmt = self.fmt
+        if fmt.kind == "auto" and ("link" if is_link(bare) else "code") in self.reading.stray:
+            return self._odd(bare, "links and codes on lines of their own: perhaps one key together", "ambiguous")
         if is_link(bare):
             return self._link(bare)
         as_sent = bare
@@ -360,6 +367,8 @@ class Slices:
             return self._parts([address, behind])
         if dashes and fmt.kind == "auto" and "?" not in address and not _PATH.search(behind):
             return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        if (tail := _BEHIND.search(bare)) and "?" not in bare[: tail.start()]:
+            return Refusal("ambiguous", "a link that may have a code or a date behind it")
         address, bar, behind = bare.rpartition("|")
         if bar and fmt.fields == ("link", "access") and is_link(address):
             return self._parts([address, behind])
@@ -455,6 +464,9 @@ class Slices:
         if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
             return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        notes = [cell for role, cell in zip(self.roles, row, strict=False) if role in {"", NOTE}]
+        if EXPIRES not in roles and (said := next(filter(None, map(expiry_said, notes)), "")):
+            roles[EXPIRES] = said
         strange = [cell for role, cell in zip(self._dated, row, strict=False) if role]
         if any(map(may_be_date, strange)):
             return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
@@ -513,7 +525,7 @@ class Slices:
         if size > PIECE:
             return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
         if self.reading.splitter == "csv":
-            return self.columns(row) if self.reading.columns else self._parts(list(row))
+            return self.dated(self.columns(row) if self.reading.columns else self._parts(list(row)))
         used = [cell for cell in row if cell]
         if len(used) != 1:
             return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
@@ -531,10 +543,16 @@ class Slices:
         anchor = self.reading.anchor
         if anchor and items and items[0].role != anchor:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
+        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
         for item in items[:-1]:
             if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
                 apart = item.text[-2:-1].isspace()
-                if not apart and item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
+                if (
+                    not apart
+                    and item.text[-1:] not in sure
+                    and item.role not in {EXPIRES, "account", "email"}
+                    and not self._is_code(item.role)
+                ):
                     return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
                 roles[item.role] = strip(item.text[:-1])
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
@@ -543,6 +561,9 @@ class Slices:
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
+        said = [expiry_said(item.text) for item in items if item.role.startswith(NOTE)]
+        if EXPIRES not in roles and any(said):
+            roles[EXPIRES] = next(filter(None, said))
         last = items[-1].role if items else ""
         if EXPIRES not in roles and (until := cut_expiry(roles.get(last, ""))[1]):
             roles |= {last: cut_expiry(roles[last])[0], EXPIRES: until}

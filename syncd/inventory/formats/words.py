@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-from syncd.inventory.formats.expiry import DATED, WRITTEN
+from syncd.inventory.formats.expiry import DATED, WRITTEN, expiry_in
 from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, is_prose, mask_links, strip
 
 KEY_ROLES: Final = (
@@ -89,7 +89,8 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "有效期", "有效期至", "有效期止", "有效期限", "有效日期", "有效时间", "有效截止日期", "到期", "到期日",
         "到期日期", "到期时间", "截止", "截止日期", "截止时间", "过期", "过期时间", "过期日期", "失效时间", "失效日期",
         "expires",
-        "使用期限", "激活期限", "兑换期限", "充值期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间",
+        "使用期限", "激活期限", "兑换期限",
+        "充值期限", "有效日", "有效截止", "截止有效期", "最后使用日期", "使用截止", "兑换截止日期", "兑换截止时间",
         "激活截止日期", "gültig bis", "ablaufdatum", "verfallsdatum", "date d'expiration", "valable jusqu'au",
         "fecha de caducidad", "vence", "válido hasta", "válido até", "validade", "срок действия", "действует до",
         "годен до", "有効期限", "유효기간", "hạn sử dụng", "hsd", "best before", "use by", "use before", "redeem by",
@@ -292,9 +293,9 @@ def _label_pattern() -> re.Pattern[str]:
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
     count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
-        f"(?P<open>[【\\[(]?){gap}(?:"
+        f"(?P<open>[【\\[({{]?){gap}(?:"
         f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
-        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}[\\])]?{gap}:)",
+        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}[\\])]?{gap}[:=])",
         re.IGNORECASE,
     )
 
@@ -412,7 +413,14 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
             continue
         value = strip(strip(text[match.end() : after.start() if after else None]).rstrip(_FULL_STOPS))
         if match["open"] and not match["close"]:
-            value = value.rstrip(")）]】")
+            value = value.rstrip(")）]】}")
+        if (
+            not after
+            and matches[0]["open"]
+            and not matches[0]["close"]
+            and value[-1:] in set(")]】}") - set(value[:-1])
+        ):
+            value = strip(value[:-1])  # the bracket around the whole card
         if after and value.endswith(("--", "—")):
             value = strip(value.rstrip("-—"))
         items.append(Item(f"{NOTE}:{name}" if role == NOTE else role, value))
@@ -463,6 +471,11 @@ _UNTIL: Final = re.compile(
     rf"(?P<day>{WRITTEN})\s?(?:之?前(?:有效|使用|兑换|激活|充值)|到期|过期|截止|失效))[)）\]]?$",
     re.IGNORECASE,
 )
+
+
+def expiry_said(text: str) -> str:
+    """The expiry that a note gives in words: the text of its date, "?" if that is not certain, "" if it says none."""
+    return expiry_in(text) if EXPIRY_WORDS.search(text) else ""
 
 
 def cut_expiry(text: str) -> tuple[str, str]:
@@ -530,6 +543,11 @@ _SPENT: Final = re.compile(
     r"|(?<!un)(?<!not )\b(?:used|redeemed|expired|invalid|void|revoked|blocked|cancell?ed|refunded|sold)\b",
     re.IGNORECASE,
 )
+
+
+def is_flag(name: str) -> bool:
+    """Whether a name asks whether the card is still good, so that its value is a yes or no."""
+    return name in _FLAGS or name in _GOOD
 
 
 def says_spent(name: str, value: object) -> bool:
