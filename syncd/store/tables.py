@@ -486,6 +486,17 @@ demand = Table(
     comment="Units that were ordered in an hour (Unix time / 3600), and those that were refused for want of keys.",
 )
 
+demand_size = Table(
+    "demand_size",
+    metadata,
+    Column("product", Text, primary_key=True),
+    Column("week", BigInteger, primary_key=True, autoincrement=False),
+    Column("quantity", BigInteger, primary_key=True, autoincrement=False),
+    Column("orders", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="How many orders were of how many units, by week (Unix time / 604800).",
+)
+
 job = Table(
     "job",
     metadata,
