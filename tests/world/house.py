@@ -212,10 +212,11 @@ class World:
 
     def faults(self) -> list[str]:
         """What is wrong now."""
+        found = self.attempt(self.house.stock.snapshot())
+        while isinstance(found, SyncdError):  # it died of something that it did by itself
+            found = self.attempt(self.house.stock.snapshot())
         books = self.books()
-        if not self.house.dead:
-            rows, _ = self.run(self.house.stock.snapshot())
-            books.sellable = {row["product"]: row["sellable"] for row in rows}
+        books.sellable = {row["product"]: row["sellable"] for row in found[0]}
         return faults(self.ledger, self.markets, books, self.promises, self.shape.bounds())
 
     def check(self) -> None:
