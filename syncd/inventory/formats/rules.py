@@ -430,6 +430,8 @@ class Format:
             if frozenset(given) == {"number"}:
                 return Refusal("missing_field", "a card number without its pin")
             return Refusal("not_this_format", f"no known shape has these parts: {', '.join(sorted(given))}")
+        if [*names.values()] == ["number", "pin"] and is_link(strip(given[next(iter(names))])):
+            names = dict(zip(names, ("link", "access"), strict=True))
         if [*names.values()] == ["code"] and is_link(strip(*given.values())):
             names = dict.fromkeys(names, "link")
         values: dict[str, str] = {}
@@ -462,7 +464,12 @@ class Format:
             return Refusal("unreadable_shape", f"{name} is a number or a date that a spreadsheet has made of it")
         if _QUICK_AUTO.fullmatch(value):
             return None
-        if named and _NAMED.fullmatch(value) and not is_placeholder(value, self.placeholders):
+        if (
+            named
+            and _NAMED.fullmatch(value)
+            and not (name == "number" and _is_cipher(value))
+            and not is_placeholder(value, self.placeholders)
+        ):
             return None
         problem = _odd_shape(name, value)
         return Refusal("unreadable_shape", problem) if problem else None
@@ -518,7 +525,12 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"password"}): {"password": "code"},
     frozenset({"link"}): {"link": "link"},
     frozenset({"link", "access"}): {"link": "link", "access": "access"},
+    **{frozenset({"link", pin}): {"link": "link", pin: "access"} for pin in ("password", "pin")},
     frozenset({"link", "code"}): {"link": "link", "code": "code"},
+    **{
+        frozenset({"email", "number", pin}): {"email": "email", "number": "number", pin: "pin"}
+        for pin in ("pin", "password")
+    },
     frozenset({"email", "password"}): {"email": "email", "password": "password"},
     **{frozenset({"number", pin}): {"number": "number", pin: "pin"} for pin in ("pin", "password", "code")},
     **{frozenset({"serial", pin}): {"serial": "serial", pin: "pin"} for pin in ("pin", "password")},
@@ -553,6 +565,12 @@ def template_fields(template: str) -> list[str]:
     return names
 
 
+def _is_cipher(value: str) -> bool:
+    """Whether a text is base64 of whole blocks of AES: a card as some suppliers send it, and not yet decrypted."""
+    whole = len(value) % 4 == 0 and len(value) * 3 // 4 - value[-2:].count("=") if not value.isalnum() else 0
+    return bool(whole) and whole % _BLOCK == 0 and _BASE64.fullmatch(value) is not None
+
+
 def _odd_shape(name: str, value: str) -> str:
     """What speaks against a folded text of unknown shape, "" if nothing does."""
     size = len(value)
@@ -565,6 +583,7 @@ def _odd_shape(name: str, value: str) -> str:
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
         "reads as the number of an order or an error": _ORDER.match(value) is not None,
         "reads as an address": name != "number" and _ADDRESS.fullmatch(value) is not None,
+        "reads as an encrypted text": name == "number" and _is_cipher(value),
         "reads as named parts": _PARTS.match(value) is not None,
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
@@ -582,6 +601,8 @@ _ADDRESS: Final = re.compile(
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
 _PARTS: Final = re.compile(r"[A-Za-z_]+=[^&=]+&[A-Za-z_]+=")
+_BLOCK: Final = 16
+_BASE64: Final = re.compile("(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])[A-Za-z0-9+/]{22,}={0,2}")
 _COMPLETE: Final = 8
 _SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
 _GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")

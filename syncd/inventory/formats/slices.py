@@ -72,6 +72,7 @@ Result = CardKey | Refusal | tuple[CardKey, ...]
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/:&")
 _QUOTES: Final = ('"', "“", "”")
+_WHO: Final = frozenset({"number", "serial", "account", "email", "link", "code"})
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
@@ -534,6 +535,7 @@ class Slices:
     def items(self, items: Sequence[Item]) -> CardKey | Refusal:
         """The labelled values of one card."""
         roles: dict[str, str] = {}
+        items = _numbered(items)
         for item in items:
             if item.role in roles:
                 return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
@@ -541,20 +543,10 @@ class Slices:
                 return Refusal("spent", "the supplier marks it as used, void or expired")
             roles[item.role] = item.text
         anchor = self.reading.anchor
-        if anchor and items and items[0].role != anchor:
+        if anchor and anchor != f"{NOTE}:no" and items and items[0].role != anchor:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
-        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
-        for item in items[:-1]:
-            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                apart = item.text[-2:-1].isspace()
-                if (
-                    not apart
-                    and item.text[-1:] not in sure
-                    and item.role not in {EXPIRES, "account", "email"}
-                    and not self._is_code(item.role)
-                ):
-                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
-                roles[item.role] = strip(item.text[:-1])
+        if problem := self._unmarked(items, roles):
+            return problem
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
         between = {item.text[-1:] for item in items[:-1]} & _MARKS
         if items and (clause := CLAUSE.search(items[-1].text)) and not denies(clause[0]):
@@ -570,6 +562,22 @@ class Slices:
         roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
         return self.named(roles, free=free)
+
+    def _unmarked(self, items: Sequence[Item], roles: dict[str, str]) -> Refusal | None:
+        """Take the separators from the ends of values; a mark that may be a value's own is not certain."""
+        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
+        for item in items[:-1]:
+            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
+                apart = item.text[-2:-1].isspace()
+                if (
+                    not apart
+                    and item.text[-1:] not in sure
+                    and item.role not in {EXPIRES, "account", "email"}
+                    and not self._is_code(item.role)
+                ):
+                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
+                roles[item.role] = strip(item.text[:-1])
+        return None
 
     def _is_code(self, role: str) -> bool:
         """Whether this role's value cannot end in punctuation, which then is a separator."""
@@ -625,6 +633,8 @@ class Slices:
             return self._prose(texts) or Refusal("unreadable_shape", "a bare number: zeros at its start may be lost")
         if len(parts) > 1:
             return self.named(roles)
+        if self.fmt.kind == "auto" and "number" in parts and not is_link(strip(parts["number"])):
+            return Refusal("missing_field", "a card number without its pin")
         result = self._text_card(*parts.values())
         if EXPIRES in roles and not isinstance(result, tuple):
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])])
@@ -675,6 +685,14 @@ class Slices:
         if image_of(text) is None:
             return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
         return self.fmt.key({"image": text})
+
+
+def _numbered(items: Sequence[Item]) -> Sequence[Item]:
+    """The values with ``NO`` as the number of the card, where a pin stands beside it and nothing else is the number."""
+    roles = {item.role for item in items}
+    if f"{NOTE}:no" not in roles or roles & _WHO or not roles & {"pin", "password"}:
+        return items
+    return [Item("number" if item.role == f"{NOTE}:no" else item.role, item.text) for item in items]
 
 
 def _keys(result: CardKey | tuple[CardKey, ...]) -> tuple[CardKey, ...]:
