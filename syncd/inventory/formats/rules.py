@@ -344,10 +344,13 @@ class Format:
             return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
         return {rule.name: fitting[0]}
 
-    def key(self, roles: Mapping[str, str], expires_at: int = NEVER, *, named: bool = False) -> CardKey | Refusal:
+    def key(
+        self, roles: Mapping[str, str], expires_at: int = NEVER, *, named: bool = False, whole: bool = False
+    ) -> CardKey | Refusal:
         """The key that these named texts make, or why they make none. Notes are passed over; any other must fit.
 
-        ``named``: the parts were told from each other by their names, so that marks in them are their own.
+        ``named``: the parts were told from each other by their names, so that marks in them are their own; ``whole``:
+        so was the only one.
         """
         given = {
             role: text for role, text in roles.items() if strip(text) and role != EXPIRES and not role.startswith(NOTE)
@@ -355,7 +358,7 @@ class Format:
         if not given:
             return Refusal("missing_field", "no part of a key is here")
         if self.kind == "auto":
-            return self._auto_key(given, expires_at, named=named and len(given) > 1)
+            return self._auto_key(given, expires_at, named=whole or (named and len(given) > 1))
         if self.kind == "opaque":
             return self._opaque_key(given, expires_at)
         assigned = self._assign(given)
@@ -460,6 +463,8 @@ class Format:
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
         if is_masked(value):
             return Refusal("prose", f"{name} is masked")
+        if name == "code" and _FULL_WIDTH.search(text):
+            return Refusal("unreadable_shape", "full-width letters, where the alphabet is not known")
         if SPOILT.fullmatch(value):
             return Refusal("unreadable_shape", f"{name} is a number or a date that a spreadsheet has made of it")
         if _QUICK_AUTO.fullmatch(value):
@@ -601,6 +606,7 @@ _ADDRESS: Final = re.compile(
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
 _PARTS: Final = re.compile(r"[A-Za-z_]+=[^&=]+&[A-Za-z_]+=")
+_FULL_WIDTH: Final = re.compile("[\uff21-\uff3a\uff41-\uff5a]")
 _BLOCK: Final = 16
 _BASE64: Final = re.compile("(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])[A-Za-z0-9+/]{22,}={0,2}")
 _COMPLETE: Final = 8

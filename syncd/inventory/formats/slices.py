@@ -77,6 +77,8 @@ _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
 _BEHIND: Final = re.compile(r"[,;|](?:[A-Za-z0-9-]{4,}|[\d./:-]{4,})$")
+_WITH_PIN: Final = re.compile(r"(?:[A-Z][a-z]+ ){0,4}(\d{8,20}) ?[,/]? (?:PIN|Pin|pin)[.:#]? ?(\d{3,12})")
+_QUOTED_CODE: Final = re.compile(r"(?!'|[A-Za-z0-9-]{4,}[,;][A-Za-z0-9-]{4,}$)[!-~]{6,64}")
 _PATH: Final = re.compile(r"/[!-~]*\?|\?[A-Za-z0-9_]{1,32}=")  # goes on as an address, and as no code
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
@@ -333,6 +335,8 @@ class Slices:
         if len(fmt.fields) > 1:
             parts = fold(bare).split(" ")
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
+        if fmt.kind == "auto" and (both := _WITH_PIN.fullmatch(bare)):
+            return fmt.key({"number": both[1], "pin": both[2]})
         if fmt.kind == "auto" and (found := count_parts(bare)):
             if self.reading.whole and not {"  ", ",", ";", "\t", " - "} & found.keys() and _WHOLE.fullmatch(bare):
                 return fmt.whole(bare)
@@ -475,7 +479,8 @@ class Slices:
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
-        return self.named(roles)
+        alone = self.reading.media == "csv" and lone == ["code"] and _QUOTED_CODE.fullmatch(roles["code"])
+        return self.named(roles, whole=bool(alone))
 
     def _inside(self, cell: str) -> list[str]:
         """The parts of a cell that is a whole card, if it is one: ``number----pin`` in a column of its own."""
@@ -488,7 +493,7 @@ class Slices:
         parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
         return parts if len(parts) == (len(self.fmt.fields) or 2) else []
 
-    def named(self, roles: Mapping[str, str], *, free: bool = True) -> CardKey | Refusal:
+    def named(self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False) -> CardKey | Refusal:
         """Texts under their roles, the expiry among them."""
         for role in self.reading.required:
             if not roles.get(role):
@@ -500,7 +505,7 @@ class Slices:
         expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
         if expires_at is None:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-        return self.fmt.key(roles, expires_at, named=free)
+        return self.fmt.key(roles, expires_at, named=free, whole=whole)
 
     def record(self, text: str) -> Result:
         """One CSV record."""

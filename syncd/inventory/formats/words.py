@@ -298,12 +298,13 @@ def _label_pattern() -> re.Pattern[str]:
                 latin.append(name.lower())
     either = [_any_of(cjk, inside), _any_of(latin, "")]
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
+    says = "(?:[:=→]|->)"
     other = r"\([^()\d]{1,12}\)\s?"  # its name in another language, or what it is for
     count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
         f"(?P<open>[【\\[({{]?){gap}(?:"
-        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
-        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}(?:{other})?[\\])]?{gap}[:=])",
+        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:{says}|(?=[A-Za-z0-9]))"
+        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}(?:{other})?[\\])]?{gap}{says})",
         re.IGNORECASE,
     )
 
@@ -325,8 +326,16 @@ _NUMBERED: Final = re.compile(
     r"(?P<mark> ?[张个条组份]?[.、)\]】:\t]{1,3}| ?[张个条组份](?= )| [-\u2013—](?= )|(?= )))\s{0,8}(?=\S)",
     re.IGNORECASE,
 )
+_UNITS: Final = ("", *"一二三四五六七八九")
+_IN_WORDS: Final = {
+    f"{ten}{unit}": 10 * tens + units
+    for tens, ten in enumerate(("", "十", "二十", "三十"))
+    for units, unit in enumerate(_UNITS)
+    if ten or unit
+}
+_COUNTED: Final = re.compile(r"([一二三四五六七八九十]{1,3})([、.)）])\s{0,8}(?=\S)")
 _FULL_STOPS: Final = "，；。、｜："
-_MAYBE: Final = re.compile(r"[:：=]|[\u3040-\u9fff\uac00-\ud7af]")
+_MAYBE: Final = re.compile(r"[:：=→]|->|[\u3040-\u9fff\uac00-\ud7af]")
 
 
 def plain_width(text: str) -> str:
@@ -342,6 +351,8 @@ def is_index(text: str) -> bool:
 
 def numbering(text: str) -> tuple[int, int]:
     """(the number with which a line of a numbered list begins, characters to skip); (-1, 0) if there is none."""
+    if (counted := _COUNTED.match(text)) and counted.end() < len(text) and counted[1] in _IN_WORDS:
+        return _IN_WORDS[counted[1]], counted.end()
     match = _NUMBERED.match(plain_width(text[:32]))
     if match is None or match.end() >= len(text):
         return -1, 0
@@ -352,6 +363,8 @@ def numbering(text: str) -> tuple[int, int]:
 
 def number_mark(text: str, size: int) -> str:
     """The mark behind a number that ``numbering`` found: one for all lines of a list."""
+    if counted := _COUNTED.match(text):
+        return f"{counted[2]} in words"
     match = _NUMBERED.match(plain_width(text[:size] + "x"))
     if match is None:
         return ""
@@ -364,7 +377,7 @@ _WHOLE: Final = frozenset({"number", "serial", "account", "code", "link"})
 AMOUNT: Final = re.compile(
     r"【[^【】]{1,40}】|\[[^\[\]]{1,40}\]|\d{1,4} ?(?:元|块|点|币|天|个月|月|年|张|USD|CNY|RMB|\$)|"
     r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card"
-    r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
+    r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|qb?)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
 _NO_TITLE: Final = re.compile(
