@@ -252,6 +252,11 @@ def test_a_table_may_be_spread_over_files(write: Any) -> None:
         ("[products.x]\nmax_quantity = '4'\n", "products.x.max_quantity", "integer"),
         ("[products.x]\nfields = 'apart'\n", "products.x.fields", "'merge' or 'split'"),
         ("[products.x]\nreusable = true\n", "products.x.reusable", "循环卡密"),
+        ("[reservations]\nttl = '0s'\n", "reservations.ttl", "no time at all"),
+        ("[reservations]\nttl = '2h'\n", "reservations.ttl", "less than or equal to 3600"),
+        ("[reservations]\nper_product = 0\n", "reservations.per_product", "greater than 0"),
+        ("[deliveries]\nwait = '1m'\n", "deliveries.wait", "less than or equal to 30"),
+        ("[deliveries]\nmax_replacements = -1\n", "deliveries.max_replacements", "greater than or equal to 0"),
         ("[products.x]\nallow_prose = true\nformat = 'steam'\n", "products.x.allow_prose", "fits no format"),
     ],
 )
@@ -577,6 +582,12 @@ OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
             "products.a.offers",
             "these are not offers",
             'write SUPPLIER:SKU, with blanks between, such as "wang:1001 li:S-50"',
+        ),
+        (
+            '[products.a]\non_shortage = "buy"\n',
+            "products.a.on_shortage",
+            "nobody is named from whom it could be bought",
+            'name its offers (syncd products suggest), or write "wait" or "refuse"',
         ),
         (
             '[purchases]\nbudget_day = "100 USD"\n',

@@ -21,10 +21,12 @@ from syncd.cli import (
     audit,
     daemon,
     database,
+    deliveries,
     formats,
     keys,
     offers,
     output,
+    plan,
     products,
     purchases,
     stock,
@@ -59,6 +61,8 @@ _PLAIN: tuple[Callable[..., None], ...] = (
     daemon.run,
     daemon.status,
     stock.stock,
+    plan.explain,
+    plan.replenish,
     suppliers.sync,
     database.backup,
     database.restore,
@@ -67,6 +71,7 @@ _PLAIN: tuple[Callable[..., None], ...] = (
 for command in _PLAIN:
     app.command()(command)
 app.add_typer(keys.commands, name="keys")
+app.add_typer(deliveries.commands, name="deliveries")
 app.add_typer(offers.commands, name="offers")
 app.add_typer(purchases.commands, name="purchases")
 app.add_typer(formats.commands, name="formats")

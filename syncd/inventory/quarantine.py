@@ -164,7 +164,7 @@ class Quarantine:
         self._arrived = arrived
         self._upstream = upstream
         self._revealed: Work[tuple[int, str], None] = Work("reveal", Lane.CONTROL, _run_revealed)
-        self._recovered: Work[str, None] = Work("recovered", Lane.CONTROL, _run_recovered)
+        self._recovered: Work[str, int] = Work("recovered", Lane.CONTROL, _run_recovered)
         self._complained: Work[_Complaint, None] = Work("complaint", Lane.CONTROL, _run_complaints)
 
     # --- looking (these block: call them from a thread) -------------------------------------------------------------
@@ -539,8 +539,7 @@ class Quarantine:
         held = 0
         while moved := await self._writer.submit(self._vault.hold, _AT_ONCE):
             held += moved
-        await self._writer.submit(self._recovered, by)
-        return held
+        return held + await self._writer.submit(self._recovered, by)
 
     async def unhold(self, product: str, by: str) -> int:
         """Make the held keys of a product available again: somebody has checked them. Returns how many."""
@@ -558,11 +557,20 @@ def _run_revealed(tx: Tx, payloads: Sequence[tuple[int, str]]) -> list[BaseExcep
     return [None] * len(payloads)
 
 
-def _run_recovered(tx: Tx, payloads: Sequence[str]) -> list[BaseException | None]:
-    for by in payloads:
-        tx.execute("DELETE FROM meta WHERE name = ?", (RESTORE_FENCE,))
-        tx.audit("restore.recovered", by=by)
-    return [None] * len(payloads)
+def _run_recovered(tx: Tx, payloads: Sequence[str]) -> list[int | BaseException]:
+    return [_recovered(tx, by) for by in payloads]
+
+
+def _recovered(tx: Tx, by: str) -> int:
+    """Lift the fence. What was reserved may have been delivered since the backup like anything else: it is held."""
+    held = tx.execute(
+        "UPDATE vault_key SET state = 'held' WHERE id IN (SELECT key_id FROM reserved_key) AND state = 'reserved'"
+    )
+    tx.execute("DELETE FROM reserved_key")
+    tx.execute("UPDATE reservation SET state = 'expired', ended_at = ? WHERE state = 'held'", (tx.at,))
+    tx.execute("DELETE FROM meta WHERE name = ?", (RESTORE_FENCE,))
+    tx.audit("restore.recovered", by=by, reserved=held)
+    return held
 
 
 @dataclass(frozen=True, slots=True)

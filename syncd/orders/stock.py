@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection
 
-from syncd.config import Product
+from syncd.config import MAX_QUANTITY, Product
 from syncd.orders.deliveries import UnknownProductError
 from syncd.store.database import Writer
 
@@ -30,9 +30,27 @@ _AVAILABLE: Final = (
 # What a pending delivery still lacks is sold already.
 _OWED: Final = (
     "SELECT product, sum(quantity - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id"
-    " AND withdrawn_at IS NULL)) FROM delivery WHERE state = 'pending' GROUP BY product"
+    " AND withdrawn_at IS NULL) - (SELECT count(*) FROM reserved_key WHERE reservation_id = delivery.id))"
+    " FROM delivery WHERE state = 'pending' GROUP BY product"
 )
+_RESERVED: Final = (
+    "SELECT k.product, count(*) FROM reserved_key h JOIN vault_key k ON k.id = h.key_id GROUP BY k.product"
+)
+_PROMISED: Final = "SELECT product, sum(promised) FROM reservation WHERE state = 'held' GROUP BY product"
+_COARSE: Final = {"low": 1, "plenty": 10}
+"""Units that a supplier which names no number is counted on for."""
 _encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def units(upstream: Mapping[str, Any]) -> int:
+    """How many units of a product can be counted on at suppliers, as `Catalogue.upstream` tells of it: none of what is
+    stale or not known, as many as one delivery may have of what is unlimited.
+    """
+    if upstream.get("stale"):
+        return 0
+    if upstream["kind"] == "unlimited":
+        return MAX_QUANTITY
+    return int(upstream.get("quantity") or _COARSE.get(upstream.get("level", ""), 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,8 @@ class _Snapshot:
     """Stock at one moment. ``products`` are those it was made for, ``head`` is the last audit entry it saw."""
 
     rows: dict[str, dict[str, Any]]
+    free: dict[str, int]
+    """Keys that nobody is owed or promised; less than none where more was promised than the vault has."""
     products: Mapping[str, Product]
     head: int
     synced_at: int | None
@@ -79,9 +99,10 @@ class Stock:
     async def snapshot(self, product: str | None = None) -> tuple[list[dict[str, Any]], str]:
         """(a row a product, JSON-ready, and an ETag that changes when anything but the age does).
 
-        A row: product, title, cached (keys that can be delivered now), reserved, upstream, sellable (cached less what
-        paid orders still wait for; nothing buys what is upstream, so it cannot be sold), price, age_s, stale. Never
-        what the shop pays. Raises UnknownProductError.
+        A row: product, title, cached (keys that can be delivered now), reserved (keys that are held for orders),
+        promised (units of reservations that are not in the vault), upstream, sellable (cached less what paid orders
+        still wait for; where it is bought on demand, with what is upstream less what is promised), price, age_s,
+        stale. Never what the shop pays. Raises UnknownProductError.
         """
         if product is not None:
             _known(product, self._products())
@@ -125,14 +146,24 @@ class Stock:
             head = int(connection.exec_driver_sql("SELECT seq FROM audit_head WHERE id = 1").scalar() or 0)
             upstream = self._upstream(connection, products)
             if last and last.products is products and last.head == head and begun - last.counted_at < _LONGEST_S:
-                rows, counted_at = last.rows, last.counted_at
+                rows, free, counted_at = last.rows, last.free, last.counted_at
             else:
-                rows, counted_at = self._count(connection, products), begun
-        rows = {sku: {**row, "upstream": upstream[sku]} for sku, row in rows.items()}
+                rows, free = self._count(connection, products)
+                counted_at = begun
+        rows = {
+            sku: {
+                **row,
+                "upstream": upstream[sku],
+                "sellable": max(0, free[sku] + (units(upstream[sku]) if products[sku].on_shortage == "buy" else 0)),
+            }
+            for sku, row in rows.items()
+        }
         cost = self._clock.monotonic() - begun
-        return _Snapshot(rows, products, head, synced_at, stale_after, counted_at, begun, cost)
+        return _Snapshot(rows, free, products, head, synced_at, stale_after, counted_at, begun, cost)
 
-    def _count(self, connection: Connection, products: Mapping[str, Product]) -> dict[str, dict[str, Any]]:
+    def _count(
+        self, connection: Connection, products: Mapping[str, Product]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
         now = self._clock.now()
         wanted = [(sku, int(now + product.min_life)) for sku, product in products.items()]
         cached: dict[str, int] = {}
@@ -140,16 +171,20 @@ class Stock:
             part = wanted[start : start + self._database.bulk_rows]
             statement, bound = self._database.bulk_statement(_AVAILABLE, "sku text, floor int", part)
             cached.update((row[0], int(row[1])) for row in connection.exec_driver_sql(statement, tuple(bound)))
-        owed = {row[0]: int(row[1]) for row in connection.exec_driver_sql(_OWED)}
-        return {
+        owed, reserved, promised = (
+            {row[0]: int(row[1]) for row in connection.exec_driver_sql(sql)} for sql in (_OWED, _RESERVED, _PROMISED)
+        )
+        rows: dict[str, dict[str, Any]] = {
             sku: {
                 "product": sku,
                 "title": product.title,
                 "cached": cached[sku],
-                "reserved": 0,
+                "reserved": reserved.get(sku, 0),
+                "promised": promised.get(sku, 0),
                 "upstream": {},
-                "sellable": max(0, cached[sku] - owed.get(sku, 0)),
+                "sellable": 0,
                 "price": None if product.price is None else str(product.price),
             }
             for sku, product in products.items()
         }
+        return rows, {sku: cached[sku] - owed.get(sku, 0) - promised.get(sku, 0) for sku in products}

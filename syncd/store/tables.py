@@ -441,6 +441,14 @@ Index(
     sqlite_where=text("state = 'held'"),
     postgresql_where=text("state = 'held'"),
 )
+Index(
+    "ix_reservation_customer",
+    reservation.c.shop,
+    reservation.c.customer,
+    sqlite_where=text("state = 'held' AND customer IS NOT NULL"),
+    postgresql_where=text("state = 'held' AND customer IS NOT NULL"),
+)
+
 reserved_key = Table(
     "reserved_key",
     metadata,
@@ -477,6 +485,17 @@ demand = Table(
     Column("missed", BigInteger, nullable=False),
     sqlite_with_rowid=False,
     comment="Units that were ordered in an hour (Unix time / 3600), and those that were refused for want of keys.",
+)
+
+demand_size = Table(
+    "demand_size",
+    metadata,
+    Column("product", Text, primary_key=True),
+    Column("week", BigInteger, primary_key=True, autoincrement=False),
+    Column("quantity", BigInteger, primary_key=True, autoincrement=False),
+    Column("orders", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="How many orders were of how many units, by week (Unix time / 604800).",
 )
 
 job = Table(

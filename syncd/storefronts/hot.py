@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from syncd.config import MAX_QUANTITY
+from syncd.config import MAX_QUANTITY, MAX_WAIT_S
 from syncd.errors import InvalidRequestError, SyncdError
 from syncd.model import NEVER, ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, utc
-from syncd.orders.deliveries import MAX_WAIT_S, Deliveries, Delivery
+from syncd.orders.deliveries import Deliveries, Delivery
 from syncd.storefronts import problems
 from syncd.storefronts.guard import SHOP_DELIVER, admit, check_media, limited
 from syncd.storefronts.problems import NO_STORE, send_problem
@@ -43,7 +43,13 @@ class DeliveryRequest(BaseModel):
     product: str = Field(pattern=SKU_PATTERN, description="The shop's own sku.")
     quantity: int = Field(ge=1, le=MAX_QUANTITY, description="How many keys: all of them or none.")
     customer: str | None = Field(None, min_length=1, max_length=200, description="Who buys. Not kept, not compared.")
-    wait_s: int = Field(0, ge=0, le=MAX_WAIT_S, description="How long to wait for the keys of a pending delivery.")
+    wait_s: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_WAIT_S,
+        description="How long to wait for the keys of a pending delivery; default: `deliveries.wait` where they are"
+        " being bought, else 0.",
+    )
 
 
 class DeliveredKey(BaseModel):
@@ -68,7 +74,7 @@ class DeliveryAnswer(BaseModel):
     quantity: int
     repeat: bool = Field(description="Whether this order line had its delivery before.")
     created_at: str
-    reason: str | None = Field(None, description="Why it is pending.")
+    reason: str | None = Field(None, description="Why it is pending, or was until it was cancelled.")
     keys: list[DeliveredKey] | None = None
 
 
@@ -80,7 +86,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     product: Annotated[str, msgspec.Meta(pattern=SKU_PATTERN.replace("$", r"\Z"))]
     quantity: Annotated[int, msgspec.Meta(ge=1, le=MAX_QUANTITY)]
     customer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    wait_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 0
+    wait_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_WAIT_S)] | None = None
 
 
 class _Key(msgspec.Struct, omit_defaults=True):

@@ -15,20 +15,24 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from syncd import __version__
-from syncd.config import Settings
+from syncd.config import MAX_WAIT_S, Settings
 from syncd.errors import NotFoundError
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.intake import Intake
 from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine
+from syncd.inventory.restock import Restock
 from syncd.inventory.sync import Sync
 from syncd.metrics import CONTENT_TYPE, Metrics
-from syncd.model import ORDER_REF_PATTERN, SKU_PATTERN, DeliveryState, Right
-from syncd.orders.deliveries import Deliveries, Delivery
+from syncd.model import ORDER_REF_PATTERN, SKU_PATTERN, Right
+from syncd.orders.deliveries import Deliveries
+from syncd.orders.replacements import Replacements
+from syncd.orders.reservations import Reservations
 from syncd.orders.stock import Stock
 from syncd.store.database import Writer
-from syncd.storefronts import hot, operating, problems, purchasing
+from syncd.storefronts import aftersales, hot, operating, planning, problems, purchasing
 from syncd.storefronts.access import Access
+from syncd.storefronts.aftersales import answered
 from syncd.storefronts.guard import METRICS, PUBLIC, SHOP_DELIVER, SHOP_STOCK, caller, install
 from syncd.storefronts.hot import DeliveryAnswer, DeliveryRequest, Hot
 from syncd.storefronts.problems import Problem
@@ -46,10 +50,13 @@ class Parts:
 
     settings: Callable[[], Settings]
     deliveries: Deliveries
+    reservations: Reservations
+    replacements: Replacements
     stock: Stock
     catalogue: Catalogue
     quarantine: Quarantine
     purchases: Purchases
+    restock: Restock
     sync: Sync
     intake: Intake
     access: Access
@@ -62,7 +69,7 @@ class Parts:
 
 
 class Upstream(BaseModel):
-    """What suppliers hold of a product, at a price that it may cost. It is not sold from, and not in ``sellable``."""
+    """What suppliers hold of a product, at a price that it may cost: in ``sellable`` where the product is bought."""
 
     kind: Literal["none", "exact", "coarse", "unlimited", "unknown"] = Field(
         description="`none`: no supplier's offer is named for it."
@@ -79,9 +86,13 @@ class StockRow(BaseModel):
     product: str
     title: str
     cached: int = Field(description="Keys in the vault that can be delivered now.")
-    reserved: int
+    reserved: int = Field(description="Keys in the vault that are held for orders.")
+    promised: int = Field(description="Units of reservations that are to be bought once they are paid.")
     upstream: Upstream
-    sellable: int = Field(description="How many can be sold now: cached, less what paid orders still wait for.")
+    sellable: int = Field(
+        description="How many can be sold now: cached, less what paid orders still wait for; where the product is"
+        " bought on demand, with what suppliers have, less what was promised of it."
+    )
     price: str | None
     age_s: int | None = Field(description="Seconds since keys were last pulled; null before the first time.")
     stale: bool = Field(description="Whether that is longer ago than it should be.")
@@ -148,8 +159,10 @@ def build(parts: Parts) -> Front:
     install(api, parts.access, max_body)
     hot_route = Hot(parts.deliveries, parts.access, parts.metrics, max_body)
     _shop(api, parts)
+    aftersales.install(api, parts)
     operating.install(api, parts)
     purchasing.install(api, parts)
+    planning.install(api, parts)
     _health(api, parts)
     return Front(api, hot_route, parts.metrics)
 
@@ -187,18 +200,18 @@ def _shop(api: FastAPI, parts: Parts) -> None:
         openapi_extra={"rule": SHOP_DELIVER},
         responses=_PROBLEM,
     )
-    async def delivery(request: Request, order_ref: Annotated[str, _ORDER]) -> Response:
+    async def delivery(
+        request: Request,
+        order_ref: Annotated[str, _ORDER],
+        wait_s: Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="How long to wait while it is pending.")] = 0,
+    ) -> Response:
         """A recorded delivery; with its keys for whoever has the right to reveal, which is audited."""
         who = caller(request)
         reveals = Right.REVEAL in who.rights
-        found: Delivery | None
-        if reveals:
-            found = await parts.deliveries.reveal(who.name, order_ref)
-        else:
-            found = await asyncio.to_thread(parts.deliveries.find, who.name, order_ref)
+        found = await parts.deliveries.look(who.name, order_ref, wait_s=wait_s, reveal=reveals)
         if found is None:
             raise NotFoundError("this shop has no such delivery")
-        return _delivery(found, with_keys=reveals)
+        return answered(found, with_keys=reveals)
 
     @api.post(
         "/v1/deliveries/{order_ref}/cancel",
@@ -208,18 +221,11 @@ def _shop(api: FastAPI, parts: Parts) -> None:
     )
     async def cancel(request: Request, order_ref: Annotated[str, _ORDER]) -> Response:
         """Cancel a pending delivery for ever."""
-        return _delivery(await parts.deliveries.cancel(caller(request).name, order_ref), with_keys=False)
+        return answered(await parts.deliveries.cancel(caller(request).name, order_ref), with_keys=False)
 
 
 def _joined(request: Request, name: str) -> str:
     return ",".join(request.headers.getlist(name))
-
-
-def _delivery(found: Delivery, *, with_keys: bool) -> Response:
-    status = 202 if found.state == DeliveryState.PENDING else 200
-    response = Response(hot.encoded(found, with_keys=with_keys), status)
-    response.raw_headers += hot.head(found)
-    return response
 
 
 def _health(api: FastAPI, parts: Parts) -> None:

@@ -32,6 +32,16 @@ ROUTES: dict[tuple[str, str], tuple[set[str], str | None, bool]] = {
     ("POST", "/v1/deliveries"): ({"deliver"}, SHOP, False),
     ("GET", "/v1/deliveries/{order_ref}"): ({"deliver"}, SHOP, False),
     ("POST", "/v1/deliveries/{order_ref}/cancel"): ({"deliver"}, SHOP, False),
+    ("POST", "/v1/deliveries/{order_ref}/replacements"): ({"deliver"}, SHOP, False),
+    ("PUT", "/v1/reservations/{order_ref}"): ({"deliver"}, SHOP, False),
+    ("GET", "/v1/reservations/{order_ref}"): ({"deliver"}, SHOP, False),
+    ("DELETE", "/v1/reservations/{order_ref}"): ({"deliver"}, SHOP, False),
+    ("GET", "/v1/deliveries"): ({"operate"}, OPERATOR, False),
+    ("GET", "/v1/shops/{shop}/deliveries/{order_ref}"): ({"operate"}, OPERATOR, False),
+    ("POST", "/v1/shops/{shop}/deliveries/{order_ref}/retry"): ({"operate"}, OPERATOR, False),
+    ("POST", "/v1/shops/{shop}/deliveries/{order_ref}/replacements"): ({"operate"}, OPERATOR, False),
+    ("GET", "/v1/claims"): ({"operate"}, OPERATOR, False),
+    ("POST", "/v1/claims/{key}/settle"): ({"operate"}, OPERATOR, False),
     ("GET", "/v1/status"): ({"operate"}, OPERATOR, False),
     ("GET", "/v1/suppliers"): ({"operate"}, OPERATOR, False),
     ("POST", "/v1/suppliers/{name}/sync"): ({"operate"}, OPERATOR, False),
@@ -237,6 +247,56 @@ def test_M2_64_at_once_are_one_delivery(served: Any) -> None:
     assert len({json.dumps(answer["keys"]) for _, answer in answers}) == 1
     served.syncd("sync")  # the stock that is shown may be some moments old
     assert served.stock()["a"] == before - 3
+
+
+def test_what_is_reserved_over_http_is_there_when_it_is_paid(served: Any) -> None:
+    hold = {"product": "a", "quantity": 2, "customer": "ann", "ttl_s": 60}
+    status, made = served.call("PUT", "/v1/reservations/held-1", hold)
+    assert (status, made["status"], made["promised"], made["repeat"]) == (201, "held", 0, False)
+    status, again = served.call("PUT", "/v1/reservations/held-1", hold)
+    assert (status, again) == (200, {**made, "repeat": True})
+    assert served.call("GET", "/v1/reservations/held-1") == (200, again)
+    assert served.call("PUT", "/v1/reservations/held-1", {**hold, "quantity": 1})[1]["code"] == "order_ref_reused"
+    for ref, body, wanted in (("held-2", {"product": "none"}, 409), ("held-2", {"ttl_s": 3601}, 400)):
+        assert served.call("PUT", f"/v1/reservations/{ref}", {**hold, **body})[0] == wanted
+    assert served.call("GET", "/v1/reservations/held-1", token=token(served, "other", "deliver"))[0] == 404
+    status, got = served.deliver("held-1", "a", 2)
+    assert (status, len(got["keys"])) == (200, 2)
+    assert served.call("DELETE", "/v1/reservations/held-1")[1]["code"] == "conflict"
+    served.call("PUT", "/v1/reservations/held-3", hold)
+    for _ in range(2):
+        assert served.call("DELETE", "/v1/reservations/held-3")[1]["status"] == "released"
+
+
+def test_a_bad_key_is_replaced_over_http_and_by_the_operator(served: Any) -> None:
+    served.deliver("bad-1", "a", 2)
+    first, other = served.call("GET", "/v1/deliveries/bad-1")[1]["keys"]
+    asked = {"key_id": first["id"], "reason": "already_used"}
+    where = "/v1/deliveries/bad-1/replacements"
+    status, after = served.call("POST", where, asked)
+    assert (status, after["status"], after["keys"][1]) == (200, "delivered", other)
+    assert after["keys"][0]["id"] != first["id"]
+    assert served.call("POST", where, asked)[1] == {**after, "repeat": True}
+    assert served.call("POST", where, {**asked, "key_id": "1"})[0] == 404
+    told = json.loads(
+        served.syncd("deliveries", "replace", "demo", "bad-1", other["id"], "--reason", "invalid", "--json")
+    )
+    assert [(key["unit"], key["state"]) for key in told["keys"]] == [
+        (0, "defective"),
+        (0, "delivered"),
+        (1, "defective"),
+        (1, "delivered"),
+    ]
+    assert {row["key"] for row in told["replacements"]} == {first["id"], other["id"]}
+    assert first["id"] in served.syncd("deliveries", "claims")
+    assert "bad-1" in served.syncd("deliveries", "list", "--shop", "demo", "--product", "a")
+    operator = served.token("operator")
+    page = served.call("GET", "/v1/deliveries?limit=1&shop=demo", token=operator)[1]
+    assert (len(page["items"]), page["next"]) == (1, page["items"][0]["id"])
+    asked_again = served.call("POST", "/v1/shops/demo/deliveries/bad-1/retry", token=operator)
+    assert (asked_again[0], asked_again[1]["code"]) == (409, "conflict")
+    told = served.call("POST", f"/v1/claims/{first['id']}/settle", {"claim": "returned"}, token=operator)
+    assert (told[0], told[1]["code"]) == (409, "conflict")
 
 
 def test_stock_has_an_etag(served: Any) -> None:

@@ -32,12 +32,15 @@ PRODUCTS = (
     'redeem_url = "https://redeem.example.com/?code={code}"\n'
     "[products.goods]\nallow_prose = true\n"
     '[products.steam]\nformat = "steam"\n'
+    '[products.late]\nformat = "opaque"\non_shortage = "wait"\n'
 )
-FED, IMPORTED, TWICE, LEFT, PROSE, SENT, SHOWN, GOODS, ODD = (
+FED, IMPORTED, TWICE, LEFT, PROSE, SENT, SHOWN, GOODS, ODD, LATE = (
     f"CANARY/{word}+{word * 2}=ÄÖ{number}"
-    for number, word in enumerate(("FED", "IMPORTED", "TWICE", "LEFT", "PROSE", "SENT", "SHOWN", "GOODS", "ODD"))
+    for number, word in enumerate(
+        ("FED", "IMPORTED", "TWICE", "LEFT", "PROSE", "SENT", "SHOWN", "GOODS", "ODD", "LATE")
+    )
 )
-CANARIES = (FED, IMPORTED, TWICE, LEFT, PROSE, SENT, SHOWN, GOODS, ODD)
+CANARIES = (FED, IMPORTED, TWICE, LEFT, PROSE, SENT, SHOWN, GOODS, ODD, LATE)
 
 
 def spellings(text: str) -> set[bytes]:
@@ -121,6 +124,26 @@ def shop_for_texts(daemon: Any, said: Any) -> None:
     assert GOODS in daemon.deliver("o-6", "goods", 1)[1]["keys"][0]["text"]
 
 
+def pay_late(daemon: Any, said: Any) -> None:
+    """Reserved, replaced, waited for, cancelled: a key goes to whoever paid for it, and not into any word about it."""
+    hold = {"product": "late", "quantity": 1, "customer": SENT}
+    said(daemon.call("PUT", "/v1/reservations/r-1", hold), 201)
+    said(daemon.call("PUT", "/v1/reservations/r-2", {**hold, "quantity": 9}), 409)
+    said(daemon.call("PUT", "/v1/reservations/r-2", {**hold, "ttl_s": SENT}), 400)
+    said(daemon.call("GET", "/v1/reservations/r-1"), 200)
+    (first,) = daemon.deliver("r-1", "late")[1]["keys"]
+    where = "/v1/deliveries/r-1/replacements"
+    for body in ({"key_id": SENT, "reason": "invalid"}, {"key_id": first["id"], "reason": first["text"]}):
+        said(daemon.call("POST", where, body), 400)
+    (second,) = daemon.call("POST", where, {"key_id": first["id"], "reason": "invalid"})[1]["keys"]
+    assert {first["text"], second["text"]} == {f"{LATE} 1", f"{LATE} 2"}
+    said(daemon.call("POST", where, {"key_id": second["id"], "reason": "other"}), 202)
+    said(daemon.call("POST", "/v1/deliveries/r-1/cancel"), 409)
+    said(daemon.call("GET", "/v1/deliveries/r-1?wait_s=1"), 202)
+    said(daemon.deliver("r-3", "late"), 202)
+    said(daemon.call("POST", "/v1/deliveries/r-3/cancel"), 200)
+
+
 @pytest.fixture
 def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tuple[Any, list[Path], list[str]]:
     """(the daemon, the folders it wrote to, the texts it answered that must hold no key)."""
@@ -139,6 +162,7 @@ def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tup
     daemon.drop("shown", "shown.txt", f"{SHOWN}\n")
     daemon.drop("goods", "goods.txt", f"先联系客服，再用 {GOODS}\n")
     daemon.drop("steam", "odd.txt", f"{ODD} 1\n{ODD} 2\n{TWICE}\n")
+    daemon.drop("late", "late.txt", f"{LATE} 1\n{LATE} 2\n")
     daemon.start()
     texts.append(daemon.syncd("sync"))
     daemon.drop("a", "second.txt", f"{TWICE}\nplain-key-1\n")
@@ -155,6 +179,8 @@ def walked(install: Any, engine_url: str, request: pytest.FixtureRequest) -> tup
     said(daemon.deliver("o-3", "unknown", 1), 404)
 
     shop_for_texts(daemon, said)
+    pay_late(daemon, said)
+    texts += [daemon.syncd("deliveries", *words) for words in (["list"], ["show", "demo", "r-1"], ["claims"])]
 
     # What a confused shop sends back is not repeated to it.
     for body in (

@@ -13,6 +13,7 @@ from syncd import audit
 from syncd.metrics import Metrics
 from syncd.model import NEVER, CardKey, Clock, IdSource
 from syncd.orders.deliveries import Deliveries
+from syncd.orders.reservations import Reservations
 from syncd.store.database import Database, Lane, Tx, Work, Writer
 from syncd.vault.crypto import new_kek
 from syncd.vault.keyring import Keyring
@@ -56,6 +57,9 @@ class Stack:
     clock: SetClock
     products: dict[str, Any]
     metrics: Metrics
+    reservations: Reservations
+    limits: SimpleNamespace
+    upstream: dict[str, int]
 
     def stop(self) -> None:
         self.writer.stop()
@@ -111,7 +115,15 @@ def build(url: str) -> Stack:
     vault = Vault(database, writer, ring, ids)
     products: dict[str, Any] = {}
     deliveries = Deliveries(vault, writer, ids, lambda: products, metrics)
-    return Stack(database, writer, ring, ids, vault, deliveries, clock, products, metrics)
+    deliveries.buying = SimpleNamespace(can_buy=lambda _product, _quantity: True, short=lambda _product: None)
+    limits = SimpleNamespace(ttl=900.0, per_customer=10, per_product=100.0)
+    upstream: dict[str, int] = {}
+    reservations = Reservations(
+        deliveries, writer, ring, ids, lambda: products, lambda: limits, lambda product: upstream.get(product, 0)
+    )
+    return Stack(
+        database, writer, ring, ids, vault, deliveries, clock, products, metrics, reservations, limits, upstream
+    )
 
 
 @pytest.fixture

@@ -391,7 +391,8 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
 
     def note(sql: str, params: Any) -> None:
         # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
-        if sql.lstrip().startswith(("WITH", "SELECT", "UPDATE")) and "INSERT INTO delivery" not in sql:
+        known = "INSERT INTO delivery" in sql and not stack.database.postgresql
+        if sql.lstrip().startswith(("WITH", "SELECT", "UPDATE")) and not known:
             seen.append((sql, params))
 
     def noted(tx: Tx, sql: str, params: Any) -> None:
@@ -407,7 +408,7 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
     monkeypatch.setattr(Tx, "_together", noted_together)
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
-    assert len(seen) > 7
+    assert len(seen) > 5
     # The writer has its own planner settings on PostgreSQL: ask on its connection.
     cursor = stack.writer._cursor
     for sql, params in seen:
@@ -547,8 +548,8 @@ async def test_M2_keys_that_came_while_nobody_looked_are_found(stack: Any) -> No
         waiting(stack, sku)
         await stack.deliveries.deliver("demo", sku, sku, 1)
         stack.add(sku, f"{sku}-1")
-    del stack.products["gone"]
-    assert await stack.deliveries.fill_waiting() == 2
+    del stack.products["gone"]  # it was paid for all the same
+    assert await stack.deliveries.fill_waiting() == 3
     assert await stack.deliveries.fill_waiting() == 0
 
 
@@ -664,10 +665,10 @@ async def test_asking_after_an_order_that_waits_leaves_no_trace_and_after_its_ke
     """Shops ask every few seconds, for as long as it takes; the audit is for ever."""
     waiting(stack, "steam")
     await ordered(stack, ("o1", 1), ("o1", 1))
-    found = await stack.deliveries.reveal("demo", "o1")
+    found = await stack.deliveries.look("demo", "o1", reveal=True)
     assert (found.state, found.keys) == ("pending", [])
     assert stack.rows("SELECT kind FROM audit") == [("delivery.pending",)]
     stack.add("steam", "A-1")
     await stack.deliveries.fill("steam")
-    assert texts(await stack.deliveries.reveal("demo", "o1")) == ["A-1"]
+    assert texts(await stack.deliveries.look("demo", "o1", reveal=True)) == ["A-1"]
     assert stack.rows("SELECT count(*) FROM audit WHERE kind = 'delivery.repeated'") == [(1,)]

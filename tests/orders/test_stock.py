@@ -41,9 +41,17 @@ class Shelf:
 
         self.stock._count = counting
 
-    def sell(self, sku: str, *, min_life: float = 0.0, price: str | None = None, title: str = "") -> None:
+    def sell(
+        self,
+        sku: str,
+        *,
+        min_life: float = 0.0,
+        price: str | None = None,
+        title: str = "",
+        on_shortage: str = "refuse",
+    ) -> None:
         product = SimpleNamespace(
-            min_life=min_life, price=price, title=title, takes=range(1, 1001), on_shortage="refuse"
+            min_life=min_life, price=price, title=title, takes=range(1, 1001), on_shortage=on_shortage
         )
         self.products = {**self.products, sku: product}
         self.stack.products[sku] = product
@@ -70,6 +78,7 @@ async def test_a_row_tells_everything_but_the_cost(shelf: Shelf) -> None:
             "title": "Steam 50",
             "cached": 2,
             "reserved": 0,
+            "promised": 0,
             "upstream": {"kind": "none"},
             "sellable": 2,
             "price": "50.00 CNY",
@@ -81,6 +90,7 @@ async def test_a_row_tells_everything_but_the_cost(shelf: Shelf) -> None:
             "title": "",
             "cached": 0,
             "reserved": 0,
+            "promised": 0,
             "upstream": {"kind": "none"},
             "sellable": 0,
             "price": None,
@@ -156,6 +166,34 @@ async def test_what_is_upstream_is_told_but_not_sold_and_its_age_is_not_in_the_e
     shelf.elapsed += 3600
     _, changed = await shelf.stock.snapshot("steam")
     assert changed != tag
+
+
+@pytest.mark.parametrize(
+    ("upstream", "sellable"),
+    [
+        ({"kind": "exact", "quantity": 40, "stale": False}, 38),
+        ({"kind": "exact", "quantity": 2, "stale": False}, 0),  # less than is owed and promised
+        ({"kind": "exact", "quantity": 40, "stale": True}, 0),
+        ({"kind": "unlimited", "stale": False}, 998),
+        ({"kind": "coarse", "level": "plenty", "stale": False}, 8),
+        ({"kind": "coarse", "level": "low", "stale": False}, 0),
+        ({"kind": "unknown", "stale": False}, 0),
+        ({"kind": "none"}, 0),
+    ],
+)
+async def test_what_is_bought_on_demand_is_sold_from_upstream_less_what_is_owed_and_promised(
+    shelf: Shelf, upstream: dict[str, Any], sellable: int
+) -> None:
+    shelf.sell("steam", on_shortage="buy")
+    shelf.stack.add("steam", "A-1", "A-2", "A-3")
+    shelf.upstream["steam"], shelf.stack.upstream["steam"] = upstream, 5
+    reserve = shelf.stack.reservations.reserve
+    await reserve("demo", "o1", "steam", 3)
+    await reserve("demo", "o2", "steam", 1)
+    await reserve("demo", "o3", "steam", 1)
+    await shelf.stack.deliveries.deliver("demo", "o3", "steam", 1)  # what was promised is owed now
+    ((row,), _) = await shelf.stock.snapshot("steam")
+    assert (row["cached"], row["reserved"], row["promised"], row["sellable"]) == (0, 3, 1, sellable)
 
 
 async def test_it_is_counted_again_only_when_something_was_committed(shelf: Shelf) -> None:
