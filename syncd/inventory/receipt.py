@@ -31,6 +31,8 @@ COUNT: Final = "count"
 """The reason under which keys are quarantined that are not as many as were ordered."""
 OVER: Final = "order_over"
 """The reason under which keys are quarantined whose order was cancelled or refunded."""
+LATE: Final = "late"
+"""The reason under which keys are quarantined that came when their purchase was closed already."""
 _WAITING: Final = "no_key_yet"
 
 Verdict = Literal["outstanding", "empty", "complete", "mismatch", "over"]

@@ -581,6 +581,28 @@ async def test_D3_who_was_replaced_writes_nothing_and_keeps_no_answer_to_itself(
         await desk.house.writer.submit(desk.purchases._ledger.tell, told)
 
 
+async def test_D3_what_comes_when_its_purchase_is_closed_is_set_aside(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+
+    def settle(order: OrderRequest) -> None:
+        """Another daemon takes over, and a person settles it, while the answer is on its way."""
+        desk.house.tamper(
+            "UPDATE purchase SET state = 'refused', epoch = epoch + 1, holder = NULL, leased_until = NULL, closed_at = 1,"
+            f" next_at = NULL WHERE reference = '{order.reference}'"
+        )
+
+    seller.before = settle
+    with pytest.raises(LeaseLostError):
+        await desk.purchases.buy("game", 2, asked_by="operator")
+    assert [row[1] for row in desk.house.held()] == ["late", "late"]
+    assert not desk.house.keys("game")
+    (first, _) = [int(row[0]) for row in desk.house.rows("SELECT id FROM quarantine ORDER BY id")]
+    await desk.house.quarantine.release(first, None, None, "operator")
+    assert len(desk.house.keys("game")) == 1
+    assert desk.house.verified()
+
+
 # --- what came --------------------------------------------------------------------------------------------------------
 
 
