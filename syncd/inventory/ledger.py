@@ -561,7 +561,19 @@ class Ledger:
         for came in payloads:
             before = self._row(tx, came.held.id)
             origin, mark = self._source(tx, before, came)
-            if slices := self._new_slices(tx, origin, came.slices):
+            # What was written before all the same, and only its acknowledgement was lost, is in the vault.
+            mine = {
+                bytes(fp)
+                for (fp,) in tx.bulk(
+                    "SELECT f.fp FROM rows JOIN fingerprint f ON f.fp = rows.fp JOIN vault_key k ON k.id = f.key_id"
+                    " WHERE k.source_id = ?",
+                    "fp bytes",
+                    [(item.raw_fp,) for item in came.slices],
+                    (origin.source_id,),
+                )
+            }
+            slices = self._new_slices(tx, origin, [item for item in came.slices if item.raw_fp not in mine])
+            if slices:
                 self._take_in(tx, origin, mark, (), slices)
             tx.audit("purchase.late", **_named(before), order=came.order_id, slices=len(slices))
             self._end_source(tx, before)

@@ -383,7 +383,7 @@ class Purchases:
                 written = await self._regained(one, came)
                 break
             except UnavailableError:  # the database is away: what was paid lies in this process alone
-                if not pause or self._stopping:
+                if not pause or self._stopping or self._writer.stopped:
                     raise
                 await asyncio.sleep(pause)
         self._count(one, written)
@@ -399,6 +399,8 @@ class Purchases:
             if mine is not None:
                 return await self._writer.submit(self._ledger.receive, replace(came, held=held_by(mine)))
             now = await asyncio.to_thread(self.find, one.reference)
+            if (now.state, now.supplier_order) == (came.state, came.order_id):
+                return Written(now)  # it was written, and only its acknowledgement was lost
             if now.closed_at is not None:
                 break
             await asyncio.sleep(1)
