@@ -715,6 +715,8 @@ async def test_P3_an_order_is_asked_after_ever_more_rarely_until_its_deadline(op
         (2, lambda keys: [keys[0], keys[0]], "disputed", 0, 2, "count"),
         (1, lambda _: ["很抱歉，有人在你付款之前抢走了商品，请联系客服。"], "disputed", 0, 1, "prose"),
         (2, lambda keys: [keys[0], "QQQ-1"], "disputed", 1, 1, None),
+        (1, lambda _: ["QQQ-1"], "disputed", 0, 1, None),
+        (1, lambda keys: [keys[0], keys[0]], "fulfilled", 1, 0, None),
         (1, lambda _: ["正在发货中，请耐心等待，如有疑问，请联系客服。"], "disputed", 0, 1, "prose"),
         (1, lambda _: [RawKey.card({"codeType": "PRE_ORDER", "code": "1"})], "accepted", 0, 0, None),
         (2, lambda keys: ["\n".join(keys[:2])], "fulfilled", 2, 0, None),
