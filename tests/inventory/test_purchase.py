@@ -433,9 +433,14 @@ async def test_M1_the_guards_are_asked_again_before_it_is_sent_again(open_desk: 
     await desk.later(100)
     assert (len(seller.seen), desk.row().state) == (1, "unknown")
     assert "not sent again" in desk.row().reason
+    desk.list("alpha", "a", "0.20", "EUR")  # a limit in another currency would stop the supplier
+    await desk.later(100)
+    assert (len(seller.seen), desk.row().state) == (1, "unknown")
     desk.list("alpha", "a", "2")
     await desk.later(100)
     assert desk.row().state == "fulfilled"
+    assert seller.seen[1].offer == seller.seen[0].offer
+    assert seller.seen[1].max_unit_cost == seller.seen[0].max_unit_cost
 
 
 async def test_M1_not_sent_of_a_repetition_tells_nothing_of_the_first_time(open_desk: Any) -> None:
