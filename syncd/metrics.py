@@ -59,6 +59,8 @@ class Levels:
     """Product → paid order lines that wait for keys."""
     oldest_pending_seconds: float = 0.0
     """Age of the oldest of them; 0 when none waits."""
+    claims_asking: Mapping[str, int] = field(default_factory=dict)
+    """Supplier → claims on bad keys whose answer is due, or was lost."""
     purchases_open: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(supplier, state) → purchases that are not closed; of them, ``unknown`` and ``disputed`` may need a person."""
     oldest_unknown_seconds: float = 0.0
@@ -373,6 +375,7 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
         yield family
     for name, text, label, counts in (
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
+        ("claims_asking", "Claims on bad keys whose answer is due, or was lost.", "supplier", levels.claims_asking),
         ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
         ("offers", "Offers that a supplier lists.", "supplier", levels.offers),
         ("offers_stale", "Offers that were read too long ago to be believed.", "supplier", levels.offers_stale),
