@@ -15,7 +15,7 @@ COMPILE := $(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint bench fuzz soak docs lock
+.PHONY: help run test check lint bench bench-replenish fuzz soak docs lock
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ lint: $(VENV)/.dev ## Style, types and the order of imports
 
 bench: $(VENV)/.dev ## Measure deliveries, claims and ingest against bare loops in the same run
 	@$(PY) -m tests.bench $(ARGS)
+
+bench-replenish: $(VENV)/.dev ## Try policies of what to hold on simulated demand (docs/replenish.md)
+	@$(PY) -m tests.bench.replenish $(ARGS)
 
 fuzz: $(VENV)/.dev ## Throw payloads at the reader of keys for five minutes (ARGS=-max_total_time=60)
 	@install -d var/fuzz

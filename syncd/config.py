@@ -36,6 +36,8 @@ MAX_HOLD_S: Final = 3600
 MAX_WAIT_S: Final = 30
 """The longest time for which a request waits for its keys."""
 RESERVED_SHOP: Final = "operator"
+USUAL_MOST: Final = 200
+"""Keys that are held of a popular product, unless its ``cache.max`` says otherwise: a strange peak costs no more."""
 _LIVE: Final = {"daemon.log_level", "daemon.adapters", "daemon.formats", "daemon.products_csv", "daemon.max_body"}
 """Of [daemon], what a reload takes over."""
 
@@ -104,6 +106,18 @@ def _offers(value: object) -> object:
     if not all(colon and supplier and sku for supplier, colon, sku in parts):
         raise ValueError('these are not offers: write SUPPLIER:SKU, with blanks between, such as "wang:1001 li:S-50"')
     return [{"supplier": supplier, "sku": sku} for supplier, _, sku in parts]
+
+
+def _cache(value: object) -> object:
+    """A cell of the products' table: ``popular``, ``popular:0..50``, ``fixed:20`` or ``fixed:20..50``."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([a-z]+)(?::(\d+)(?:\.\.(\d+))?)?", value)
+    if not found:
+        raise ValueError('this is not a cache: write "popular", "popular:0..50", "fixed:20", "fixed:20..50" or "none"')
+    return {"mode": found[1]} | {
+        name: int(number) for name, number in zip(("min", "max"), found.groups()[1:], strict=True) if number
+    }
 
 
 def _zone(value: object) -> str:
@@ -290,6 +304,28 @@ class ProductOffer(_Table):
     refresh: Timeout | None = Field(None, description="How often it is asked for by itself, between two listings.")
 
 
+class Cache(_Table):
+    """How many keys of a product are bought ahead."""
+
+    mode: Literal["popular", "fixed", "none"] = Field(
+        "none", description="By demand, always the same number, or not at all."
+    )
+    min: int = Field(0, ge=0, le=100_000, description="Fewest keys to hold; for fixed, the number.")
+    max: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Most keys to hold, 200 if popular; if fixed, up to which it is filled again.",
+    )
+    service: float = Field(99.5, ge=50, le=99.99, description="Percent of units that are to find a key.")
+    budget: Price | None = Field(None, description="What the keys that are held may have cost at most.")
+
+    @property
+    def most(self) -> int:
+        """The ceiling of a product that is held by demand."""
+        return USUAL_MOST if self.max is None else self.max
+
+
 class Product(_Table):
     """What the shop sells, by its own sku."""
 
@@ -302,6 +338,9 @@ class Product(_Table):
     issuer: str = Field("", description="Scope of de-duplication: only keys of one issuer can be the same key.")
     offers: Annotated[list[ProductOffer], BeforeValidator(_offers)] = Field(
         default=[], description="What suppliers list that can serve it."
+    )
+    cache: Annotated[Cache, BeforeValidator(_cache)] = Field(
+        default_factory=lambda: Cache.model_validate({}), description="How many keys are bought ahead."
     )
     max_cost: Price | None = Field(None, description="What one unit may cost at most, in any currency with a rate.")
     max_jump: Factor = Field(2.0, description="Highest factor on the price at which an offer was last bought.")
@@ -744,6 +783,7 @@ def _product_problems(settings: Settings, sku: str) -> list[Problem]:
                 "sell it elsewhere, or give each customer a key of their own and take this setting out",
             )
         )
+    found += _cache_problems(settings, sku)
     if product.on_shortage == "buy" and not product.offers:
         found.append(
             settings.problem(
@@ -768,6 +808,27 @@ def _product_problems(settings: Settings, sku: str) -> list[Problem]:
                 'take one of the two out, or write format = "opaque"',
             )
         )
+    return found
+
+
+def _cache_problems(settings: Settings, sku: str) -> list[Problem]:
+    product, at = settings.products[sku], f"products.{sku}.cache"
+    cache = product.cache
+    if cache.mode == "none":
+        return []
+    found = []
+    if not product.offers:
+        found.append(settings.problem(at, "nothing can be bought of it", "add offers to the product"))
+    if cache.mode == "fixed" and not cache.min:
+        found.append(
+            settings.problem(f"{at}.min", "a fixed number is missing", "write how many keys to hold: min = 20")
+        )
+    if cache.min > (cache.most if cache.mode == "popular" else cache.max or cache.min):
+        most = cache.most if cache.mode == "popular" else cache.max
+        found.append(settings.problem(f"{at}.min", f"it is more than max, which is {most}", "lower it, or raise max"))
+    if cache.budget is not None and settings.currency.landed(cache.budget) is None:
+        fix = f"add {cache.budget.currency} to [currency] rates"
+        found.append(settings.problem(f"{at}.budget", f"there is no rate for {cache.budget.currency}", fix))
     return found
 
 

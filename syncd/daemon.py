@@ -31,6 +31,7 @@ from syncd.inventory.intake import Intake
 from syncd.inventory.offers import Offers
 from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine, waiting
+from syncd.inventory.restock import EVERY_S, Planned, Restock
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
@@ -108,12 +109,14 @@ def complete(settings: Settings) -> Loaded:
             for verb, wanted in (("list_offers", True), ("get_offer", offer.refresh is not None)):
                 if wanted and verb not in verbs:
                     adapter = settings.suppliers[offer.supplier].adapter
-                    what = "list offers" if verb == "list_offers" else "be asked for one offer: take refresh out"
-                    problems.append(
-                        settings.problem(
-                            f"products.{sku}.offers", f"supplier {offer.supplier} cannot {what}", f"see {adapter}"
-                        )
+                    what = "lists none" if verb == "list_offers" else "cannot be asked for one"
+                    fix = (
+                        "name a supplier whose adapter has list_offers (syncd adapter show NAME)"
+                        if verb == "list_offers"
+                        else "take refresh out: it is read with its supplier's listing"
                     )
+                    told = f"supplier {offer.supplier} has no such offer: its adapter {adapter} {what}"
+                    problems.append(settings.problem(f"products.{sku}.offers", told, fix))
     if problems:
         raise ConfigError(problems)
     return Loaded(settings, formats, suppliers, shown)
@@ -223,11 +226,14 @@ class Daemon:
             purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived, defects=defects)
             await purchases.recover()
             deliveries.buying = _Buying(purchases)
+            restock = deliveries.asked = Restock(writer, self._settings, purchases, links)
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
             status = functools.partial(self._status, database, writer, sync, deliveries)
-            self.metrics.levels = functools.partial(_levels, database, writer, self.clock, catalogue)
+            self.metrics.levels = functools.partial(
+                _levels, database, writer, self.clock, catalogue, lambda: restock.plans
+            )
             parts = Parts(
                 settings=self._settings,
                 deliveries=deliveries,
@@ -237,6 +243,7 @@ class Daemon:
                 catalogue=catalogue,
                 quarantine=Quarantine(writer, vault, self._settings, self._formats, arrived, links.get),
                 purchases=purchases,
+                restock=restock,
                 sync=sync,
                 intake=intake,
                 access=access,
@@ -252,6 +259,7 @@ class Daemon:
             await server.start()
             stack.push_async_callback(sync.stop)
             stack.push_async_callback(purchases.stop)
+            stack.push_async_callback(restock.stop)
             stack.push_async_callback(server.stop)
             stack.callback(deliveries.stop_waiting)
             schedule = Schedule()
@@ -262,6 +270,7 @@ class Daemon:
             schedule.every(5, deliveries.fill_waiting)
             schedule.every(5, replacements.claim_due)
             schedule.every(60, lambda: _expire(writer, vault))
+            schedule.every(EVERY_S, restock.tick)
             if database.postgresql:
                 schedule.every(5, access.refresh)
                 schedule.every(5, deliveries.look_at_fence)
@@ -495,7 +504,13 @@ async def _expire(writer: Writer, vault: Vault) -> None:
         await asyncio.sleep(0.01)
 
 
-def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalogue) -> Levels:
+def _levels(
+    database: Database,
+    writer: Writer,
+    clock: Clock,
+    catalogue: Catalogue,
+    plans: Callable[[], Mapping[str, Planned]] = dict,
+) -> Levels:
     """How much there is, from the database."""
     with database.read() as connection:
         held, oldest = waiting(connection)
@@ -530,6 +545,9 @@ def _levels(database: Database, writer: Writer, clock: Clock, catalogue: Catalog
         listing_held={name: int(known.pending is not None) for name, known in listings.items()},
         listed_at={name: known.full_at for name, known in listings.items() if known.full_at is not None},
         balances=balances,
+        replenish_target={sku: one.plan.target for sku, one in plans().items()},
+        replenish_level={sku: one.at.held + one.at.on_order - one.at.owed for sku, one in plans().items()},
+        replenish_demand={sku: one.plan.per_day for sku, one in plans().items()},
     )
 
 

@@ -67,6 +67,12 @@ class Levels:
     """For how long the oldest purchase of unknown outcome has been so; 0 when none is."""
     disputed: float = 0.0
     """Money of open disputes, in the base currency."""
+    replenish_target: Mapping[str, int] = field(default_factory=dict)
+    """Product that is cached → units to hold, as planned last."""
+    replenish_level: Mapping[str, int] = field(default_factory=dict)
+    """Product that is cached → units held and on order, less what orders wait for, at that time."""
+    replenish_demand: Mapping[str, float] = field(default_factory=dict)
+    """Product that is cached → units a day at the rate of that time."""
     queue_units: Mapping[str, int] = field(default_factory=dict)
     """Lane of the writer → units that wait in it."""
     wal_bytes: int = 0
@@ -376,6 +382,19 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
     for name, text, label, counts in (
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
         ("claims_asking", "Claims on bad keys whose answer is due, or was lost.", "supplier", levels.claims_asking),
+        ("replenish_target", "Units of a cached product to hold.", "product", levels.replenish_target),
+        (
+            "replenish_level",
+            "Units held and on order, less what orders wait for, when it was planned last.",
+            "product",
+            levels.replenish_level,
+        ),
+        (
+            "replenish_demand_per_day",
+            "Units that are asked for in a day, at the present rate.",
+            "product",
+            levels.replenish_demand,
+        ),
         ("writer_queue_units", "Units of work that wait for the writer.", "kind", levels.queue_units),
         ("offers", "Offers that a supplier lists.", "supplier", levels.offers),
         ("offers_stale", "Offers that were read too long ago to be believed.", "supplier", levels.offers_stale),

@@ -192,6 +192,11 @@ _SEQ_BITS: Final = 13
 MAX_NODES: Final = 1 << _NODE_BITS
 
 
+def id_at(seconds: float) -> int:
+    """The least id that `IdSource` could make at a Unix time; 0 for one before there were any."""
+    return max(0, int(seconds * 1000) - _EPOCH_MS) << (_NODE_BITS + _SEQ_BITS)
+
+
 class IdSource:
     """63-bit ids that grow with time (K3): 41 bits of milliseconds, 9 of node, 13 of sequence.
 

@@ -134,6 +134,21 @@ def route(
     return Route(tuple(picks), tuple(verdicts), short)
 
 
+def least(candidates: Sequence[Candidate]) -> tuple[int, Decimal] | None:
+    """(fewest units that anybody sells at once, least that a unit costs in them, in the base currency).
+
+    None when nobody sells any.
+    """
+    open_ = [one for one in candidates if not _barred(one, ())]
+    found = [(_least(one.offer), one) for one in open_]
+    prices = [
+        price.amount * one.rate
+        for units, one in found
+        if one.rate is not None and (price := _price(one.offer, units)) is not None
+    ]
+    return (min(units for units, _ in found), min(prices)) if prices else None
+
+
 class _Stage:
     """What is left of stocks and budgets while a route is made."""
 

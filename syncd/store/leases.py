@@ -47,6 +47,24 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """The right to do some work that one daemon does at a time: its writes are refused once the epoch has grown."""
+
+    name: str
+    holder: str
+    epoch: int
+
+    def check(self, tx: Tx) -> None:
+        """Raise LeaseLostError when somebody else has taken over; holds the row until the commit (K13, D3)."""
+        share = " FOR SHARE" if tx.postgresql else ""
+        if not tx.query(
+            f"SELECT 1 FROM job WHERE name = ? AND epoch = ? AND holder = ?{share}",  # noqa: S608 - constant
+            (self.name, self.epoch, self.holder),
+        ):
+            raise LeaseLostError(f"{self.name} was taken over")
+
+
+@dataclass(frozen=True, slots=True)
 class Acquire:
     """Ask for a lease. ``only_due``: refuse when the supplier is not due yet.
 
@@ -190,8 +208,31 @@ def _due(tx: Tx, payloads: Sequence[float | None]) -> list[list[str]]:
     return [[name for (name,) in rows]] * len(payloads)
 
 
+def _take(tx: Tx, payloads: Sequence[tuple[str, str, float]]) -> list[Job | None]:
+    return [_take_one(tx, *payload) for payload in payloads]
+
+
+def _take_one(tx: Tx, name: str, holder: str, ttl: float) -> Job | None:
+    """The right to a job for ``ttl`` seconds, or more of it for who has it; None while somebody else does.
+
+    What is leased for longer than that was written by a clock that was ahead.
+    """
+    now = tx.now()
+    tx.execute(
+        "INSERT INTO job (name, epoch, holder, leased_until) VALUES (?, 0, NULL, NULL) ON CONFLICT (name) DO NOTHING",
+        (name,),
+    )
+    taken = tx.query(
+        "UPDATE job SET epoch = CASE WHEN holder = ? THEN epoch ELSE epoch + 1 END, holder = ?, leased_until = ?"
+        " WHERE name = ? AND (holder IS NULL OR holder = ? OR leased_until < ? OR leased_until > ?) RETURNING epoch",
+        (holder, holder, now + ttl, name, holder, now, now + 2 * ttl),
+    )
+    return Job(name, holder, taken[0][0]) if taken else None
+
+
 ENSURE: Work[Sequence[str], None] = Work("suppliers", Lane.CONTROL, _ensure)
 ACQUIRE: Work[Acquire, Lease | None] = Work("lease", Lane.CONTROL, _acquire)
 RENEW: Work[tuple[Lease, float], bool] = Work("lease_renewal", Lane.CONTROL, _renew)
 END: Work[Outcome, bool] = Work("run_end", Lane.CONTROL, _end)
+TAKE: Work[tuple[str, str, float], Job | None] = Work("job", Lane.CONTROL, _take)
 DUE: Work[float | None, list[str]] = Work("due", Lane.CONTROL, _due)

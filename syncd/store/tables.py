@@ -411,6 +411,7 @@ Index(
     sqlite_where=text("closed_at IS NULL AND next_at IS NOT NULL"),
     postgresql_where=text("closed_at IS NULL AND next_at IS NOT NULL"),
 )
+Index("ix_purchase_created_at", purchase.c.created_at)
 Index("ix_purchase_supplier", purchase.c.supplier, purchase.c.created_at)
 Index("ix_purchase_product", purchase.c.product, purchase.c.created_at)
 
@@ -484,6 +485,17 @@ demand = Table(
     Column("missed", BigInteger, nullable=False),
     sqlite_with_rowid=False,
     comment="Units that were ordered in an hour (Unix time / 3600), and those that were refused for want of keys.",
+)
+
+demand_size = Table(
+    "demand_size",
+    metadata,
+    Column("product", Text, primary_key=True),
+    Column("week", BigInteger, primary_key=True, autoincrement=False),
+    Column("quantity", BigInteger, primary_key=True, autoincrement=False),
+    Column("orders", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="How many orders were of how many units, by week (Unix time / 604800).",
 )
 
 job = Table(

@@ -21,6 +21,7 @@ from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.intake import Intake
 from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine
+from syncd.inventory.restock import Restock
 from syncd.inventory.sync import Sync
 from syncd.metrics import CONTENT_TYPE, Metrics
 from syncd.model import ORDER_REF_PATTERN, SKU_PATTERN, Right
@@ -29,7 +30,7 @@ from syncd.orders.replacements import Replacements
 from syncd.orders.reservations import Reservations
 from syncd.orders.stock import Stock
 from syncd.store.database import Writer
-from syncd.storefronts import aftersales, hot, operating, problems, purchasing
+from syncd.storefronts import aftersales, hot, operating, planning, problems, purchasing
 from syncd.storefronts.access import Access
 from syncd.storefronts.aftersales import answered
 from syncd.storefronts.guard import METRICS, PUBLIC, SHOP_DELIVER, SHOP_STOCK, caller, install
@@ -55,6 +56,7 @@ class Parts:
     catalogue: Catalogue
     quarantine: Quarantine
     purchases: Purchases
+    restock: Restock
     sync: Sync
     intake: Intake
     access: Access
@@ -160,6 +162,7 @@ def build(parts: Parts) -> Front:
     aftersales.install(api, parts)
     operating.install(api, parts)
     purchasing.install(api, parts)
+    planning.install(api, parts)
     _health(api, parts)
     return Front(api, hot_route, parts.metrics)
 

@@ -6,22 +6,12 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.world.site import Hawker, sold_by, supplied
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 30) -> float:
-    """The seconds that it took."""
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() - begun < seconds, "it did not come"
-        time.sleep(0.05)
-    return time.monotonic() - begun
+from tests.world.site import Hawker, sold_by, supplied, wait_for
 
 
 @pytest.fixture
@@ -65,9 +55,7 @@ def test_a_popular_product_fills_up_drains_and_refills_and_a_rare_one_is_bought_
     # A rare one comes in the very request that asks for it.
     status, answer = daemon.call("POST", "/v1/deliveries", {"order_ref": "rare-1", "product": "rare", "quantity": 2})
     assert status == 200, answer
-    assert [key["text"] for key in answer["keys"]] == site.sold[site.ledger.charges[-1].reference] or len(
-        answer["keys"]
-    ) == 2
+    assert len(answer["keys"]) == 2
     assert daemon.stock()["rare"] == 0
 
     daemon.kill()
@@ -86,7 +74,7 @@ def test_the_cheaper_supplier_is_dead_and_orders_keep_being_served(install: Any,
         daemon = install(
             "d",
             engine_url,
-            f'[products.hot]\nformat = "opaque"\nmax_cost = "20 CNY"\non_shortage = "buy"\ncache = {{ mode = "none" }}\n'
+            '[products.hot]\nformat = "opaque"\nmax_cost = "20 CNY"\non_shortage = "buy"\ncache = { mode = "none" }\n'
             f'offers = [{{ supplier = "cheap", sku = "{cheaper}" }}, {{ supplier = "site", sku = "{goods}" }}]\n',
         )
         supplied(daemon, site)

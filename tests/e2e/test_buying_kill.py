@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from tests.world.site import Hawker, sold_by, supplied
+from tests.world.site import Hawker, sold_by, supplied, wait_for
 
-KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "5"))
+KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "4"))
 SEED = int(os.environ.get("SYNCD_WORLD_SEED", "1"))
 PLANTED = Path(__file__).with_name("planted.py")
 SHOPS = 3
+WILD = 0.15
+"""How often a request to the supplier goes wrong."""
 
 
 class Orders:
@@ -36,6 +38,10 @@ class Orders:
         self.otherwise: list[str] = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
+
+    def recorded(self, ref: str) -> bool:
+        """Whether the daemon has an order; it may have died before it could say so."""
+        return ref in self.acknowledged or self.daemon.call("GET", f"/v1/deliveries/{ref}")[0] != 404
 
     def next(self) -> tuple[str, str, int]:
         with self.lock:
@@ -77,12 +83,19 @@ class Orders:
 
 
 def killed(daemon: Any, site: Hawker, orders: Orders, times: int, script: Path | None = None) -> None:
-    """Start, sell, kill; again and again. Some kills come while it starts."""
+    """Start, sell, kill; again and again."""
     for _ in range(times):
         daemon.launch(script=script)
-        with contextlib.suppress(AssertionError), orders:
-            if daemon.ready(30):
-                time.sleep(orders.random.uniform(0.05, 1.2))
+        assert daemon.ready(60), daemon.log.read_text()
+        if not orders.asked:
+            wait_for(
+                lambda: all(
+                    row["upstream"]["kind"] == "exact" for row in daemon.call("GET", "/v1/stock")[1]["products"]
+                )
+            )
+            site.wild = WILD
+        with orders:
+            time.sleep(orders.random.uniform(0.1, 1.5))
             daemon.kill()
 
 
@@ -92,7 +105,7 @@ def quiet(daemon: Any, site: Hawker, orders: Orders, seconds: float = 60) -> lis
     site.faults.clear()
     daemon.start()
     deadline = time.monotonic() + seconds
-    left = [order for order in orders.asked if order[0] in orders.acknowledged]
+    left = [order for order in orders.asked if orders.recorded(order[0])]
     while True:
         left = [order for order in left if orders.ask(order) != 200]
         rows: list[dict[str, Any]] = json.loads(daemon.syncd("purchases", "list", "--open", "--json"))["purchases"]
@@ -119,6 +132,7 @@ def balanced(daemon: Any, site: Hawker, orders: Orders, purchases: list[dict[str
     paid = [key for reference in charged for key in site.sold[reference]]
     assert not orders.otherwise, "an order was answered in two ways"
     delivered = [key for keys in orders.answers.values() for key in keys]
+    assert not orders.acknowledged - orders.answers.keys(), "an order that was acknowledged is gone"
     assert len(delivered) == len(set(delivered)), "a key went to two orders"
     assert set(delivered) <= set(paid), "a key was delivered that nobody sold"
     assert sum(daemon.stock().values()) == len(paid) - len(delivered), "keys that were paid for are not there"
@@ -127,12 +141,12 @@ def balanced(daemon: Any, site: Hawker, orders: Orders, purchases: list[dict[str
 
 def run(install: Any, url: str, times: int, seed: int, script: Path | None = None) -> int:
     """One world: how many keys were sold in it."""
-    with Hawker(seed=seed, wild=0.15, pace=0.8) as site:
+    with Hawker(seed=seed, pace=0.8) as site:
         hot, rare = site.stocked(11, "8.00", 5000), site.stocked(21, "5.00", 5000, product=2)
         daemon = install(
             "d", url, sold_by(hot, "hot", 'on_shortage = "buy"\n') + sold_by(rare, "rare", 'on_shortage = "buy"\n')
         )
-        supplied(daemon, site)
+        supplied(daemon, site, '[purchases]\nsettle = "1s"\n')
         orders = Orders(daemon, seed)
         killed(daemon, site, orders, times, script)
         balanced(daemon, site, orders, quiet(daemon, site, orders))
@@ -141,4 +155,4 @@ def run(install: Any, url: str, times: int, seed: int, script: Path | None = Non
 
 
 def test_M1_M2_a_daemon_that_is_killed_while_it_buys_keeps_its_books(install: Any, engine_url: str) -> None:
-    assert run(install, engine_url, KILLS, SEED) > 5 * KILLS
+    assert run(install, engine_url, KILLS, SEED) > KILLS, "it has sold next to nothing: this shows little"

@@ -1,4 +1,4 @@
-"""Bugs of the kind that costs money, each planted into the production code under its name (`test_planted` finds them)."""
+"""Bugs of the kind that costs money, each planted under its name into production code; `test_planted` finds them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +19,7 @@ import psycopg
 
 from syncd import audit, config
 from syncd.adapter import Context
-from syncd.errors import SyncdError
+from syncd.errors import SyncdError, UnavailableError
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import load_formats
 from syncd.inventory.intake import Intake
@@ -146,27 +146,34 @@ class World:
 
     # --- running it ---------------------------------------------------------------------------------------------------
 
-    def run(self, work: Awaitable[T]) -> T:
-        """One step, and everything that it sets going."""
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """One step, and everything that it sets going; cut off if the daemon dies."""
 
         async def step() -> T:
-            async with asyncio.timeout(STEP_S):
-                try:
-                    return await work
-                finally:
-                    await self._settled()
+            task = asyncio.ensure_future(work)
+            gone = self.loop.create_task(self.house.gone.wait())
+            try:
+                async with asyncio.timeout(STEP_S):
+                    await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+                    if not task.done():
+                        task.cancel()
+                        raise UnavailableError("the daemon died")
+                    await self._settled(gone)
+                    return task.result()
+            finally:
+                gone.cancel()
 
         return self.loop.run_until_complete(step())
 
-    async def _settled(self) -> None:
+    async def _settled(self, gone: asyncio.Task[Any]) -> None:
         """Wait for the tasks that a step has started: the next step finds a quiet house."""
-        for _ in range(100):
+        while not self.house.dead:
             await asyncio.sleep(0)  # what other threads have asked for becomes a task here
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            if not others and not self.house.busy():
-                return
+            others = asyncio.all_tasks() - {asyncio.current_task(), gone}
             if others:
-                await asyncio.wait(others, timeout=STEP_S)
+                await asyncio.wait([*others, gone], return_when=asyncio.FIRST_COMPLETED)
+            elif not self.house.busy():
+                return
 
     def _drain(self) -> None:
         """What is left of a daemon that died is gone."""
@@ -205,10 +212,11 @@ class World:
 
     def faults(self) -> list[str]:
         """What is wrong now."""
+        found = self.attempt(self.house.stock.snapshot())
+        while isinstance(found, SyncdError):  # it died of something that it did by itself
+            found = self.attempt(self.house.stock.snapshot())
         books = self.books()
-        if not self.house.dead:
-            rows, _ = self.run(self.house.stock.snapshot())
-            books.sellable = {row["product"]: row["sellable"] for row in rows}
+        books.sellable = {row["product"]: row["sellable"] for row in found[0]}
         return faults(self.ledger, self.markets, books, self.promises, self.shape.bounds())
 
     def check(self) -> None:
@@ -293,6 +301,7 @@ class House:
         self.metrics = metrics = Metrics("0")
         metrics.know(products=self.settings.products, shops=self.settings.shops, suppliers=[*self.settings.suppliers])
         self.dead = False
+        self.gone = asyncio.Event()
         self.writer = writer = Writer(database, audit.chain(ring.audit_mac), metrics=metrics, on_fatal=self._died)
         self._let_time_pass()
         writer.start()
@@ -300,7 +309,12 @@ class House:
         writer.on_node = ids.move
         self.vault = vault = Vault(database, writer, ring, ids)
         products = self.settings.products
-        self.deliveries = Deliveries(vault, writer, ids, lambda: products, metrics, buying=self)
+        self.links: dict[str, Link] = {}
+        for name, market in world.markets.items():
+            kind = KINDS[world.shape.markets[name][0]]
+            self.links[name] = Link(kind(Context(name, market, SHANGHAI)), Client(name, jitter=lambda: 0.0))
+        self.deliveries = Deliveries(vault, writer, ids, lambda: products, metrics)
+        self.deliveries.buying = self
         limits = self.settings.reservations
         self.reservations = Reservations(
             self.deliveries, writer, ring, ids, lambda: products, lambda: limits, self._upstream
@@ -309,13 +323,9 @@ class House:
             self.deliveries,
             writer,
             lambda: self.settings.deliveries.max_replacements,
-            lambda name: self.links.get(name),
+            self.links.get,
         )
         self.intake = Intake(database, writer, vault, lambda: FORMATS, lambda: products, metrics, self._arrived)
-        self.links: dict[str, Link] = {}
-        for name, market in world.markets.items():
-            kind = KINDS[world.shape.markets[name][0]]
-            self.links[name] = Link(kind(Context(name, market, SHANGHAI)), Client(name, jitter=lambda: 0.0))
         self.offers = Offers(writer, metrics, lambda: self.settings, world.folder)
         self.catalogue = Catalogue(database, lambda: self.settings)
         self.sync = Sync(writer, ids, self.intake, self.offers, metrics, self.settings, self.links)
@@ -326,6 +336,7 @@ class House:
 
     def _died(self, _error: BaseException) -> None:
         self.dead = True
+        self.world.loop.call_soon_threadsafe(self.gone.set)
 
     def _let_time_pass(self) -> None:
         """A daemon that died holds its leases until they run out: here at once."""

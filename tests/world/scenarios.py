@@ -224,7 +224,7 @@ def a_need_is_met_once(make: Make) -> None:
 
 
 def what_comes_is_checked(make: Make) -> None:
-    """P3: too few keys, too many, one twice, one of somebody else's, a sentence: nothing is lost, nothing sold twice."""
+    """P3: too few keys, too many, one twice, somebody else's, a sentence: nothing is lost, nothing sold twice."""
     for sin in ("short", "over", "twice", "stale", "prose", "half"):
         for kind in ("hub", "desk"):
             world = begun(make, one(kind))

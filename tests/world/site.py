@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from tests.suppliers.loopback.dujiao_next import ROOT, Site
@@ -75,3 +77,12 @@ def sold_by(site: str, sku: str, more: str = "") -> str:
         f'[products.{sku}]\ntitle = "{sku}"\nformat = "opaque"\nmax_cost = "20 CNY"\n'
         f'offers = [{{ supplier = "site", sku = "{site}" }}]\n{more}'
     )
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 30) -> float:
+    """The seconds that it took."""
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < seconds, "it did not come"
+        time.sleep(0.05)
+    return time.monotonic() - begun

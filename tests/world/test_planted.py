@@ -10,7 +10,7 @@ import pytest
 from tests.world.bugs import BUGS
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("fresh", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("bug", "story"), BUGS, ids=lambda it: it.__name__)
 def test_M3_control_a_planted_bug_is_found(
     bug: Callable[[pytest.MonkeyPatch], None],

@@ -30,6 +30,16 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "demand_size",
+        sa.Column("product", sa.Text(), nullable=False),
+        sa.Column("week", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("quantity", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("orders", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("product", "week", "quantity", name=op.f("pk_demand_size")),
+        comment="How many orders were of how many units, by week (Unix time / 604800).",
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "job",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
@@ -94,6 +104,7 @@ def upgrade() -> None:
         sqlite_where=sa.text("closed_at IS NULL AND next_at IS NOT NULL"),
         postgresql_where=sa.text("closed_at IS NULL AND next_at IS NOT NULL"),
     )
+    op.create_index("ix_purchase_created_at", "purchase", ["created_at"], unique=False)
     op.create_index("ix_purchase_product", "purchase", ["product", "created_at"], unique=False)
     op.create_index("ix_purchase_supplier", "purchase", ["supplier", "created_at"], unique=False)
     op.create_table(
