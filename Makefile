@@ -15,7 +15,7 @@ COMPILE := $(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint bench bench-replenish fuzz docs lock
+.PHONY: help run test check lint bench bench-replenish fuzz soak docs lock
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-replenish: $(VENV)/.dev ## Try policies of what to hold on simulated deman
 fuzz: $(VENV)/.dev ## Throw payloads at the reader of keys for five minutes (ARGS=-max_total_time=60)
 	@install -d var/fuzz
 	@$(PY) tests/fuzz/reading_target.py -max_total_time=300 -timeout=10 -artifact_prefix=var/fuzz/ $(ARGS) var/fuzz
+
+soak: $(VENV)/.dev ## Buy from faulty suppliers with crashes and kills, new seeds for hours (ARGS="--hours 8")
+	@$(PY) -m tests.world $(ARGS)
 
 docs: $(VENV)/.dev ## Check that the documents say what the code does
 	@$(PY) -m pytest -k "docs or walk or readme" $(ARGS)

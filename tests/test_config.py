@@ -590,6 +590,24 @@ OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
             'name its offers (syncd products suggest), or write "wait" or "refuse"',
         ),
         (
+            '[purchases]\nbudget_day = "100 USD"\n',
+            "purchases.budget_day",
+            "there is no rate for USD",
+            "write it in CNY, or add a rate to [currency]",
+        ),
+        (
+            '[suppliers.wang]\nadapter = "feed"\nmin_balance = "5 EUR"\n',
+            "suppliers.wang.min_balance",
+            "there is no rate for EUR",
+            "write it in CNY, or add a rate to [currency]",
+        ),
+        (
+            '[purchases]\ncover_unknown_after = "10m"\n',
+            "purchases.cover_unknown_after",
+            "it goes with a budget",
+            "set both cover_unknown_after and cover_budget_day, or neither",
+        ),
+        (
             '[currency]\nrates = { USD = "7.12" }\n',
             "currency.rates_date",
             "it is missing",

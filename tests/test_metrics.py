@@ -32,6 +32,12 @@ NAMES = {
     "syncd_keys_sealed_total": {"supplier", "product"},
     "syncd_keys_repeated_total": {"supplier"},
     "syncd_keys_quarantined_total": {"supplier", "reason"},
+    "syncd_purchases_total": {"supplier", "state"},
+    "syncd_purchases_forbidden_total": {"supplier", "guard"},
+    "syncd_purchase_spend_total": {"supplier"},
+    "syncd_purchases_open": {"supplier", "state"},
+    "syncd_oldest_unknown_purchase_age_seconds": set(),
+    "syncd_purchases_disputed_amount": set(),
     "syncd_offer_changes_total": {"supplier"},
     "syncd_listing_alarms_total": {"supplier", "kind"},
     "syncd_offers": {"supplier"},
@@ -67,6 +73,9 @@ LEVELS = Levels(
     oldest_quarantine_seconds=60.0,
     deliveries_pending={"steam-50": 1},
     oldest_pending_seconds=12.5,
+    purchases_open={("samples", "unknown"): 1},
+    oldest_unknown_seconds=30.0,
+    disputed=2.5,
     queue_units={"ingest": 3},
     wal_bytes=4096,
     offers={"samples": 100},
@@ -109,6 +118,9 @@ def use_all(metrics):
     metrics.sealed("samples", "steam-50", 5)
     metrics.repeated("samples", 2)
     metrics.quarantined("samples", "duplicate")
+    metrics.purchased("samples", "fulfilled")
+    metrics.purchase_forbidden("samples", "budget")
+    metrics.spent("samples", 2.5)
     metrics.writer_units.labels("deliver").inc(4)
     metrics.answered("/v1/deliveries", "POST", 200)
     metrics.refused("/v1/deliveries", "insufficient_stock")

@@ -30,6 +30,15 @@ _COLUMNS: Final = (
 )
 
 
+# An order may take effect while a listing is read: what was sent in the second in which that began is taken off.
+_BOUGHT: Final = (
+    "SELECT rows.supplier, rows.sku, sum(p.quantity) FROM rows JOIN purchase p ON p.supplier = rows.supplier"
+    " AND p.sku = rows.sku AND p.created_at >= rows.seen - 3600 WHERE p.state IN ('intended', 'sent')"
+    " OR (p.state NOT IN ('refused', 'refunded') AND coalesce(p.sent_at, p.created_at) >= rows.seen)"
+    " GROUP BY rows.supplier, rows.sku"
+)
+
+
 class _Row(NamedTuple):
     """An offer with its supplier's watermark: `_COLUMNS`."""
 
@@ -148,6 +157,16 @@ class Catalogue:
             "next": f"{found[-1]['supplier']}:{found[-1]['sku']}" if len(rows) > limit else None,
         }
 
+    def unlisted(self, supplier: str) -> dict[str, str]:
+        """Skus that products name and the supplier does not list → the product."""
+        products = self._settings().products.items()
+        named = {one.sku: sku for sku, product in products for one in product.offers if one.supplier == supplier}
+        marks = ", ".join("?" * len(named)) or "NULL"
+        sql = f"SELECT sku FROM offer WHERE supplier = ? AND removed_at IS NULL AND sku IN ({marks})"  # noqa: S608
+        with self._database.read() as connection:
+            listed = {row[0] for row in connection.exec_driver_sql(self._database.marked(sql), (supplier, *named))}
+        return {sku: product for sku, product in named.items() if sku not in listed}
+
     def _shown(
         self,
         row: _Row,
@@ -214,7 +233,8 @@ class Catalogue:
 
     def upstream(self, connection: Connection, products: Mapping[str, Product]) -> dict[str, dict[str, Any]]:
         """Product → what suppliers hold of it: ``kind``, and for it ``quantity`` or ``level``; ``stale``; ``at``, when
-        it was read. Never what it costs: what costs more than `max_cost` is not there.
+        it was read. Never what it costs: what costs more than `max_cost` is not there, nor is what we have bought of it
+        since it was read.
         """
         settings = self._settings()
         wanted = sorted({(one.supplier, one.sku) for product in products.values() for one in product.offers})
@@ -231,11 +251,24 @@ class Catalogue:
             for values in connection.exec_driver_sql(statement, tuple(bound)):
                 row = _Row._make(values)
                 rows[row.supplier, row.sku] = row
+        self._less_what_was_bought(connection, rows)
         refreshed = hot(settings)
         return {
             sku: self._together(product, settings, rows, refreshed) if product.offers else _NO_OFFERS
             for sku, product in products.items()
         }
+
+    def _less_what_was_bought(self, connection: Connection, rows: dict[tuple[str, str], _Row]) -> None:
+        """Take from what was listed the units that we have ordered since, or are ordering."""
+        now = self._database.clock.now()
+        seen = {at: row.seen(now) for at, row in rows.items() if row.stock_quantity}
+        wanted, size = sorted(at for at, seconds in seen.items() if seconds), self._database.bulk_rows
+        for start in range(0, len(wanted), size):
+            part = [(*at, seen[at]) for at in wanted[start : start + size]]
+            statement, bound = self._database.bulk_statement(_BOUGHT, "supplier text, sku text, seen int", part)
+            for supplier, sku, units in connection.exec_driver_sql(statement, tuple(bound)):
+                row = rows[supplier, sku]
+                rows[supplier, sku] = row._replace(stock_quantity=max(0, (row.stock_quantity or 0) - int(units)))
 
     def _together(
         self,

@@ -54,16 +54,23 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Our account at a supplier."""
+
+    balance: Money | None = None
+    """What it held when it was last asked."""
+    since: int = 0
+    """What was spent there since, in millionths of the base currency."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the guards go by, as it is in this transaction."""
 
     spent: Spent
     last: Money | None
     """What a unit of this offer cost when it was last bought."""
-    balance: Money | None
-    """What our account at the supplier held when it was last asked."""
-    since_balance: int
-    """What was spent there since, in millionths of the base currency."""
+    account: Account
     disputes: int
     """Open ones about this offer."""
     free: int
@@ -214,10 +221,15 @@ def _all_budgets(settings: Settings, supplier: str, spent: Spent, *, covers: boo
     return budgets
 
 
-def left(settings: Settings, supplier: str, spent: Spent) -> Decimal | None:
-    """What the budgets still allow a supplier to be paid, in the base currency; None without any."""
-    budgets = _all_budgets(settings, supplier, spent, covers=False)
-    return min((Decimal(budget - used) / _MILLION for _, budget, used in budgets), default=None)
+def room(settings: Settings, supplier: str, spent: Spent, account: Account) -> Decimal | None:
+    """What budgets and our account still allow a supplier to be paid, in the base currency; None without a limit."""
+    found = [budget - used for _, budget, used in _all_budgets(settings, supplier, spent, covers=False)]
+    own = settings.suppliers.get(supplier)
+    if own is not None and own.min_balance is not None:
+        floor, held = settings.currency.landed(own.min_balance), settings.currency.landed(account.balance)
+        if floor is not None and held is not None:
+            found.append(micro(held) - account.since - micro(floor))
+    return None if not found else Decimal(max(0, min(found))) / _MILLION
 
 
 def _account(settings: Settings, wish: Wish, facts: Facts, cost: int) -> Forbidden | None:
@@ -225,11 +237,11 @@ def _account(settings: Settings, wish: Wish, facts: Facts, cost: int) -> Forbidd
     own = settings.suppliers.get(wish.supplier)
     if own is None or own.min_balance is None:
         return None
-    floor, held = settings.currency.landed(own.min_balance), settings.currency.landed(facts.balance)
+    floor, held = settings.currency.landed(own.min_balance), settings.currency.landed(facts.account.balance)
     if floor is None or held is None:
         return Forbidden("balance", f"what our account at {wish.supplier} holds is not known")
-    if micro(held) - facts.since_balance - cost < micro(floor):
-        now = amount_of(micro(held) - facts.since_balance)
+    if micro(held) - facts.account.since - cost < micro(floor):
+        now = amount_of(micro(held) - facts.account.since)
         why = f"our account at {wish.supplier} holds {now} {settings.currency.base}, min_balance is {own.min_balance}"
         return Forbidden("balance", why)
     return None

@@ -7,7 +7,8 @@ that is refused returns why, and writes nothing.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +22,7 @@ from syncd.errors import ConflictError, LeaseLostError, NotFoundError, SyncdErro
 from syncd.inventory.guards import (
     DAY_S,
     HOUR_S,
+    Account,
     Facts,
     Forbidden,
     Spent,
@@ -175,7 +177,6 @@ class Came:
     """What came for a purchase, sealed, to be written together with what becomes of it."""
 
     held: Held
-    product: str
     issuer: str
     keys: Sequence[SealedKey]
     slices: Sequence[SealedSlice]
@@ -217,6 +218,17 @@ def spent(ask: Ask, supplier: str, now: int) -> Spent:
     return Spent(*(int(number or 0) for number in (own_hour, own_day, all_hour, all_day, cover)))
 
 
+def account(ask: Ask, supplier: str) -> Account:
+    """What our account at a supplier held, and what was spent there since."""
+    rows = ask("SELECT balance, balance_at FROM listing WHERE supplier = ?", (supplier,))
+    if not rows or rows[0][0] is None:
+        return Account()
+    ((used,),) = ask(
+        "SELECT sum(spend) FROM purchase WHERE supplier = ? AND created_at >= ?", (supplier, rows[0][1] or 0)
+    )
+    return Account(_money(rows[0][0]), int(used or 0))
+
+
 def last_price(ask: Ask, product: str, supplier: str, sku: str) -> Money | None:
     """What a unit of an offer cost when it was last bought."""
     found = ask(
@@ -235,9 +247,12 @@ def missing(ask: Ask, settings: Settings, product: Product, level: int, now: int
     ``covers``: units whose outcome has been unknown for long enough do not count as on order, for orders that wait.
     """
     ((owed,),) = ask(
-        "SELECT sum(quantity - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id"
-        " AND withdrawn_at IS NULL)) FROM delivery WHERE state = 'pending' AND product = ?",
-        (product.sku,),
+        "SELECT sum(quantity"
+        " - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id AND withdrawn_at IS NULL)"
+        " - (SELECT count(*) FROM reserved_key h JOIN vault_key k ON k.id = h.key_id"  # they stay held for it
+        " WHERE h.reservation_id = delivery.id AND k.expires_at > ?)) FROM delivery"
+        " WHERE state = 'pending' AND product = ?",
+        (int(now + product.min_life), product.sku),
     )
     wanted = level + int(owed or 0)
     ((there,),) = ask(
@@ -311,14 +326,11 @@ def page(ask: Ask, which: str, *, product: str | None, supplier: str | None, bef
 
 def levels(ask: Ask) -> tuple[dict[tuple[str, str], int], int | None, int]:
     """((supplier, state) → open purchases, since when the oldest unknown one is so, open money in millionths)."""
-    rows = ask(
-        "SELECT supplier, state, count(*), min(coalesce(unknown_at, created_at)), sum(open_spend) FROM purchase"
-        " WHERE closed_at IS NULL GROUP BY supplier, state",
-        (),
-    )
-    counts = {(row[0], row[1]): int(row[2]) for row in rows}
-    oldest = min((int(row[3]) for row in rows if row[1] == "unknown"), default=None)
-    return counts, oldest, sum(int(row[4]) for row in rows)
+    # Few rows: grouped by the database, they would be looked for among all that ever were.
+    rows = ask("SELECT supplier, state, unknown_at, open_spend FROM purchase WHERE closed_at IS NULL", ())
+    counts = Counter((row[0], row[1]) for row in rows)
+    oldest = min((int(row[2]) for row in rows if row[1] == "unknown"), default=None)
+    return dict(counts), oldest, sum(int(row[3]) for row in rows)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -336,7 +348,9 @@ class Ledger:
         self.receive: Work[Came, Written] = Work("purchase_keys", Lane.CONTROL, self._receive)
         self.lease: Work[tuple[int, str], Purchase | None] = Work("purchase_lease", Lane.CONTROL, self._lease)
         self.renew: Work[tuple[str, Sequence[int]], None] = Work("purchase_renewal", Lane.CONTROL, self._renew)
-        self.recover: Work[tuple[str, bool], list[Purchase]] = Work("purchase_recovery", Lane.CONTROL, self._recover)
+        self.recover: Work[tuple[bool, Collection[int]], list[Purchase]] = Work(
+            "purchase_recovery", Lane.CONTROL, self._recover
+        )
         self.nudge: Work[tuple[str, str, str], None] = Work("purchase_hint", Lane.CONTROL, self._nudge)
         self.settle: Work[tuple[str, bool, str], Purchase] = Work("purchase_settled", Lane.CONTROL, self._settle)
 
@@ -393,15 +407,6 @@ class Ledger:
 
     def facts(self, ask: Ask, wish: Wish, sku: str, now: int) -> Facts:
         """What the guards go by."""
-        balance, since = None, 0
-        rows = ask("SELECT balance, balance_at FROM listing WHERE supplier = ?", (wish.supplier,))
-        if rows and rows[0][0] is not None:
-            balance = _money(rows[0][0])
-            ((used,),) = ask(
-                "SELECT sum(spend) FROM purchase WHERE supplier = ? AND created_at >= ?",
-                (wish.supplier, rows[0][1] or 0),
-            )
-            since = int(used or 0)
         ((disputes,),) = ask(
             "SELECT count(*) FROM purchase WHERE closed_at IS NULL AND state = 'disputed' AND product = ?"
             " AND supplier = ? AND sku = ?",
@@ -410,8 +415,7 @@ class Ledger:
         return Facts(
             spent=spent(ask, wish.supplier, now),
             last=last_price(ask, wish.product.sku, wish.supplier, sku),
-            balance=balance,
-            since_balance=since,
+            account=account(ask, wish.supplier),
             disputes=int(disputes),
             free=_free(self._settings().daemon.state_dir),
             fenced=bool(ask("SELECT 1 FROM meta WHERE name = ?", (RESTORE_FENCE,))),
@@ -622,12 +626,13 @@ class Ledger:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def _lease(self, tx: Tx, payloads: Sequence[tuple[int, str]]) -> list[Purchase | None]:
-        """Take a purchase over, if nobody works on it and it is not closed."""
+        """Take a purchase over, if nobody works on it, and it is neither being sent nor closed."""
         found: list[Purchase | None] = []
         for row_id, holder in payloads:
             now = tx.now()
             taken = tx.query(
                 "UPDATE purchase SET holder = ?, epoch = epoch + 1, leased_until = ? WHERE id = ? AND closed_at IS NULL"
+                " AND state NOT IN ('intended', 'sent')"
                 " AND (leased_until IS NULL OR leased_until < ? OR leased_until > ?) RETURNING id",
                 (holder, now + LEASE_S, row_id, now, now + _AHEAD_S),
             )
@@ -645,14 +650,15 @@ class Ledger:
             )
         return [None] * len(payloads)
 
-    def _recover(self, tx: Tx, payloads: Sequence[tuple[str, bool]]) -> list[list[Purchase]]:
-        return [self._recover_all(tx, everything=everything) for _, everything in payloads]
+    def _recover(self, tx: Tx, payloads: Sequence[tuple[bool, Collection[int]]]) -> list[list[Purchase]]:
+        return [self._recover_all(tx, spare, everything=everything) for everything, spare in payloads]
 
-    def _recover_all(self, tx: Tx, *, everything: bool) -> list[Purchase]:
+    def _recover_all(self, tx: Tx, spare: Collection[int], *, everything: bool) -> list[Purchase]:
         """What was begun and has nobody to end it: never sent, or nobody knows what became of it.
 
-        ``everything``: nobody else can be at work on this database. After a restore, what is open waits for a person:
-        keys that came for it since the backup may be delivered already (T3).
+        Those whose lease is over, but for what to ``spare``; ``everything``, where nobody else can be at work on this
+        database. After a restore, what is open waits for a person: keys that came for it since the backup may be
+        delivered already (T3).
         """
         lock = " ORDER BY id FOR UPDATE" if tx.postgresql else ""
         now = tx.now()
@@ -662,8 +668,7 @@ class Ledger:
             (int(everything), now, now + _AHEAD_S),
         )
         found: list[Purchase] = []
-        for row in rows:
-            before = Purchase(*row)
+        for before in (Purchase(*row) for row in rows if row[0] not in spare):
             sent = before.state == PurchaseState.SENT
             tx.execute(
                 "UPDATE purchase SET state = ?, reason = ?, epoch = epoch + 1, holder = NULL, leased_until = NULL,"

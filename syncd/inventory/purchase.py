@@ -13,8 +13,10 @@ import os
 import secrets
 import socket
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -26,6 +28,7 @@ from syncd.adapter import (
     AdapterError,
     Auth,
     Config,
+    Forged,
     Hint,
     NotSent,
     Offer,
@@ -33,9 +36,10 @@ from syncd.adapter import (
     OrderRequest,
     RateLimited,
     Refused,
+    Webhook,
 )
 from syncd.config import DEFAULT_TIMEZONE, Product, Settings
-from syncd.errors import InvalidRequestError, LeaseLostError, NotFoundError, SyncdError
+from syncd.errors import InvalidRequestError, LeaseLostError, NotFoundError, SyncdError, UnavailableError
 from syncd.inventory import guards, ledger, reconcile
 from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format
@@ -69,7 +73,12 @@ _EMPTY_POLLS: Final = 3
 _NOBODY_S: Final = 300.0
 """How soon to look again at a purchase whose supplier or product is not configured."""
 _REGAIN_S: Final = 180
-_STOP_S: Final = 3.0
+_WEBHOOKS: Final = 20
+"""Webhooks of one supplier that are looked at in a second."""
+_AWAY_S: Final = (1.0, 5.0, 20.0, 60.0, 0.0)
+"""Pauses between tries to write what came while the database is away, on top of the writer's own."""
+_STOP_S: Final = 10.0
+"""Twice this is less than a service manager waits: a purchase that is cut off is one whose outcome is unknown."""
 _SURE: Final = (Refused, NotSent, Auth, RateLimited, Config)
 """What says, of an order that is sent for the first time, that nothing was bought."""
 _CHARGED: Final = frozenset({PurchaseState.FULFILLED, PurchaseState.REFUNDED, PurchaseState.DISPUTED})
@@ -159,6 +168,7 @@ class Purchases:
         """Product that nobody would sell → (the monotonic time until which it is not tried, seconds between tries)."""
         self._known: dict[tuple[str, int], tuple[float, bool]] = {}
         self._told: dict[tuple[str, str, str], str] = {}
+        self._heard: dict[str, deque[float]] = {}
         self._renewed_at = self._covered_at = self._clock.monotonic()
         self._stopping = False
 
@@ -195,8 +205,9 @@ class Purchases:
             if not begun:
                 break
             # A purchase goes on when whoever wanted it is gone: a request that is cut off loses no key.
-            for task in [self._spawn(self._place(one, pick, errand.product)) for one, pick in begun]:
-                one = await asyncio.shield(task)
+            tasks = [self._spawn(self._place(one, pick, errand.product)) for one, pick in begun]
+            await asyncio.shield(asyncio.gather(*tasks, return_exceptions=True))
+            for one in [task.result() for task in tasks]:
                 ended.append(one)
                 if one.state in {PurchaseState.REFUSED, PurchaseState.REFUNDED, PurchaseState.DISPUTED}:
                     errand.bar(one.supplier, one.sku, one.reason)
@@ -252,14 +263,17 @@ class Purchases:
                 level=errand.level,
                 least=min(wanted, pick.quantity),
             )
-            self._active.add(intent.id)
-            made = await self._writer.submit(self._ledger.intend, intent)
+            try:
+                made = await self._writer.submit(self._ledger.intend, intent)
+            except SyncdError:
+                if not begun:
+                    raise
+                break  # what was begun goes on
             if isinstance(made, Purchase):
                 begun.append((made, pick))
                 wanted -= pick.quantity
                 self._told.pop((errand.product.sku, supplier, offer.sku), None)
                 continue
-            self._active.discard(intent.id)
             if isinstance(made, Needed):
                 break
             errand.bar(supplier, offer.sku, made.why)
@@ -323,7 +337,14 @@ class Purchases:
         except Exception as error:
             log.exception("purchase_failed", reference=one.reference, supplier=one.supplier)
             return await self._doubt(one, able, f"it failed here: {type(error).__name__}")
-        return await self._came(one, order, link, product)
+        try:
+            return await self._came(one, order, link, product)
+        except SyncdError:
+            raise
+        except Exception as error:
+            log.exception("purchase_not_taken_in", reference=one.reference, supplier=one.supplier)
+            why = f"its answer could not be taken in: {type(error).__name__}"
+            return await self._tell(one, PurchaseState.ACCEPTED, why, due_in=_NOBODY_S, order_id=order.id)
 
     async def _doubt(self, one: Purchase, able: Able, why: str) -> Purchase:
         self._watched[one.id] = self._clock.monotonic()
@@ -354,10 +375,17 @@ class Purchases:
                 status, note = "pending", str(error)
         seen = replace(order, keys=keys, status=status, note=note)
         came = await asyncio.to_thread(self._prepared, one, seen, link.adapter, product, overdue=overdue)
-        try:
-            written = await self._writer.submit(self._ledger.receive, came)
-        except LeaseLostError:
-            written = await self._regained(one, came)
+        for pause in _AWAY_S:
+            try:
+                written = await self._writer.submit(self._ledger.receive, came)
+                break
+            except LeaseLostError:
+                written = await self._regained(one, came)
+                break
+            except UnavailableError:  # the database is away: what was paid lies in this process alone
+                if not pause or self._stopping:
+                    raise
+                await asyncio.sleep(pause)
         self._count(one, written)
         return written.purchase
 
@@ -407,7 +435,6 @@ class Purchases:
         keys, slices = self._vault.seal(origin, cards)
         return Came(
             held=held_by(one),
-            product=product.sku,
             issuer=product.issuer,
             keys=keys,
             slices=slices,
@@ -453,9 +480,9 @@ class Purchases:
     async def recover(self) -> None:
         """At the start, before anybody is served: what a stop left half-way becomes refused (never sent) or unknown.
 
-        On PostgreSQL, another daemon may be at work: what it holds is left to it until its lease ends.
+        On PostgreSQL, another daemon may be at work: what is leased is left to `tick`, until its lease is over.
         """
-        found = await self._writer.submit(self._ledger.recover, (self._holder, not self._database.postgresql))
+        found = await self._writer.submit(self._ledger.recover, (not self._database.postgresql, ()))
         for one in found:
             log.warning("purchase_recovered", reference=one.reference, supplier=one.supplier, state=one.state)
 
@@ -465,7 +492,7 @@ class Purchases:
         now = self._clock.monotonic()
         if not self._stopping and now - self._covered_at >= _COVER_S:
             self._covered_at = now
-            self._spawn(self.cover())
+            self._spawn(self._quietly(self.cover()))
 
     async def reconcile(self) -> None:
         """Follow up everything that is due, and wait until that is done."""
@@ -480,9 +507,19 @@ class Purchases:
             await self._writer.submit(self._ledger.renew, (self._holder, sorted(self._active)))
         found = [one for one in await asyncio.to_thread(self._due) if one.id not in self._active]
         if any(one.state in {PurchaseState.INTENDED, PurchaseState.SENT} for one in found):
-            await self._writer.submit(self._ledger.recover, (self._holder, False))
+            await self._writer.submit(self._ledger.recover, (False, frozenset(self._active)))
         open_ones = [one for one in found if one.state in {PurchaseState.ACCEPTED, PurchaseState.UNKNOWN}]
-        return [self._spawn(self._follow(one.id)) for one in open_ones]
+        return [self._spawn(self._quietly(self._follow(one.id))) for one in open_ones]
+
+    @staticmethod
+    async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+        """What the clock began tells the log when it fails: it is begun again."""
+        try:
+            await work
+        except SyncdError as error:
+            log.warning("purchases_not_followed_up", why=error.message)
+        except Exception:
+            log.exception("purchases_failed")
 
     def _due(self) -> list[Purchase]:
         """Nothing while the restore fence stands: keys that come again may be delivered already (T3)."""
@@ -502,8 +539,6 @@ class Purchases:
             one = await self._writer.submit(self._ledger.lease, (row_id, self._holder))
             if one is not None:
                 await self._step(one)
-        except SyncdError as error:
-            log.warning("purchase_not_followed_up", purchase=row_id, why=error.message)
         finally:
             self._active.discard(row_id)
 
@@ -517,17 +552,13 @@ class Purchases:
         standing = self._standing(one)
         step = reconcile.next_step(standing, Able(link.capabilities, link.adapter.promises), settings.purchases)
         if step.do == "person":
-            log.error("purchase_waits_for_a_person", reference=one.reference, supplier=one.supplier, why=step.why)
-            return await self._tell(one, state, step.why)
+            return await self._person(one, step.why)
         if step.do == "wait":
             return await self._tell(one, state, one.reason, due_in=step.seconds)
         if step.do == "repeat":
             return await self._repeat(one, link, product)
-        verb, name = ("get_order", one.supplier_order) if step.do == "poll" else ("find_order", one.reference)
         try:
-            order: Order | None = await link.acall(verb, name)
-            if order is not None:
-                _bears(order, one.reference)
+            order = await self._looked_up(one, link, poll=step.do == "poll")
         except AdapterError as error:
             if step.overdue:
                 return await self._tell(one, PurchaseState.DISPUTED, f"it was not delivered in time: {error}")
@@ -536,11 +567,31 @@ class Purchases:
             return await self._came(one, order, link, product, overdue=step.overdue)
         if step.overdue:
             return await self._tell(one, PurchaseState.DISPUTED, "it was not delivered in time")
-        if state == PurchaseState.ACCEPTED or not reconcile.believed(standing, settings.purchases):
+        return await self._denied(one, link, standing)
+
+    @staticmethod
+    async def _looked_up(one: Purchase, link: Link, *, poll: bool) -> Order | None:
+        verb, name = ("get_order", one.supplier_order) if poll else ("find_order", one.reference)
+        order: Order | None = await link.acall(verb, name)
+        if order is not None:
+            _bears(order, one.reference)
+        return order
+
+    async def _denied(self, one: Purchase, link: Link, standing: Standing) -> Purchase:
+        """The supplier says that it has no such order."""
+        early = not reconcile.believed(standing, self._settings().purchases)
+        if standing.state == PurchaseState.ACCEPTED or early:
             return await self._later(one, link, "its supplier has no such order yet")
+        if standing.doubted > reconcile.TRUST_S:
+            return await self._person(one, "its supplier does not know it, and may look back not far enough")
         if standing.denied + 1 >= reconcile.TWICE:
             return await self._tell(one, PurchaseState.REFUSED, "its supplier has no such order")
         return await self._later(one, link, "its supplier has no such order", denied=True)
+
+    async def _person(self, one: Purchase, why: str) -> Purchase:
+        fix = f"syncd purchases resolve {one.reference}"
+        log.error("purchase_waits_for_a_person", reference=one.reference, supplier=one.supplier, why=why, fix=fix)
+        return await self._tell(one, PurchaseState(one.state), why)
 
     def _standing(self, one: Purchase) -> Standing:
         now, monotonic = self._clock.now(), self._clock.monotonic()
@@ -579,6 +630,30 @@ class Purchases:
             return await self._later(one, link, f"not sent again: {sent.why}")
         return await self._order(sent, offer, link, product, again=True)
 
+    async def heard(self, supplier: str, webhook: Webhook) -> bytes:
+        """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.
+
+        Raises NotFoundError for a supplier that sends none, Forged for what is not signed, UnavailableError for too
+        many.
+        """
+        link = self._links.get(supplier)
+        if link is None or "parse_webhook" not in link.capabilities:
+            raise NotFoundError("no supplier of this name sends webhooks")
+        now = self._clock.monotonic()
+        heard = self._heard.setdefault(supplier, deque(maxlen=_WEBHOOKS))
+        if len(heard) == _WEBHOOKS and 0 <= now - heard[0] < 1:
+            raise UnavailableError("too many webhooks at once", hint="later: what they tell is asked for anyway")
+        heard.append(now)
+        try:
+            found: Hint = await link.acall("parse_webhook", webhook)
+        except Forged:
+            raise
+        except AdapterError as error:
+            log.warning("webhook_not_read", supplier=supplier, why=error.message)
+            return b""
+        self.hint(supplier, found)
+        return found.answer
+
     def hint(self, supplier: str, hint: Hint) -> None:
         """A supplier says that something happened to an order: it is asked soon. Nothing that it says is believed."""
         if hint.event == "order" and (hint.order_id or hint.reference):
@@ -609,9 +684,8 @@ class Purchases:
         if found is None or found.on_shortage != "buy" or self._stopping:
             return
         running = self._covering.get(product)
-        if running is None:
+        if running is None or running.done():
             running = self._covering[product] = self._spawn(self._cover(product))
-            running.add_done_callback(lambda _: self._covering.pop(product, None))
         else:
             self._again.add(product)
         await asyncio.shield(running)
@@ -680,7 +754,6 @@ class Purchases:
         sealed, slices = self._vault.seal(origin, cards)
         return Came(
             held=held_by(one),
-            product=product.sku,
             issuer=product.issuer,
             keys=sealed,
             slices=slices,
@@ -701,7 +774,7 @@ class Purchases:
         with self._database.read() as connection:
             ask = ledger.asking(self._database, connection)
             listed = self._catalogue.listed(connection, self._product(product))
-            spent = {name: ledger.spent(ask, name, now) for name in {one.supplier for one in listed}}
+            rooms = {name: self._room(ask, name, now) for name in {one.supplier for one in listed}}
             defects = self._defects(connection)
         found = []
         for one in listed:
@@ -718,10 +791,16 @@ class Purchases:
                     health=self._health(one.supplier),
                     priority=own.priority if own else 0,
                     defects=defect_rate(*defects.get(one.supplier, (0, 0))),
-                    budget=guards.left(settings, one.supplier, spent[one.supplier]),
+                    budget=rooms[one.supplier],
                 )
             )
         return found
+
+    def _room(self, ask: ledger.Ask, supplier: str, now: int) -> Decimal | None:
+        """What may still be ordered from a supplier by listed prices: an order counts with its slippage."""
+        settings = self._settings()
+        room = guards.room(settings, supplier, ledger.spent(ask, supplier, now), ledger.account(ask, supplier))
+        return None if room is None else room / (1 + Decimal(str(settings.purchases.slippage)) / 100)
 
     def _health(self, name: str) -> Health:
         link = self._links.get(name)

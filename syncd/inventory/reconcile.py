@@ -15,6 +15,8 @@ TWICE: Final = 2
 """How often a supplier has to say that there is no such order."""
 _GROWTH: Final = 1.5
 _LONGEST_S: Final = 600.0
+LOOK_S: Final = 7 * 86400.0
+"""For so long, an order of unknown outcome is looked for: that it is there is believed whenever it is said."""
 PATIENCE_S: Final = 86400.0
 """For so long, an order of unknown outcome is sent again as soon as the guards let it."""
 FIRST_S: Final = 5.0
@@ -32,7 +34,7 @@ class Standing:
     doubted: float
     """Since its outcome is unknown, by the clock."""
     watched: float
-    """For how long this daemon has known of that: a clock that jumps, or a restart, makes nothing older than it is."""
+    """For how long this daemon has known of it: a clock that jumps, or a restart, makes nothing older than it is."""
     tries: int
     """How often it was sent."""
     denied: int
@@ -67,15 +69,15 @@ def next_step(one: Standing, able: Able, limits: Purchasing) -> Step:
     the supplier promises that this buys nothing twice, or tells what became of it; else a person decides.
     """
     if one.state == PurchaseState.ACCEPTED:
-        overdue = one.age > limits.deadline
+        overdue = one.age > limits.deadline and one.watched >= limits.settle  # a clock that jumped is no delay
         if one.order_id and "get_order" in able.verbs:
             return Step("poll", overdue=overdue)
         if "find_order" in able.verbs:
             return Step("find", overdue=overdue)
         return Step("person", "its supplier cannot be asked after an order")
     if "find_order" in able.verbs:
-        if one.doubted > TRUST_S:
-            return Step("person", "its supplier does not know it, or cannot be asked, and looks back not far enough")
+        if one.doubted > LOOK_S:
+            return Step("person", "its supplier could not be asked for a week")
         return Step("find")
     promises = able.promises
     if not promises.same_reference_same_order and promises.repeat_after is None:
@@ -89,8 +91,8 @@ def next_step(one: Standing, able: Able, limits: Purchasing) -> Step:
 
 
 def believed(one: Standing, limits: Purchasing) -> bool:
-    """Whether it counts when the supplier says now that there is no such order."""
-    return one.watched >= limits.settle and one.doubted <= TRUST_S
+    """Whether it is late enough to believe a supplier that says that there is no such order."""
+    return one.watched >= limits.settle
 
 
 def first_look(able: Able, limits: Purchasing) -> float:

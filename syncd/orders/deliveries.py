@@ -89,7 +89,7 @@ class FencedError(UnavailableError):
     code = "restored_not_recovered"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take three times as long to make
 class Request:
     """What a shop asks for. ``min_life`` is the product's: seconds that a key must still be good for; ``takes`` are the
     quantities in which it is sold, now: what was delivered in another one before is answered for ever.
@@ -114,7 +114,7 @@ class Buying(Protocol):
     """What buys what orders lack."""
 
     def can_buy(self, product: str, quantity: int) -> bool:
-        """Whether so many could be bought now. Blocks."""
+        """Whether so many more can be had: beside what orders wait for, with what is here and on its way. Blocks."""
 
     def short(self, product: str) -> None:
         """An order waits for what is to be bought: see to it at once. Returns at once, on the event loop."""
@@ -218,7 +218,7 @@ class Deliveries:
         try:
             allotted = await self._writer.submit(self._allot, request)
         except InsufficientStockError:
-            if shortage != "buy" or not await self._buyable(request):
+            if shortage != "buy" or not await asyncio.to_thread(self.buyable, product, quantity):
                 if self.asked is not None:
                     self.asked.refused(product, quantity, (shop, order_ref))
                 raise
@@ -256,33 +256,14 @@ class Deliveries:
         if self.buying is not None and known is not None and known.on_shortage == "buy":
             self.buying.short(product)
 
-    async def _buyable(self, request: Request) -> bool:
-        """Whether what this order would lack can be bought."""
-        buying = self.buying
-        if buying is None or not request.known or request.quantity not in request.takes:
+    def buyable(self, product: str, quantity: int) -> bool:
+        """Whether so many more keys can be had, beside those that were promised to others. Blocks."""
+        if self.buying is None:
             return False
-
-        def asked() -> bool:
-            lacking = self._lacking(request)
-            return lacking <= 0 or buying.can_buy(request.product, lacking)
-
-        return await asyncio.to_thread(asked)
-
-    def _lacking(self, request: Request) -> int:
-        """How many keys would have to be bought for a new order: less than 1 when those on order will do.
-
-        Purchases whose outcome is unknown are not counted on.
-        """
-        marked = self._vault.database.marked
-        with self._vault.database.read() as connection:
-
-            def number(sql: str, *params: Any) -> int:
-                return int(connection.exec_driver_sql(marked(sql), params).scalar() or 0)
-
-            product = request.product
-            wanted = request.quantity + number(OWED, product) + number(PROMISED, product) - number(ON_ORDER, product)
-            floor = int(self._vault.database.clock.now()) + request.min_life
-            return wanted - number(AT_HAND, product, floor, max(0, wanted))
+        database = self._vault.database
+        with database.read() as connection:
+            promised = connection.exec_driver_sql(database.marked(_PROMISED), (product,)).scalar()
+        return self.buying.can_buy(product, quantity + int(promised or 0))
 
     async def settled(self, delivery: Delivery, seconds: float) -> bool:
         """Wait until a delivery is pending no longer; False when the time is over first, or the daemon stops."""
@@ -728,15 +709,14 @@ class Deliveries:
         changes = [
             *before,
             Change(
-                "INSERT INTO allotment (key_id, delivery_id, unit)"
-                " SELECT rows.key_id, d.id, rows.unit FROM rows JOIN delivery d ON d.id = rows.delivery_id",
+                "INSERT INTO allotment (key_id, delivery_id, unit) SELECT key_id, delivery_id, unit FROM rows",
                 "key_id int, delivery_id int, unit int",
                 allotments,
             ),
             # || '' keeps the partial index out of it: these rows are found by their id.
             Change(
-                "UPDATE vault_key SET state = 'delivered' FROM rows WHERE vault_key.id = rows.id"
-                " AND vault_key.state || '' = 'available'",
+                "UPDATE vault_key SET state = 'delivered' WHERE id IN (SELECT id FROM rows)"
+                " AND state || '' = 'available'",
                 "id int",
                 [(key_id,) for key_id, _, _ in allotments],
             ),
@@ -879,12 +859,15 @@ class Deliveries:
         missing = [unit for unit in range(delivery.quantity) if unit not in taken]
         held = [tuple(row[1:]) for row in holds.held_keys(tx, [delivery.id])]
         own = [key for key in held if key[3] > tx.at + min_life]
+        if len(own) < len(held):  # the delivery lacks as many more from now on
+            holds.let_go(tx, [key[0] for key in held if key not in own])
+            tx.audit("reservation.keys_expired", delivery=delivery.id, keys=len(held) - len(own))
         lacks = len(missing) - len(own)
         keys = self._claim(tx, {(delivery.product, min_life): lacks})[delivery.product, min_life] if lacks else []
         if len(keys) < lacks:
             return False
-        if held:
-            holds.let_go(tx, [key[0] for key in held])
+        if own:
+            holds.let_go(tx, [key[0] for key in own])
             names = self._vault.source_names(tx, {key[2] for key in own})
             keys += [_key(key, names) for key in own]
         pairs = [(keys.pop(), unit) for unit in missing]
@@ -937,25 +920,8 @@ class Deliveries:
         return current
 
 
-OWED: Final = (
-    "SELECT sum(quantity - (SELECT count(*) FROM allotment a WHERE a.delivery_id = d.id AND a.withdrawn_at IS NULL)"
-    " - (SELECT count(*) FROM reserved_key h WHERE h.reservation_id = d.id))"
-    " FROM delivery d WHERE d.state = 'pending' AND d.product = ?"
-)
-"""Units that orders of a product wait for."""
-PROMISED: Final = "SELECT sum(promised) FROM reservation WHERE state = 'held' AND product = ?"
+_PROMISED: Final = "SELECT sum(promised) FROM reservation WHERE state = 'held' AND product = ?"
 """Units of a product that reservations count on, and that are to be bought."""
-ON_ORDER: Final = (
-    "SELECT sum(quantity - received) FROM purchase WHERE closed_at IS NULL AND state <> 'unknown' AND product = ?"
-)
-"""Units of a product that suppliers are to deliver."""
-AT_HAND: Final = (
-    "SELECT count(*) FROM (SELECT 1 FROM vault_key WHERE state = 'available' AND product = ? AND expires_at > ?"
-    " LIMIT ?) k"
-)
-"""Keys of a product that are good beyond a time, counted up to a limit."""
-
-
 _SHOWN: Final = "id, shop, order_ref, product, quantity, state, reason, created_at, completed_at"
 
 

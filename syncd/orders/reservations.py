@@ -20,8 +20,6 @@ from syncd.errors import ConflictError, NotFoundError, SyncdError
 from syncd.model import DeliveryState, IdSource, ReservationState
 from syncd.orders import holds
 from syncd.orders.deliveries import (
-    AT_HAND,
-    ON_ORDER,
     Deliveries,
     DeliveryCancelledError,
     InsufficientStockError,
@@ -140,11 +138,15 @@ class Reservations:
             known is not None,
             known.takes if known else range(1, 1),
             None if customer is None else self._ring.fingerprint(_CUSTOMER + shop, customer),
-            await asyncio.to_thread(self._upstream, product) if buys else 0,
+            await asyncio.to_thread(self._at_suppliers, product, quantity) if buys else 0,
             limits.per_customer,
             limits.per_product,
         )
         return await self._writer.submit(self._reserve, asked)
+
+    def _at_suppliers(self, product: str, quantity: int) -> int:
+        """How many units suppliers could serve; none when what this one takes could not be bought."""
+        return self._upstream(product) if self._deliveries.buyable(product, quantity) else 0
 
     async def release(self, shop: str, order_ref: str) -> Reservation:
         """Hold nothing any more for an order line; again, it is as it is.
@@ -208,7 +210,7 @@ class Reservations:
         keys = [stock.pop() for _ in range(max(0, min(free, asked.quantity)))]
         lacks = asked.quantity - len(keys)
         # What paid orders lack, beyond what is on its way for them, is bought first.
-        behind = max(0, -free - (_number(tx, ON_ORDER, asked.product) if free < 0 else 0))
+        behind = max(0, -free - (_number(tx, _ON_ORDER, asked.product) if free < 0 else 0))
         if lacks > max(0, asked.upstream - int(promised) - behind):
             return InsufficientStockError(
                 "there are not enough keys of this product", hint="nothing was recorded: try again later"
@@ -245,6 +247,13 @@ class Reservations:
         return made
 
 
+_ON_ORDER: Final = (
+    "SELECT sum(quantity - received) FROM purchase WHERE closed_at IS NULL AND state <> 'unknown' AND product = ?"
+)
+_AT_HAND: Final = (
+    "SELECT count(*) FROM (SELECT 1 FROM vault_key WHERE state = 'available' AND product = ? AND expires_at > ?"
+    " LIMIT ?) k"
+)
 _COLUMNS: Final = "id, shop, order_ref, product, quantity, promised, state, created_at, expires_at"
 _FIND: Final = f"SELECT {_COLUMNS} FROM reservation WHERE shop = ? AND order_ref = ?"  # noqa: S608 - constants
 
@@ -295,7 +304,7 @@ def _within(tx: Tx, asked: Asked, total: int, promised: int, behind: int) -> boo
     # ceil(share × all) >= wanted means: all of it is more than (wanted - 1) / share.
     needed = int((wanted - 1) * 100 / asked.per_product) + 1
     missing = needed - (total - promised) - max(0, asked.upstream - behind)
-    return missing <= 0 or _number(tx, AT_HAND, asked.product, tx.at + asked.min_life, missing) >= missing
+    return missing <= 0 or _number(tx, _AT_HAND, asked.product, tx.at + asked.min_life, missing) >= missing
 
 
 def _record(tx: Tx, made: Reservation, customer: bytes | None, *, again: bool) -> bool:

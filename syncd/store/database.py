@@ -29,22 +29,17 @@ from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
-import psycopg
 import structlog
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.pool import NullPool, QueuePool
 
 from syncd.errors import LockedError, SchemaError, StartError, SyncdError, UnavailableError
 from syncd.model import MAX_NODES, Clock, SecretText
 from syncd.store import tables
-from syncd.store.trips import Statement, Trips
 
 if TYPE_CHECKING:
     from syncd.metrics import Metrics
+    from syncd.store.trips import Statement, Trips
 
 log = structlog.get_logger(__name__)
 
@@ -72,11 +67,13 @@ PRAGMAS: Final = {
 _ADVISORY_CLASS: Final = 0x73796E63  # "sync": the namespace of our advisory locks on PostgreSQL
 _ROWS_A_STATEMENT: Final = 64  # SQLite: more rows in one VALUES list gain nothing, and each length is prepared once
 
+_REMEMBERED: Final = 256  # statements of `Tx.ask`
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 _json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder(list[list[Any]]).decode
+_BEGIN: Final[Statement] = ("BEGIN", ())
 _PAGE: Final = 4096
 _U32: Final = struct.Struct("=I")
 
@@ -188,7 +185,7 @@ class Tx:
         """Where the audit's head was, if it was asked for."""
         self.foreseen: list[Row] | None = None
         """What the audit's question for its head gave, where that travelled with a change."""
-        self._last: list[Statement] = []
+        self._last: list[Change] = []
         # PostgreSQL: BEGIN travels with the first statement, a round trip less.
         self._begun = not database.postgresql
         if self._begun:
@@ -249,42 +246,40 @@ class Tx:
             *documents, self.xid = _first(self._together([(statement, params)])[0])
         return [_rows(document, q.gives) for document, q in zip(documents, questions, strict=True)]
 
-    def change(self, changes: Sequence[Change], *, foresee: Question | None = None) -> list[int]:
-        """Run statements that return nothing one after the other: the rows that each changed. One round trip.
-
-        ``foresee`` is what the audit will ask for its head before the commit: on PostgreSQL, where that changes no
-        order of locks, it travels along, and its answer is `foreseen`.
-        """
-        if self._trips is None:
-            size = self._database.bulk_rows
-            connection = self._cursor.connection
-            changed = []
-            for change in changes:
-                before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
-                for start in range(0, len(change.rows), size):
-                    part = change.rows[start : start + size]
-                    statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
-                    self._run(statement, [*bound, *change.params])
-                changed.append(connection.total_changes - before)
-            return changed
-        statements = [self._database.over(change) for change in changes]
-        if foresee is None or not self.lone:
-            return [int(result.command_tuples or 0) for result in self._together(statements)]
-        *results, found = self._together([*statements, self._database.asked([foresee])])
-        document, self.xid = _first(found)
-        self.foreseen = _rows(document, foresee.gives)
-        return [int(result.command_tuples or 0) for result in results]
+    def change(self, changes: Sequence[Change]) -> list[int]:
+        """Run statements that return nothing one after the other: the rows that each changed. One round trip."""
+        if self._trips is not None:
+            results = self._together([self._database.over(change) for change in changes])
+            return [int(result.command_tuples or 0) for result in results]
+        size = self._database.bulk_rows
+        connection = self._cursor.connection
+        changed = []
+        for change in changes:
+            before = connection.total_changes  # sqlite3 keeps no rowcount of a statement that begins with WITH
+            for start in range(0, len(change.rows), size):
+                part = change.rows[start : start + size]
+                statement, bound = self._database.bulk_statement(change.sql, change.columns, part)
+                self._run(statement, [*bound, *change.params])
+            changed.append(connection.total_changes - before)
+        return changed
 
     def settle(self, changes: Sequence[Change], head: Question) -> None:
-        """The last changes of a kind, each of as many rows as it has. Raises RetryBatch where one changed less.
+        """The last changes of a kind, each of as many rows as it has; on PostgreSQL none sees what another writes.
 
-        On PostgreSQL, where the audit's head is known and nothing else is in the batch, they travel with the commit,
-        and the server itself holds them to their number.
+        Raises RetryBatch where one changed less. On PostgreSQL the server finds that out, and where the audit's head
+        is known and nothing else is in the batch, they travel with the commit.
         """
-        if self._trips is not None and self.head and self.lone:
-            self._last += [self._database.over(change, held=True) for change in changes]
-        elif self.change(changes, foresee=None if self.head else head) != [len(change.rows) for change in changes]:
-            raise RetryBatch
+        if self._trips is None:
+            if self.change(changes) != [len(change.rows) for change in changes]:
+                raise RetryBatch
+        elif not self.lone:
+            self._together([self._database.held(changes)])
+        elif self.head is None:
+            _, found = self._together([self._database.held(changes), self._database.asked([head])])
+            document, self.xid = _first(found)
+            self.foreseen = _rows(document, head.gives)
+        else:
+            self.last(*changes)
 
     def _run(self, statement: str, params: Sequence[Any]) -> None:
         if self._begun:
@@ -298,25 +293,26 @@ class Tx:
 
     def _together(self, statements: Sequence[Statement]) -> list[Any]:
         """PostgreSQL: what statements gave that travelled in one round trip, BEGIN before them if it is due."""
+        import psycopg
+
         assert self._trips is not None  # noqa: S101 - asked by the callers
-        if self._begun:
-            return self._trips.go(statements)
+        due = [] if self._begun else [_BEGIN]
         self._begun = True
-        return self._trips.go([("BEGIN", ()), *statements])[1:]
+        try:
+            return self._trips.go([*due, *statements])[len(due) :]
+        except psycopg.errors.DivisionByZero:  # what `Database.held` fails with
+            raise RetryBatch from None
 
     def last(self, *changes: Change) -> None:
-        """Changes that travel with the commit, held to the number of their rows by the server. PostgreSQL only."""
-        self._last += [self._database.over(change, held=True) for change in changes]
+        """Changes that travel with the commit, as `settle` has them. PostgreSQL only."""
+        self._last += changes
 
     def commit(self) -> None:
         """End the transaction. Called by the writer. Raises RetryBatch where what travels along came too late."""
         if self._trips is None:
             self._run("COMMIT", ())
-            return
-        try:
-            self._together([*self._last, ("COMMIT", ())])
-        except psycopg.errors.DivisionByZero:
-            raise RetryBatch from None
+        else:
+            self._together([*([self._database.held(self._last)] if self._last else ()), ("COMMIT", ())])
 
     def now(self) -> float:
         """The database's time in Unix seconds: what leases are measured with (D3)."""
@@ -341,6 +337,7 @@ class Database:
         self.bulk_rows = 10_000 if self.postgresql else _ROWS_A_STATEMENT
         self._marked: dict[str, str] = {}
         self._bulk: dict[tuple[str, int], str] = {}
+        self._over: dict[tuple[str, ...], str] = {}
         self._asked: dict[tuple[tuple[str, int], ...], str] = {}
         self._lock_file: IO[str] | None = None
         self._wal_index: int | None = None
@@ -478,10 +475,10 @@ class Database:
     def revision(self) -> tuple[str | None, str]:
         """(revision of this database or None when it is empty, revision that this program wants)."""
         with self.engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-        head = _migrations().get_current_head()
-        assert head is not None  # noqa: S101 - the package always ships at least one migration
-        return current, head
+            current = None
+            if inspect(connection).has_table("alembic_version"):
+                current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return current, _revisions()[-1]
 
     def check_schema(self) -> None:
         """Refuse a database of another schema with a clear word. An empty one migrates itself. Raises SchemaError."""
@@ -489,8 +486,7 @@ class Database:
         if current is None:
             self.upgrade()
         elif current != head:
-            known = {script.revision for script in _migrations().walk_revisions()}
-            if current in known:
+            if current in _revisions():
                 msg = f"the database's schema is {current}, older than this syncd's {head}"
                 raise SchemaError(msg, hint="make a backup, then run: syncd db upgrade")
             msg = f"the database's schema is {current}, which this syncd ({head}) does not know"
@@ -498,8 +494,11 @@ class Database:
 
     def upgrade(self) -> tuple[str | None, str]:
         """Bring the schema up to date in one transaction; returns (revision before, revision now)."""
+        from alembic import command
+        from alembic.config import Config
+
         before, head = self.revision()
-        config = AlembicConfig()
+        config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self.engine.connect() as connection:
             connection.exec_driver_sql("BEGIN" if self.postgresql else "BEGIN IMMEDIATE")
@@ -540,6 +539,8 @@ class Database:
         key = tuple((q.sql, 0 if self.postgresql else len(q.rows)) for q in questions)
         statement = self._asked.get(key)
         if statement is None:
+            if len(self._asked) == _REMEMBERED:  # batches have many shapes: products by orders
+                self._asked.clear()
             answers = ", ".join(f"({self._document(q)})" for q in questions)
             statement = f"SELECT {answers}, pg_current_xact_id()::text" if self.postgresql else f"SELECT {answers}"
             statement = self._asked[key] = self._numbered(statement) if self.postgresql else statement
@@ -547,16 +548,31 @@ class Database:
             value for q in questions for value in (*(self._bound(q.columns, q.rows) if q.columns else ()), *q.params)
         ]
 
-    def over(self, change: Change, *, held: bool = False) -> tuple[str, list[Any]]:
-        """PostgreSQL: the statement of a change and its values. ``held`` to the number of its rows, or it fails."""
-        key = (change.sql, 1 + held)
-        statement = self._bulk.get(key)
+    def over(self, change: Change) -> Statement:
+        """PostgreSQL: the statement of a change and its values."""
+        statement = self._over.get((change.sql,))
         if statement is None:
-            table = self._table(change.columns, 0)
-            counted = f"{table}, changed AS ({change.sql} RETURNING 1) SELECT 1 / (count(*) = ?)::int FROM changed"  # noqa: S608
-            statement = self._bulk[key] = self._numbered(f"WITH {counted if held else f'{table} {change.sql}'}")
-        bound = [*self._bound(change.columns, change.rows), *change.params]
-        return statement, [*bound, len(change.rows)] if held else bound
+            text = f"WITH {self._table(change.columns, 0)} {change.sql}"
+            statement = self._over[change.sql,] = self._numbered(text)
+        return statement, [*self._bound(change.columns, change.rows), *change.params]
+
+    def held(self, changes: Sequence[Change]) -> Statement:
+        """PostgreSQL: several changes as one statement, which fails unless each changes as many rows as it has.
+
+        They are made in this order, but none sees what another of them wrote. What a server does for a statement costs
+        it more than what it does for a row.
+        """
+        key = tuple(change.sql for change in changes)
+        statement = self._over.get((*key, ""))
+        if statement is None:
+            made = ", ".join(
+                f"c{number} AS (WITH {self._table(change.columns, 0)} {change.sql} RETURNING 1)"
+                for number, change in enumerate(changes)
+            )
+            counted = " AND ".join(f"(SELECT count(*) FROM c{number}) = ?" for number in range(len(changes)))  # noqa: S608
+            statement = self._over[(*key, "")] = self._numbered(f"WITH {made} SELECT 1 / ({counted})::int")
+        bound = [value for c in changes for value in (*self._bound(c.columns, c.rows), *c.params)]
+        return statement, [*bound, *(len(change.rows) for change in changes)]
 
     def _table(self, columns: str, count: int) -> str:
         """The table ``rows`` for a WITH."""
@@ -618,8 +634,9 @@ def _rows(document: str, columns: str) -> list[Row]:
     return [tuple(row) for row in found]
 
 
-def _migrations() -> ScriptDirectory:
-    return ScriptDirectory(str(_MIGRATIONS))
+def _revisions() -> list[str]:
+    """All there are, by their files' names: Alembic takes as long to import as a tenth of a start."""
+    return sorted(file.name.partition("_")[0] for file in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 @dataclass(slots=True)
@@ -851,7 +868,7 @@ class Writer:
         """Whether a batch is committed in spite of an error; if not, it is run again. Raises what forbids that."""
         if _fatal(error):
             raise _FatalStoreError(error) from error
-        if _race(error):
+        if self.database.postgresql and _race(error):
             self._rollback()
             attempt.races += 1
             if attempt.races > self._backoff.races:
@@ -886,6 +903,8 @@ class Writer:
         if not self.database.postgresql:
             return False
         if self._connection is None:
+            import psycopg
+
             return isinstance(getattr(error, "orig", error), psycopg.OperationalError)
         driver = self._connection.connection.driver_connection
         return driver is None or bool(driver.closed) or bool(getattr(driver, "broken", False))
@@ -918,6 +937,8 @@ class Writer:
         self._cursor = driver.cursor()
         self._connection = connection
         if self.database.postgresql:
+            from syncd.store.trips import Trips
+
             driver.prepare_threshold = 2
             self._trips = Trips(driver)
             self.node = self._claim_node()
@@ -988,6 +1009,8 @@ def _fatal(error: BaseException) -> bool:
 
 def _race(error: BaseException) -> bool:
     """A deadlock or a serialization failure: the server rolled us back so that we try again."""
+    import psycopg
+
     return isinstance(
         getattr(error, "orig", None) or error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure
     )

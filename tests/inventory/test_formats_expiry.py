@@ -87,3 +87,34 @@ def test_negative_control_a_reader_that_drops_what_it_does_not_know_is_seen(monk
         monkeypatch.setattr(module, "may_be_date", lambda _: False)
     with pytest.raises(AssertionError):
         test_a_date_under_a_name_that_nobody_knows_holds_the_card("good", LAST)
+
+
+NOTES = [
+    ('[{"code":"A0011XYZ","remark":"有效期至2031-12-31"}]', "text"),
+    ('{"note":"valid until 2031-12-31","cards":[{"code":"A0011XYZ"}]}', "text"),
+    ('{"meta":{"end_date":"2031-12-31"},"cards":["A0011XYZ"]}', "text"),
+    ('{"cards":[{"code":"A0011XYZ","dates":{"purchase":"2026-01-01","expiry":"2031-12-31"}}]}', "text"),
+    ("code,remark\nA0011XYZ,有效期至2031-12-31\n", "csv"),
+    ("code,product\nA0011XYZ,Gift card exp 2031-12-31\n", "csv"),
+    ("卡密：A0011XYZ 备注：2031-12-31到期\n", "text"),
+    ("A0011XYZ 备注：2031-12-31到期\n", "text"),
+    ("商品：礼品卡（2031-12-31到期）\n\nA0011XYZ\n", "text"),
+    ("礼品卡 有效期至2031-12-31\ncode,remark\nA0011XYZ,x\n", "csv"),
+]
+
+
+@pytest.mark.parametrize(("text", "media"), NOTES)
+def test_an_expiry_that_a_note_says_is_the_keys(text, media):
+    assert dates(text, media=media)[-1] == LAST
+    vague = text.replace("2031-12-31", "2031年底").replace("purchase", "bought_on")
+    assert dates(vague, media=media)[-1] == "bad_expiry"
+
+
+@pytest.mark.parametrize("text", ["2031年到期", "有效期到明年年底", "Expires end of 2031", "Valid until next year"])
+def test_a_vague_time_in_words_holds_the_keys(text):
+    assert dates(f"{text}\nA0011XYZ\nA0012XYZ\n")[1:] == ["bad_expiry"] * 2
+
+
+@pytest.mark.parametrize("text", ["激活后90天有效", "自激活之日起1年", "90 days after activation"])
+def test_a_time_that_begins_with_the_customers_use_is_no_expiry(text):
+    assert dates(f"卡密：A0011XYZ 有效期：{text}\n") == [""]

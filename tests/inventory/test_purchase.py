@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+import structlog
 
+from syncd import logs
 from syncd.adapter import (
     Adapter,
     Context,
+    Forged,
     Hint,
     InsufficientBalance,
     Money,
@@ -26,8 +33,9 @@ from syncd.adapter import (
     RawKey,
     Settings,
     Transient,
+    Webhook,
 )
-from syncd.errors import ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
+from syncd.errors import ConflictError, InvalidRequestError, LeaseLostError, NotFoundError, UnavailableError
 from syncd.inventory import ledger, purchase
 from syncd.inventory.purchase import Purchases
 from syncd.model import Clock
@@ -35,7 +43,8 @@ from syncd.store.database import Lane, Work
 from syncd.suppliers.client import _CALL, Client
 from syncd.suppliers.link import Link
 
-from .conftest import FORMATS, SHANGHAI
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+ONCE = Promises()
 
 CONFIGURATION = """
 [currency]
@@ -83,7 +92,7 @@ class Seller(Adapter):
 
     numbers = itertools.count(1)
 
-    def __init__(self, name: str = "alpha", promises: Promises = Promises(), price: str = "2") -> None:
+    def __init__(self, name: str = "alpha", promises: Promises = ONCE, price: str = "2") -> None:
         super().__init__(Context(name, Settings(), SHANGHAI))
         self.promises = promises  # type: ignore[misc]
         self.price = Decimal(price)
@@ -161,7 +170,7 @@ class Desk:
         self.links = {seller.name: Link(seller, Client(seller.name)) for seller in map(_named, sellers)}
         self.arrived: list[str] = []
         self.purchases = Purchases(
-            house.vault, self.links, lambda: house.settings, lambda: FORMATS, house.metrics, self.arrived.append
+            house.vault, self.links, lambda: house.settings, house.intake._formats, house.metrics, self.arrived.append
         )
 
     def list(self, supplier: str, sku: str, price: str | None = "2", currency: str = "CNY", **more: Any) -> None:
@@ -238,7 +247,7 @@ async def test_M1_an_intent_is_committed_before_a_byte_is_sent_and_the_keys_with
     assert (one.state, one.received, one.quantity, one.spend) == ("fulfilled", 3, 3, 6_000_000)
     assert (one.asked_by, one.supplier_order) == ("replenish", f"o-{one.reference}")
     assert len(one.reference) <= 19
-    assert set(one.reference) <= set(Promises().reference_alphabet)
+    assert set(one.reference) <= set(ONCE.reference_alphabet)
     assert len(desk.house.keys("game")) == 3
     assert desk.arrived == ["game"]
     names = desk.house.rows("SELECT name FROM supplier_key")
@@ -396,10 +405,11 @@ async def test_M1_no_such_order_is_not_believed_of_one_that_is_too_old(open_desk
     one = desk.row()
     assert (one.state, one.next_at) == ("unknown", None)
     assert "far enough" in one.reason
+    assert seller.asked == 1
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-async def test_M1_the_same_reference_is_sent_again_where_that_buys_nothing_twice(open_desk: Any, arrived: bool) -> None:  # noqa: FBT001
+async def test_M1_the_same_reference_is_sent_again_where_that_buys_nothing_twice(open_desk: Any, arrived: bool) -> None:
     seller = Seller(promises=Promises(same_reference_same_order=True))
     desk = open_desk(seller)
     seller.plans.append(loses_answer(seller) if arrived else never_arrives)
@@ -481,7 +491,7 @@ async def test_M1_what_a_repetition_does_not_tell_is_for_a_person(open_desk: Any
 @pytest.mark.parametrize(("charged", "state", "open_money"), [(False, "refused", 0), (True, "disputed", 2_100_000)])
 async def test_M1_a_person_decides_what_no_machine_can(
     open_desk: Any,
-    charged: bool,  # noqa: FBT001
+    charged: bool,
     state: str,
     open_money: int,
 ) -> None:
@@ -534,22 +544,19 @@ async def test_M1_a_stop_half_way_is_refused_or_unknown_at_the_next_start(
     assert fresh.house.verified()
 
 
-async def test_M1_a_lost_write_of_the_keys_is_found_again(open_desk: Any, kill: Any) -> None:
-    seller, clock = Finder(), Clockwork()
-    desk = open_desk(seller, clock=clock)
+async def test_M1_what_could_not_be_written_is_asked_for_again(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
 
     def dies(_tx: Any, _payloads: Any) -> Any:
         raise ArithmeticError
 
-    desk.purchases._ledger.receive = Work("purchase_keys", Lane.CONTROL, dies)
-    with pytest.raises(ArithmeticError):
-        await desk.purchases.top_up("game", 2, asked_by="delivery")
-    assert desk.row().state == "sent"
-    desk.house.tamper("UPDATE purchase SET leased_until = 0")
-    fresh = open_desk(seller, clock=clock)
-    await fresh.purchases.recover()
-    await fresh.later()
-    assert (fresh.row().state, len(fresh.house.keys("game"))) == ("fulfilled", 2)
+    real, desk.purchases._ledger.receive = desk.purchases._ledger.receive, Work("keys", Lane.CONTROL, dies)
+    await desk.purchases.top_up("game", 2, asked_by="delivery")
+    assert (desk.row().state, desk.row().supplier_order) == ("accepted", f"o-{desk.row().reference}")
+    desk.purchases._ledger.receive = real
+    await desk.later()
+    assert (desk.row().state, len(desk.house.keys("game"))) == ("fulfilled", 2)
 
 
 async def test_D3_who_was_replaced_writes_nothing_and_keeps_no_answer_to_itself(open_desk: Any) -> None:
@@ -646,8 +653,8 @@ async def test_P3_what_came_is_counted_and_read_and_nothing_of_it_is_lost(
 
 
 async def test_P3_CONTROL_an_order_that_is_not_counted_is_seen(open_desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from syncd.inventory import receipt  # noqa: PLC0415
-    from syncd.inventory.formats import Count  # noqa: PLC0415
+    from syncd.inventory import receipt
+    from syncd.inventory.formats import Count
 
     monkeypatch.setattr(receipt, "check_count", lambda cards, _: Count("accept", "", tuple(c.position for c in cards)))
     with pytest.raises(AssertionError):
@@ -660,7 +667,7 @@ async def test_P3_a_key_of_another_source_is_set_aside_and_disputed(open_desk: A
     seller = Seller()
     desk = open_desk(seller)
     keys = seller.keys(2)
-    desk.house.settings.products["game"]  # noqa: B018
+    desk.house.settings.products["game"]
     desk.house.take(payload("game", f"{keys[0]}\n"))
     seller.plans.append(lambda order: seller.sell(order, "completed", keys))
     await desk.purchases.buy("game", 2, asked_by="operator")
@@ -733,3 +740,291 @@ async def test_a_hint_is_a_reason_to_ask_and_nothing_more(open_desk: Any) -> Non
     await asyncio.sleep(0.05)
     await desk.purchases.reconcile()
     assert (seller.asked, desk.row().state) == (1, "fulfilled")
+
+
+# --- guards in the intent's transaction (M4) --------------------------------------------------------------------------
+
+
+def with_limits(**tables: str) -> str:
+    """The configuration with more in some of its tables."""
+    text = CONFIGURATION
+    for table, more in tables.items():
+        head = f"[{table.replace('_', '.')}]\n"
+        text = text.replace(head, f"{head}{more}\n")
+    return text
+
+
+async def test_M4_a_guard_leaves_no_row_and_says_why_once(open_desk: Any) -> None:
+    seller = Seller(price="11")
+    desk = open_desk(seller)
+    for _ in range(2):
+        got = await desk.purchases.top_up("game", 1, asked_by="replenish")
+        assert (got.references, len(got.refused)) == ((), 1)
+        assert "max_cost is 10" in got.refused[0][2]
+    assert not seller.seen
+    assert not desk.rows()
+    assert not desk.purchases.can_buy("game", 1)
+
+
+@pytest.mark.parametrize("limit", ["suppliers_alpha", "purchases"])
+async def test_M4_intents_at_once_never_spend_more_than_a_budget(open_desk: Any, limit: str) -> None:
+    seller, clock = Seller(), Clockwork()
+    configuration = with_limits(**{limit: 'budget_hour = "6.50 CNY"'})
+    desks = [open_desk(seller, configuration=configuration, clock=clock)]
+    if desks[0].house.database.postgresql:
+        desks.append(open_desk(seller, configuration=configuration, clock=clock))
+    await asyncio.gather(*(desk.purchases.buy("game", 1, asked_by=f"{n}") for n in range(3) for desk in desks * 2))
+    assert sum(seller.charges.values()) == 3
+    assert sum(one.spend for one in desks[0].rows()) <= 6_500_000
+    clock.wait(3601)
+    desks[0].list("alpha", "a")
+    assert (await desks[0].purchases.buy("game", 1, asked_by="later")).bought == 1
+
+
+async def test_M4_CONTROL_a_guard_outside_of_the_transaction_is_seen(
+    open_desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Purchases._intend
+
+    async def early(self: Any, errand: Any, picks: Any, wanted: int) -> Any:
+        if any([await asyncio.to_thread(self.objection, "game", pick) for pick in picks]):
+            return []
+        await asyncio.sleep(0.05)
+        return await real(self, errand, picks, wanted)
+
+    monkeypatch.setattr(ledger, "forbids", lambda *_args, **_more: None)
+    monkeypatch.setattr(Purchases, "_intend", early)
+    monkeypatch.setattr(Purchases, "_room", lambda *_: None)
+    monkeypatch.setattr(asyncio, "Lock", Open)
+    with pytest.raises(AssertionError):
+        await test_M4_intents_at_once_never_spend_more_than_a_budget(open_desk, "purchases")
+
+
+class Open:
+    """A lock that keeps nobody out."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+async def test_M4_what_is_unknown_counts_as_spent_at_its_limit(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller, configuration=with_limits(purchases='budget_hour = "4 CNY"'))
+    seller.plans.append(never_arrives)
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    got = await desk.purchases.buy("game", 1, asked_by="operator")
+    assert (got.references, desk.row().spend) == ((), 2_100_000)
+    await desk.purchases.resolve(desk.row().reference, charged=False, by="operator")
+    assert (await desk.purchases.buy("game", 1, asked_by="operator")).bought == 1
+
+
+async def test_M4_the_limit_is_sent_in_the_offers_currency(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    desk.list("alpha", "a", "1.22", "EUR")
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    assert seller.seen[0].max_unit_cost == Money(Decimal("1.25"), "EUR")  # 10 CNY at 8
+    assert desk.row().unit_limit == "1.25 EUR"
+
+
+async def test_M4_a_price_that_only_a_question_tells_is_asked_for_before(open_desk: Any) -> None:
+    class Asked(Seller):
+        async def get_offer(self, sku: str) -> Any:
+            self.asked += 1
+            listed = desk.purchases.candidates("game")[0].offer
+            return replace(listed, price=Money(self.price, "CNY"))
+
+    seller = Asked(price="3")
+    desk = open_desk(seller)
+    desk.list("alpha", "a", None)
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    assert (seller.asked, desk.row().unit_cost, desk.row().state) == (1, "3 CNY", "fulfilled")
+    seller.price = Decimal(11)
+    got = await desk.purchases.buy("game", 1, asked_by="operator")
+    assert "max_cost" in got.refused[0][2]
+
+
+async def test_M4_more_than_the_limit_is_said_aloud(open_desk: Any) -> None:
+    seller = Seller(price="2")
+    desk = open_desk(seller)
+    seller.price = Decimal(9)
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    assert (desk.row().state, desk.row().spend) == ("fulfilled", 9_000_000)
+    assert desk.house.rows("SELECT count(*) FROM audit WHERE kind = 'purchase.overcharged'") == [(1,)]
+
+
+async def test_T3_nothing_is_bought_or_taken_in_while_the_fence_stands(open_desk: Any) -> None:
+    seller, clock = Seller(), Clockwork()
+    desk = open_desk(seller, clock=clock)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    seller.becomes(desk.row().reference, "completed", seller.keys(1))
+    desk.house.tamper("INSERT INTO meta (name, value) VALUES ('restored_at', 'x')")
+    await desk.later(10)
+    assert (desk.row().state, seller.asked) == ("accepted", 0)
+    assert "recover" in (await desk.purchases.buy("game", 1, asked_by="operator")).refused[0][2]
+    fresh = open_desk(seller, clock=clock)
+    await fresh.purchases.recover()
+    fresh.house.tamper("DELETE FROM meta")
+    await fresh.later(10)  # its keys may have been delivered since the backup
+    assert (fresh.row().state, fresh.row().next_at, seller.asked) == ("accepted", None, 0)
+    assert "restored" in fresh.row().reason
+
+
+# --- orders that wait -------------------------------------------------------------------------------------------------
+
+
+async def test_K10_units_of_unknown_outcome_are_bought_again_only_when_told_to(open_desk: Any) -> None:
+    seller = Seller()
+    told = 'cover_unknown_after = "10m"\ncover_budget_day = "4 CNY"'
+    desk = open_desk(seller, configuration=with_limits(purchases=told))
+    owed(desk, 1)
+    seller.plans.append(never_arrives)
+    await desk.purchases.cover("game")
+    desk.clock.wait(300)
+    await desk.purchases.cover("game")
+    assert len(desk.rows()) == 1
+    desk.clock.wait(301)
+    seller.plans.append(never_arrives)
+    await desk.purchases.cover("game")
+    assert [one.asked_by for one in desk.rows()] == ["cover", "delivery"]
+    desk.clock.wait(601)
+    desk.list("alpha", "a")
+    await desk.purchases.cover("game")  # its budget is used up
+    assert len(desk.rows()) == 2
+
+
+async def test_what_nobody_sells_is_tried_ever_more_rarely(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    owed(desk, 1)
+    seller.plans += [refuses()] * 9
+    tries = []
+    for _ in range(4):
+        await desk.purchases.cover()
+        tries.append(len(seller.seen))
+        desk.clock.mono += 6
+    assert tries == [1, 2, 2, 3]
+    await desk.purchases.cover("game")  # somebody waits for it now
+    assert len(seller.seen) == 4
+    seller.plans.clear()
+    desk.clock.mono += 60
+    await desk.purchases.cover()
+    assert desk.row().state == "fulfilled"
+
+
+async def test_can_buy_says_whether_what_others_wait_for_leaves_enough(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    desk.list("alpha", "a", stock_kind="exact", stock_quantity=3)
+    assert desk.purchases.can_buy("game", 3)
+    assert not desk.purchases.can_buy("game", 4)
+    owed(desk, 2)
+    assert desk.purchases.can_buy("game", 3)  # believed for a second
+    desk.clock.wait(1)
+    assert not desk.purchases.can_buy("game", 3)
+    assert desk.purchases.can_buy("game", 1)
+    assert not desk.purchases.can_buy("nothing", 1)
+
+
+# --- keeping secrets, stopping ----------------------------------------------------------------------------------------
+
+
+async def test_S4_no_key_is_seen_on_any_way_of_a_purchase(open_desk: Any, assert_unseen: Any, capsys: Any) -> None:
+    canary = "CANAR-YYYYY-12345"
+    logs.configure("debug")  # as the daemon has it
+    seller = Finder(promises=ONCE)
+    desk = open_desk(seller)
+    told: list[str] = []
+    plans: list[Plan] = [
+        lambda order: seller.sell(order, "completed", [canary]),
+        lambda order: seller.sell(order, "completed", [canary, canary]),
+        lambda order: seller.sell(order, "completed", [f"sorry {canary} is gone, ask us"]),
+        lambda order: seller.sell(order, "partial", [RawKey.card({"card_no": canary, "pin": canary})]),
+        lambda order: seller.sell(order, "refunded", [canary]),
+        lambda _: (_ for _ in ()).throw(ValueError(canary)),
+    ]
+    for plan in plans:
+        seller.plans.append(plan)
+        told.append(str(await desk.purchases.buy("game", 1, asked_by="operator")))
+    await desk.later(100)
+    for one in desk.rows():
+        told.append(f"{one} {one.shown()}")
+        with contextlib.suppress(Exception):
+            await desk.purchases.resolve(one.reference, charged=True, keys=f"{canary}\n{canary}".encode(), by="mei")
+    try:
+        await desk.purchases.resolve(desk.row().reference, charged=True, keys=canary.encode() * 2, by="mei")
+    except Exception as error:
+        told.append(repr(error))
+    captured = capsys.readouterr()
+    told += [captured.out, captured.err, desk.house.metrics.render().decode()]
+    told += [str(row) for row in desk.house.rows("SELECT * FROM purchase")]
+    assert len(desk.rows()) == 6
+    assert_unseen(canary, "\n".join([*told, desk.house.everything()]))
+    with pytest.raises(AssertionError):  # the harness has eyes
+        assert_unseen(canary, "\n".join([*told, canary]))
+    structlog.reset_defaults()
+
+
+async def test_a_stop_waits_for_what_is_under_way(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    got = asyncio.create_task(desk.purchases.buy("game", 1, asked_by="operator"))
+    while not seller.seen:  # noqa: ASYNC110 - the seller is in another thread
+        await asyncio.sleep(0.01)
+    await desk.purchases.stop()
+    assert (await got).bought == 1
+    assert (await desk.purchases.buy("game", 1, asked_by="operator")).references == ()
+
+
+async def test_what_its_supplier_or_product_left_open_is_shown_as_such(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    link = desk.links.pop("alpha")
+    await desk.later(10)
+    assert (desk.row().state, desk.row().reason) == ("accepted", "its supplier is not configured")
+    seller.becomes(desk.row().reference, "completed", seller.keys(1))
+    desk.links["alpha"] = link
+    await desk.later(10)
+    assert desk.row().state == "fulfilled"
+
+
+async def test_W1_a_webhook_is_verified_and_no_more_than_a_hint(open_desk: Any) -> None:
+    class Tells(Seller):
+        def parse_webhook(self, webhook: Webhook) -> Hint:
+            if webhook.headers.get("sign") != "right":
+                raise Forged("not signed")
+            if not webhook.body:
+                raise ValueError
+            return Hint("order", reference=webhook.body.decode(), answer=b"ok")
+
+    seller = Tells()
+    desk = open_desk(seller)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 1, asked_by="operator")
+    one = desk.row()
+    seller.becomes(one.reference, "completed", seller.keys(1))
+
+    async def tell(body: bytes, sign: str = "right", supplier: str = "alpha") -> bytes:
+        at = datetime.fromtimestamp(desk.clock.now(), UTC)
+        answer: bytes = await desk.purchases.heard(supplier, Webhook("POST", "/", {"sign": sign}, {}, body, at))
+        return answer
+
+    with pytest.raises(Forged):
+        await tell(one.reference.encode(), sign="wrong")
+    with pytest.raises(NotFoundError):
+        await tell(b"", supplier="nobody")
+    assert await tell(b"") == b""  # what cannot be read is no reason to send it again
+    await desk.purchases.reconcile()
+    assert not seller.asked
+    assert await tell(one.reference.lower().encode()) == b"ok"
+    await asyncio.sleep(0.05)
+    await desk.purchases.reconcile()
+    assert desk.row().state == "fulfilled"
+    many = await asyncio.gather(*(tell(b"X") for _ in range(30)), return_exceptions=True)
+    assert any(isinstance(one, UnavailableError) for one in many)

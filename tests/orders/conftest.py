@@ -115,6 +115,7 @@ def build(url: str) -> Stack:
     vault = Vault(database, writer, ring, ids)
     products: dict[str, Any] = {}
     deliveries = Deliveries(vault, writer, ids, lambda: products, metrics)
+    deliveries.buying = SimpleNamespace(can_buy=lambda _product, _quantity: True, short=lambda _product: None)
     limits = SimpleNamespace(ttl=900.0, per_customer=10, per_product=100.0)
     upstream: dict[str, int] = {}
     reservations = Reservations(

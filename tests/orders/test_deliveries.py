@@ -391,7 +391,8 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
 
     def note(sql: str, params: Any) -> None:
         # SQLite plans a foreign-key scan for every INSERT of several rows, and skips it as it runs.
-        if sql.lstrip().startswith(("WITH", "SELECT", "UPDATE")) and "INSERT INTO delivery" not in sql:
+        known = "INSERT INTO delivery" in sql and not stack.database.postgresql
+        if sql.lstrip().startswith(("WITH", "SELECT", "UPDATE")) and not known:
             seen.append((sql, params))
 
     def noted(tx: Tx, sql: str, params: Any) -> None:
@@ -407,7 +408,7 @@ def test_plans_stay_index_lookups_however_many_keys_there_are(
     monkeypatch.setattr(Tx, "_together", noted_together)
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
     asyncio.run(stack.deliveries.deliver("demo", "o1", "steam", 5))
-    assert len(seen) > 7
+    assert len(seen) > 5
     # The writer has its own planner settings on PostgreSQL: ask on its connection.
     cursor = stack.writer._cursor
     for sql, params in seen:

@@ -180,6 +180,7 @@ async def test_promised_units_join_what_is_owed_and_the_reserved_keys_stay(stack
     assert_holds_balance(stack)
     stack.add("steam", "B-1")
     assert await stack.deliveries.fill("steam") == 0
+    stack.deliveries.buying = None
     with pytest.raises(InsufficientStockError):  # B-1 is owed
         await stack.deliveries.deliver("demo", "o9", "steam", 1)
     stack.add("steam", "B-2")
@@ -201,6 +202,22 @@ async def test_a_cancelled_order_frees_what_was_held_for_it_and_keeps_its_reason
     assert states(stack) == {"available": 1}
     with pytest.raises(DeliveryCancelledError):
         await stack.reservations.reserve("demo", "o1", "steam", 1)
+    assert_holds_balance(stack)
+
+
+async def test_K7_a_paid_order_lacks_what_expires_while_it_waits(stack: Any) -> None:
+    sell(stack, "steam", "buy")
+    stack.add("steam", "SOON", expires_at=TODAY + 100)
+    stack.upstream["steam"] = 1
+    await stack.reservations.reserve("demo", "o1", "steam", 2)
+    assert (await stack.deliveries.deliver("demo", "o1", "steam", 2)).state == "pending"
+    stack.clock.seconds += 200
+    stack.add("steam", "B-1")
+    assert await stack.deliveries.fill("steam") == 0
+    assert states(stack) == {"available": 1, "expired": 1}
+    stack.add("steam", "B-2")
+    assert await stack.deliveries.fill("steam") == 1
+    assert texts(await stack.deliveries.deliver("demo", "o1", "steam", 2)) == ["B-1", "B-2"]
     assert_holds_balance(stack)
 
 
@@ -287,7 +304,7 @@ async def test_T3_after_a_restore_what_was_reserved_is_held_like_all_else(stack:
     assert await stack.reservations.sweep() == 0  # nothing is freed behind the fence
     quarantine = Quarantine(stack.writer, stack.vault, lambda: None, dict, lambda _: None)  # type: ignore[arg-type,return-value]
     assert await quarantine.recover("me") == 3
-    stack.deliveries.fenced = False
+    stack.deliveries.fenced, stack.deliveries.buying = False, None
     assert states(stack) == {"held": 3}
     assert stack.reservations.find("demo", "o1").state == "expired"
     with pytest.raises(InsufficientStockError):

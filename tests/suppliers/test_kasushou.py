@@ -614,7 +614,7 @@ def test_M1_control_an_adapter_that_tries_again_under_a_new_number_is_caught(rea
         async def place_order(self, order):
             try:
                 return await super().place_order(order)
-            except OutcomeUnknown:
+            except (OutcomeUnknown, BadResponse):
                 return await super().place_order(buy(reference="AB13"))
 
     real.fail("/api/v1/order/buy", "html")

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from syncd.inventory.formats.expiry import may_be_date
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.rules import Refusal
+from syncd.inventory.formats.text import says_reusable
 from syncd.inventory.formats.words import (
     EXPIRES,
+    EXPIRY_WORDS,
     KEY_ROLES,
     NOTE,
     ROLES,
     dates_the_past,
+    expiry_said,
     hides_a_key,
+    is_flag,
     normal,
     says_spent,
 )
@@ -34,6 +38,9 @@ _SPACE: Final = re.compile(r"[ \t\r\n\ufeff]*")
 _JSON_START: Final = re.compile(r'[\s\ufeff]*(?:\{\s*["}]|\[\s*["{\[\]])')
 _STATUS: Final = re.compile(r"-?\d{1,6}|[A-Za-z_ ]{1,20}")
 _PREORDER: Final = re.compile(r"pre[\s_-]?order", re.IGNORECASE)
+_ERRORS: Final = frozenset({"error", "errors", "errormsg", "errmsg", "errormessage", "errorcode", "errcode", "errno"})
+_NO_ERROR: Final = frozenset({"", "0", "00", "none", "null", "ok", "success", "false", "no"})
+_KINDS: Final = frozenset({"codetype", "type", "mimetype", "mediatype", "contenttype", "cardtype", "format"})
 _ADDRESS: Final = frozenset({"url", "link"})
 _ENVELOPE: Final = frozenset(
     {
@@ -61,7 +68,7 @@ _ENVELOPE: Final = frozenset(
 )
 # Names under which one text may be all cards of an order.
 _TEXTS: Final = frozenset({
-    "payload", "content", "contents", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent",
+    "payload", "content", "contents", "data", "cards", "cardlist", "kamis", "kamilist", "secrets", "deliverycontent",
     "deliverytext", "deliveryinfo", "cardinfo", "cardsinfo", "cardcontent", "carddata", "cardsdata", "keylist",
     "codelist", "卡密列表", "发货内容",
     "发货信息", "卡密信息", "goodscontent", "deliverydata", "delivery", "voucherlist", "keydata", "cardtext",
@@ -150,19 +157,34 @@ def _object(text: str, element: Element, members: Object, depth: int) -> Iterato
     own = [name for name, value in members if _is_part(name, value)]
     if holding:
         own = [name for name, value in members if _is_part(name, value) and not _is_status(name, value)]
-    if not holding:
+    if any(_is_reusable(name, value) for name, value in members):
+        yield Element(
+            element.start, element.end, Refusal("ambiguous", "a card that is sold again and again cannot be counted")
+        )
+    elif not holding:
         yield element
     elif len(holding) > 1 or own:
         what = "lists" if len(holding) > 1 else "a list of cards beside a part of one"
         yield Element(element.start, element.end, Refusal("ambiguous", f"{what}, and which of them is the cards"))
     else:
-        dates = [
-            value for name, value in members if ROLES.get(normal(name)) == EXPIRES and isinstance(value, str) and value
-        ]
+        dates = [date for name, value in members if name != holding[0] for date in _expiries(name, value)]
         expires = "" if not dates else dates[0] if len(set(dates)) == 1 else "?"
         for start, name, _ in _inside(text, element.start, named=True):
             if name == holding[0]:
                 yield from _walk(text, start, depth + 1, expires or element.expires)
+
+
+def _expiries(name: str, value: object) -> list[str]:
+    """The texts of expiries in a member: under a name for one, or said in a note, however deep in it."""
+    if isinstance(value, Object):
+        return [date for inner, part in value for date in _expiries(inner, part)]
+    if isinstance(value, list):
+        return [date for part in value for date in _expiries(name, part)]
+    if not isinstance(value, str) or not value:
+        return []
+    role = ROLES.get(normal(name), "")
+    said = value if role == EXPIRES else "" if role in KEY_ROLES else expiry_said(value)
+    return [said] if said else []
 
 
 def _is_part(name: str, value: object) -> bool:
@@ -180,6 +202,11 @@ def _is_status(name: str, value: object) -> bool:
         and isinstance(value, str)
         and _STATUS.fullmatch(value) is not None
     )
+
+
+def _is_reusable(name: str, value: object) -> bool:
+    """Whether a member says that the cards beside it are sold again and again."""
+    return isinstance(value, str) and (says_reusable(value) or (normal(name) in _KINDS and value.lower() == "loop"))
 
 
 def _holds_cards(value: object, name: str) -> bool:
@@ -210,28 +237,24 @@ def _inside(text: str, at: int, *, named: bool) -> Iterator[tuple[int, str, int]
             at = _skip(text, at + 1)
 
 
-def roles_of(members: Object) -> dict[str, str] | Refusal:  # noqa: C901 -- each kind of name once
-    """The named texts of one card's object by role: numbers as they are spelled, notes left out."""
+def roles_of(members: Object) -> dict[str, str] | Refusal:
+    """The named texts of one card's object by role: numbers as they are spelled; of notes, an expiry that they say."""
     names = {normal(name) for name, value in members if isinstance(value, str) and value != ""}
     roles: dict[str, str] = {}
+    said: list[str] = []
     for name, value in members:
         plain = normal(name)
-        role = _role(plain) if isinstance(value, str) else ROLES.get(plain, "")
-        if plain in _ADDRESS and "secret" in names:
-            continue  # the page of the order in a shop that gives the key itself
+        role = _role_beside(plain, value, names)
+        if (plain in _ADDRESS and "secret" in names) or _is_answer(role, value, members):
+            continue  # the page of the order in a shop that gives the key itself; the code of the answer
         if isinstance(value, str) and _PREORDER.search(value) and role not in KEY_ROLES:
             return Refusal("no_key_yet", "a pre-order: the supplier has no key yet")
-        if plain == "no" and names & {"pwd", "password", "pass", "pin", "cardpwd"}:
-            role = "number"
-        elif plain == "value" and names & {"serial", "sn", "serialnumber"}:
-            role = "code"
-        elif not role and hides_a_key(name) and value not in (None, "", [], Object()):
+        if not role and hides_a_key(name) and value not in (None, "", [], Object()):
             return Refusal("ambiguous", "a name that is not known, and may be a part of the key")
-        if role not in KEY_ROLES and role != "expires":
-            if not role and isinstance(value, str) and may_be_date(value) and not dates_the_past(name):
-                return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
-            if says_spent(plain, value):
-                return Refusal("spent", "the supplier marks it as used, void or expired")
+        if role not in KEY_ROLES and role != EXPIRES:
+            if problem := _note_problem(name, value):
+                return problem
+            said += _expiries(name, value)
             continue
         if value is None or value == "":
             continue
@@ -240,7 +263,50 @@ def roles_of(members: Object) -> dict[str, str] | Refusal:  # noqa: C901 -- each
         if roles.get(role, value) != value:
             return Refusal("ambiguous", f"{role} is given twice")
         roles[role] = value
+    if said and EXPIRES not in roles:
+        roles[EXPIRES] = said[0] if len(set(said)) == 1 else "?"
+    if "code" in roles and _is_picture(members) and not looks_like_image(roles["code"]):
+        return Refusal("unreadable_shape", "said to be an image, and is none")
     return roles
+
+
+def _role_beside(plain: str, value: object, names: set[str]) -> str:
+    """What a name means beside the others of its object."""
+    if plain == "no" and names & {"pwd", "password", "pass", "pin", "cardpwd"}:
+        return "number"
+    if plain == "value" and names & {"serial", "sn", "serialnumber"}:
+        return "code"
+    return _role(plain) if isinstance(value, str) else ROLES.get(plain, "")
+
+
+def _is_answer(role: str, value: object, members: Object) -> bool:
+    """Whether this is the number of an answer (``code: 0``) beside the text that is its content."""
+    if role != "code" or not isinstance(value, Number) or not _STATUS.fullmatch(value):
+        return False
+    return any(
+        isinstance(other, str) and not isinstance(other, Number) and _role(normal(name)) == "code" and other
+        for name, other in members
+    )
+
+
+def _is_picture(members: Object) -> bool:
+    return any(
+        normal(name) in _KINDS and isinstance(value, str) and "image" in value.lower() for name, value in members
+    )
+
+
+def _note_problem(name: str, value: object) -> Refusal | None:
+    """What a member that is no part of the card says against it: it is spent, an error, an expiry that is not plain."""
+    plain, role = normal(name), ROLES.get(normal(name), "")
+    if says_spent(plain, value):
+        return Refusal("spent", "the supplier marks it as used, void or expired")
+    if plain in _ERRORS and isinstance(value, str) and value.lower() not in _NO_ERROR:
+        return Refusal("prose", "an answer that reports an error, not a key")
+    if not isinstance(value, str) or role == NOTE or not value or is_flag(plain):
+        return None
+    if (may_be_date(value) or EXPIRY_WORDS.search(name)) and not dates_the_past(name) and not expiry_said(value):
+        return Refusal("bad_expiry", "a name that is not known, and may be the expiry")
+    return None
 
 
 def unnamed(members: Object) -> list[str]:

@@ -22,7 +22,7 @@ from syncd.inventory.formats.split import (
     split_parts,
 )
 from syncd.inventory.formats.template import is_template
-from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, says_reusable, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
@@ -31,6 +31,7 @@ from syncd.inventory.formats.words import (
     Item,
     cut_expiry,
     cut_notes,
+    expiry_said,
     has_code,
     header_columns,
     is_index,
@@ -62,9 +63,13 @@ STRONG: Final = (
     "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
 RECORD_PARTS: Final = 4
+_OF_ALL: Final = re.compile(
+    r"以[上下]|全部|所有|[两三四五六七八九十]张|均为?|都|相同|统一|\b(?:all|both|each|every)\b", re.IGNORECASE
+)
 _OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])[A-Za-z0-9-]{6,}|\d{9,}")
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
+_NAME: Final = 32
 _PAIR: Final = 2
 _ENOUGH: Final = 4
 _REMEMBERED: Final = 4096  # numbers, to see one that comes again
@@ -167,6 +172,7 @@ class Evidence:
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
         self.keyed = _Labels()  # of the lines that name a part of a key
+        self.again = False  # a line says that the cards are sold again and again
         self.spent = False  # a heading says that some of the cards are no good any more
         self.notes = 0  # lines with labels of which none names a part of a key
         self.records = 0
@@ -176,7 +182,7 @@ class Evidence:
         self._gap = False
         self._waits = False  # a label without a value: the next line may be it
         self._held = ""  # the line that may be that value, or the first of a list below a heading
-        self._headings = self._lists = 0
+        self._headings = self._lists = self._links = 0
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
         self._pins: dict[str, dict[int, int]] = {}
         self._last: dict[str, int] = {}
@@ -186,6 +192,7 @@ class Evidence:
         self._said: set[str] = set()  # expiry dates in prose
         self._labelled_dates: set[str] = set()
         self.header: str | None = None
+        self._named: set[str] = set()  # names of parts on lines of their own
         self._sample: dict[str, list[str | None]] = {}
 
     def settled(self) -> bool:
@@ -211,7 +218,10 @@ class Evidence:
             return
         if self.header is None:
             self.header = bare
+        if len(bare) < _NAME and (role := ROLES.get(normal(bare))) in KEY_ROLES:
+            self._named.add(role)
         self.spent = self.spent or heads_spent(bare)
+        self.again = self.again or says_reusable(bare)
         if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
             return
@@ -232,6 +242,7 @@ class Evidence:
         self._unlabelled(bare, items)
 
     def _unlabelled(self, bare: str, items: list[Item]) -> None:
+        whole = bare
         bare, until = cut_expiry(bare)
         if items and not until:
             bare, _ = cut_notes(bare)
@@ -239,6 +250,7 @@ class Evidence:
         bare = self._unnumbered(without_bullet(bare))
         if is_link(bare):
             self.total += 1
+            self._links += 1
             return
         prose = is_prose_line(bare) or self._says_expiry(bare)
         bare = cut_trailing(bare)
@@ -248,7 +260,7 @@ class Evidence:
         if prose and (not structured or not is_prose(bare)):
             self.prose += 1
             self._gap = gap
-            if EXPIRY_WORDS.search(bare) and len(self._said) < _FEW and (said := expiry_in(bare)):
+            if len(self._said) < _FEW and (said := expiry_said(whole)):
                 one = _OF_ONE.search(bare) and not (bare.isascii() and is_prose(bare))  # a date of one key alone?
                 self._said.add("?" if one else said)
             return
@@ -291,7 +303,9 @@ class Evidence:
             self.keyed.add(items, gap=self._gap)
         else:
             self.notes += 1
-            said = [item.text for item in items if item.role == EXPIRES]
+            said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
+            said = list(filter(None, said))
+            self._said.update(expiry_in(text) for text in said if _OF_ALL.search(text))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
         self._gap, self._waits, self._held = False, not items[-1].text, ""
@@ -376,6 +390,11 @@ class Evidence:
     def reading(self, encoding: str, split: str, media: str) -> Reading:
         """The Reading of text that these lines are evidence for."""
         reading = self._reading(encoding, split, media)
+        if len(self._named) > 1 and reading.splitter == "line" and not reading.candidates:
+            named = tuple(sorted(self._named))
+            reading = replace(reading, problem=f"names on lines of their own ({', '.join(named)})")
+        if self.again:
+            reading = replace(reading, problem="a card that is sold again and again cannot be counted")
         if self.spent:
             reading = replace(reading, problem="a heading that says that some of the cards are used or void")
         expires = self.expires(labelled=reading.splitter == "labelled")
@@ -386,7 +405,7 @@ class Evidence:
         again = self._twice.get(separator, Counter()) if reading.splitter == "pair" else Counter()
         few = again.total() <= max(1, self.total // 10) < self.total - 1  # else it is no number, but a title
         twice = tuple(sorted({number & MARK for number in again})) if few else ()
-        return replace(reading, sizes=sizes, twice=twice, expires=expires)
+        return replace(reading, sizes=sizes, twice=twice, expires=expires, stray=self._stray(reading))
 
     def _reading(self, encoding: str, split: str, media: str) -> Reading:
         if split == "labelled":
@@ -439,6 +458,15 @@ class Evidence:
         """
         seen = [name for name in STRONG if self.parts[name]]
         return seen if len(seen) == 1 and self.parts[seen[0]].total() > _HALF * total else []
+
+    def _stray(self, reading: Reading) -> tuple[str, ...]:
+        """What may be no key of its own: a link among codes (a page to use them on), a code among links, either beside
+        the other.
+        """
+        few, links = _RARE * self.total, self._links
+        if reading.splitter != "line" or not 0 < links < self.total:
+            return ()
+        return (*(("link",) if self.total - links > few else ()), *(("code",) if links > few else ()))
 
     def _is_heading(self) -> bool:
         """Whether the labels are headings over lists of keys, or notes."""

@@ -38,7 +38,8 @@ class Reading:
     lengths of a line's parts that all but a few lines have (negative if they are not all digits; 0 for no such length);
     ``width`` is how many parts of a pair most lines have, 0 if that was not counted. ``twice`` are sums (`MARK`) of
     numbers that come with several pins; ``expires`` is the expiry that a line of prose gives for all cards, "?" if it
-    is not certain.
+    is not certain. ``stray`` are what is not certain to be a key
+    where links and codes stand on lines of their own: link, code or both.
 
     Not empty ``candidates`` mean that the evidence does not decide: every card is quarantined as ambiguous.
     """
@@ -62,6 +63,7 @@ class Reading:
     twice: tuple[int, ...] = ()
     expires: str = ""
     width: int = 0
+    stray: tuple[str, ...] = ()
 
     def dump(self) -> str:
         """As JSON, for the database. ``load`` reads it back."""

@@ -48,6 +48,7 @@ from syncd.inventory.formats.words import (
     cut_expiry,
     cut_notes,
     dates_the_past,
+    expiry_said,
     find_labels,
     header_columns,
     hides_a_key,
@@ -69,11 +70,15 @@ if TYPE_CHECKING:
 Result = CardKey | Refusal | tuple[CardKey, ...]
 """What a slice is: a key, none, or several keys of which each is certain."""
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
-_MARKS: Final = frozenset(",;|/:")
+_MARKS: Final = frozenset(",;|/:&")
 _QUOTES: Final = ('"', "“", "”")
+_WHO: Final = frozenset({"number", "serial", "account", "email", "link", "code"})
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
+_BEHIND: Final = re.compile(r"[,;|](?:[A-Za-z0-9-]{4,}|[\d./:-]{4,})$")
+_WITH_PIN: Final = re.compile(r"(?:[A-Z][a-z]+ ){0,4}(\d{8,20}) ?[,/]? (?:PIN|Pin|pin)[.:#]? ?(\d{3,12})")
+_QUOTED_CODE: Final = re.compile(r"(?!'|[A-Za-z0-9-]{4,}[,;][A-Za-z0-9-]{4,}$)[!-~]{6,64}")
 _PATH: Final = re.compile(r"/[!-~]*\?|\?[A-Za-z0-9_]{1,32}=")  # goes on as an address, and as no code
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
@@ -131,6 +136,7 @@ class Slices:
             or reading.expires
             or reading.candidates
             or reading.twice
+            or reading.stray
         ):
             return None
         if reading.splitter == "line":
@@ -226,6 +232,7 @@ class Slices:
             isinstance(result, CardKey)
             or result.reason in _SURE
             or reading.twice
+            or (reading.stray and fmt.kind == "auto")
             or not self.by_shape()
             or len(bare) > MAX_KEY
         ):
@@ -295,8 +302,9 @@ class Slices:
             if item.role != EXPIRES:
                 if says_spent(item.role.removeprefix(f"{NOTE}:"), item.text):
                     return Refusal("spent", "the supplier marks it as used, void or expired")
-                continue
-            expires_at = self._expiry(item.text)
+                if not (said := expiry_said(item.text)):
+                    continue
+            expires_at = self._expiry(item.text if item.role == EXPIRES else said)
             if expires_at is None or result.expires_at not in {NEVER, expires_at}:
                 return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
             result = replace(result, expires_at=expires_at)
@@ -314,6 +322,8 @@ class Slices:
 
     def _single(self, bare: str) -> CardKey | Refusal:
         fmt = self.fmt
+        if fmt.kind == "auto" and ("link" if is_link(bare) else "code") in self.reading.stray:
+            return self._odd(bare, "links and codes on lines of their own: perhaps one key together", "ambiguous")
         if is_link(bare):
             return self._link(bare)
         as_sent = bare
@@ -325,6 +335,8 @@ class Slices:
         if len(fmt.fields) > 1:
             parts = fold(bare).split(" ")
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
+        if fmt.kind == "auto" and (both := _WITH_PIN.fullmatch(bare)):
+            return fmt.key({"number": both[1], "pin": both[2]})
         if fmt.kind == "auto" and (found := count_parts(bare)):
             if self.reading.whole and not {"  ", ",", ";", "\t", " - "} & found.keys() and _WHOLE.fullmatch(bare):
                 return fmt.whole(bare)
@@ -360,6 +372,8 @@ class Slices:
             return self._parts([address, behind])
         if dashes and fmt.kind == "auto" and "?" not in address and not _PATH.search(behind):
             return Refusal("ambiguous", "a link with ---- in its path: perhaps a link and a code")
+        if (tail := _BEHIND.search(bare)) and "?" not in bare[: tail.start()]:
+            return Refusal("ambiguous", "a link that may have a code or a date behind it")
         address, bar, behind = bare.rpartition("|")
         if bar and fmt.fields == ("link", "access") and is_link(address):
             return self._parts([address, behind])
@@ -455,6 +469,9 @@ class Slices:
         if any(says_spent(name, cell) for name, cell in zip(self.reading.columns, row, strict=False)):
             return Refusal("spent", "the supplier marks it as used, void or expired")
         roles = {role: cell for role, cell in zip(self.roles, row, strict=False) if role and role != NOTE}
+        notes = [cell for role, cell in zip(self.roles, row, strict=False) if role in {"", NOTE}]
+        if EXPIRES not in roles and (said := next(filter(None, map(expiry_said, notes)), "")):
+            roles[EXPIRES] = said
         strange = [cell for role, cell in zip(self._dated, row, strict=False) if role]
         if any(map(may_be_date, strange)):
             return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
@@ -462,7 +479,8 @@ class Slices:
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
-        return self.named(roles)
+        alone = self.reading.media == "csv" and lone == ["code"] and _QUOTED_CODE.fullmatch(roles["code"])
+        return self.named(roles, whole=bool(alone))
 
     def _inside(self, cell: str) -> list[str]:
         """The parts of a cell that is a whole card, if it is one: ``number----pin`` in a column of its own."""
@@ -475,7 +493,7 @@ class Slices:
         parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
         return parts if len(parts) == (len(self.fmt.fields) or 2) else []
 
-    def named(self, roles: Mapping[str, str], *, free: bool = True) -> CardKey | Refusal:
+    def named(self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False) -> CardKey | Refusal:
         """Texts under their roles, the expiry among them."""
         for role in self.reading.required:
             if not roles.get(role):
@@ -487,7 +505,7 @@ class Slices:
         expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
         if expires_at is None:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-        return self.fmt.key(roles, expires_at, named=free)
+        return self.fmt.key(roles, expires_at, named=free, whole=whole)
 
     def record(self, text: str) -> Result:
         """One CSV record."""
@@ -513,7 +531,7 @@ class Slices:
         if size > PIECE:
             return Refusal("too_long", f"a row of more than {PIECE // 1024} KiB")
         if self.reading.splitter == "csv":
-            return self.columns(row) if self.reading.columns else self._parts(list(row))
+            return self.dated(self.columns(row) if self.reading.columns else self._parts(list(row)))
         used = [cell for cell in row if cell]
         if len(used) != 1:
             return Refusal("no_key_column", f"{len(used)} cells are filled, and no header names the one with the key")
@@ -522,6 +540,7 @@ class Slices:
     def items(self, items: Sequence[Item]) -> CardKey | Refusal:
         """The labelled values of one card."""
         roles: dict[str, str] = {}
+        items = _numbered(items)
         for item in items:
             if item.role in roles:
                 return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
@@ -529,26 +548,41 @@ class Slices:
                 return Refusal("spent", "the supplier marks it as used, void or expired")
             roles[item.role] = item.text
         anchor = self.reading.anchor
-        if anchor and items and items[0].role != anchor:
+        if anchor and anchor != f"{NOTE}:no" and items and items[0].role != anchor:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
-        for item in items[:-1]:
-            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                apart = item.text[-2:-1].isspace()
-                if not apart and item.role not in {EXPIRES, "account", "email"} and not self._is_code(item.role):
-                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
-                roles[item.role] = strip(item.text[:-1])
+        if problem := self._unmarked(items, roles):
+            return problem
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
         between = {item.text[-1:] for item in items[:-1]} & _MARKS
         if items and (clause := CLAUSE.search(items[-1].text)) and not denies(clause[0]):
             roles[items[-1].role] = items[-1].text[: clause.start()]
         if items and (self._is_code(items[-1].role) or (len(items) > 1 and len(marks) == 1 and marks <= _MARKS)):
             roles[items[-1].role] = unwrap(cut_trailing(roles[items[-1].role]))
+        said = [expiry_said(item.text) for item in items if item.role.startswith(NOTE)]
+        if EXPIRES not in roles and any(said):
+            roles[EXPIRES] = next(filter(None, said))
         last = items[-1].role if items else ""
         if EXPIRES not in roles and (until := cut_expiry(roles.get(last, ""))[1]):
             roles |= {last: cut_expiry(roles[last])[0], EXPIRES: until}
         roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
         return self.named(roles, free=free)
+
+    def _unmarked(self, items: Sequence[Item], roles: dict[str, str]) -> Refusal | None:
+        """Take the separators from the ends of values; a mark that may be a value's own is not certain."""
+        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
+        for item in items[:-1]:
+            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
+                apart = item.text[-2:-1].isspace()
+                if (
+                    not apart
+                    and item.text[-1:] not in sure
+                    and item.role not in {EXPIRES, "account", "email"}
+                    and not self._is_code(item.role)
+                ):
+                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
+                roles[item.role] = strip(item.text[:-1])
+        return None
 
     def _is_code(self, role: str) -> bool:
         """Whether this role's value cannot end in punctuation, which then is a separator."""
@@ -604,6 +638,8 @@ class Slices:
             return self._prose(texts) or Refusal("unreadable_shape", "a bare number: zeros at its start may be lost")
         if len(parts) > 1:
             return self.named(roles)
+        if self.fmt.kind == "auto" and "number" in parts and not is_link(strip(parts["number"])):
+            return Refusal("missing_field", "a card number without its pin")
         result = self._text_card(*parts.values())
         if EXPIRES in roles and not isinstance(result, tuple):
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])])
@@ -654,6 +690,14 @@ class Slices:
         if image_of(text) is None:
             return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
         return self.fmt.key({"image": text})
+
+
+def _numbered(items: Sequence[Item]) -> Sequence[Item]:
+    """The values with ``NO`` as the number of the card, where a pin stands beside it and nothing else is the number."""
+    roles = {item.role for item in items}
+    if f"{NOTE}:no" not in roles or roles & _WHO or not roles & {"pin", "password"}:
+        return items
+    return [Item("number" if item.role == f"{NOTE}:no" else item.role, item.text) for item in items]
 
 
 def _keys(result: CardKey | tuple[CardKey, ...]) -> tuple[CardKey, ...]:

@@ -284,7 +284,7 @@ def survey_rows(rows: Iterable[Sequence[str]], split: str = "auto") -> Reading:
             evidence.line(" ".join(filter(None, stripped)))
     reading = table.reading("utf-8", "\t", "rows")
     if reading is not None and split in {"auto", "csv"}:
-        return reading
+        return replace(reading, expires=evidence.expires())
     reading = evidence.reading("utf-8", "auto" if split == "csv" else split, "rows")
     if reading.splitter == "labelled" and reading.layout != "line":
         return Reading(media="rows", candidates=("line", "labelled"))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 from syncd import adapter as sdk
-from syncd.adapter import AdapterError, BadResponse, Offer, Order, OutcomeUnknown
+from syncd.adapter import BadResponse, Offer, Order
 from syncd.placeholders import fill, line, plain
 from syncd.suppliers.declarative.words import Definition, Failure
 
@@ -19,12 +19,15 @@ HANDED_OVER: Final = ("partial", "completed")
 """The statuses in which keys are looked at: the status comes before the keys."""
 _CLIENTS_OWN: Final = {401: "Auth", 403: "Auth", 408: "Transient", 429: "RateLimited"}
 """Statuses that mean this, and that the client deals with unless the errors table names them."""
-_CERTAIN: Final = (sdk.Auth, sdk.Config, sdk.NotSent, OutcomeUnknown, sdk.RateLimited, sdk.Refused)
-"""What may come of place_order when something was sent; whatever else happens then is an unknown outcome (M1)."""
-
-
-class AbsentError(AdapterError):
-    """The supplier says for sure that there is no such order."""
+_ABSENT: Final = object()
+"""Instead of an answer's document: the supplier says for sure that there is no such order."""
+_HINTS: Final = {
+    "OutOfStock": "another offer may have it", "PriceChanged": "raise max_cost, or wait",
+    "InsufficientBalance": "top up our account at the supplier", "NotForSale": "name another offer of the product",
+    "Refused": "try it by hand at the supplier", "Auth": "correct this supplier's credentials",
+    "Config": "correct this supplier's settings",
+}  # fmt: skip
+"""What to do, where a line of the errors table does not say it."""
 
 
 class Declared(sdk.Adapter):
@@ -75,9 +78,8 @@ class Declared(sdk.Adapter):
 
     def _expected(self, verb: str) -> set[int]:
         """The statuses whose answers the errors table is asked about."""
-        errors = [failure for failure in self.definition.errors if not failure.verbs or verb in failure.verbs]
-        named = {status for failure in errors for status in failure.status}
-        return named | ({*range(400, 500)} - _CLIENTS_OWN.keys() if errors else set())
+        named = [failure.status for failure in self.definition.errors if not failure.verbs or verb in failure.verbs]
+        return {*range(400, 500)} - _CLIENTS_OWN.keys() | {status for some in named for status in some}
 
     def _read(self, verb: str, success: Any, answer: sdk.Answer) -> Any:
         """What a success holds. Raises what the first line of the table that fits says, else what the status means."""
@@ -92,15 +94,19 @@ class Declared(sdk.Adapter):
         code, text = (place(document) if place else None for place in (words.code, words.message))
         shown = f", code {code}" if isinstance(code, int) and abs(code) < 1_000_000 else ""  # noqa: PLR2004 - no key
         what = f"{verb}: a failure that the definition does not know (status {answer.status}{shown})"
-        name = _CLIENTS_OWN.get(answer.status, "Transient" if answer.status >= 500 else "BadResponse")  # noqa: PLR2004
+        shut_out = answer.status >= 500 or (answer.status == 403 and answer.content.lstrip()[:1] == b"<")  # noqa: PLR2004
+        name = "Transient" if shut_out else _CLIENTS_OWN.get(answer.status, "BadResponse")
+        hint = ""
         for failure in self.definition.errors:
             if self._fits(failure, verb, answer.status, code, text):
-                name, what = failure.raise_, f"{verb}: the answer means {failure.raise_}"
+                name, what, hint = failure.raise_, f"{verb}: the answer means {failure.raise_}", failure.hint
                 break
         wait = answer.headers.get("retry-after", "")
         if name == "RateLimited" and re.fullmatch(r"\d{1,6}", wait):
-            raise sdk.RateLimited(what, retry_after=float(wait))
-        raise (AbsentError if name == "Absent" else getattr(sdk, name))(what)
+            raise sdk.RateLimited(what, hint=hint, retry_after=float(wait))
+        if name == "Absent":
+            return _ABSENT
+        raise getattr(sdk, name)(what, hint=hint or _HINTS.get(name, ""))
 
     def _fits(self, failure: Failure, verb: str, status: int, code: Any, text: Any) -> bool:
         if (failure.verbs and verb not in failure.verbs) or (failure.status and status not in failure.status):
@@ -152,23 +158,28 @@ class Declared(sdk.Adapter):
             for_sale = all(flag.read(part) for flag in words.for_sale)
             yield Offer(**{"price": None} | words.values(part), for_sale=for_sale, data=data)
 
-    def order(self, call: Any, document: Any, **ours: str) -> Order | None:
-        """The order that was asked for, by its id or reference, in an object or in a list of them; None when none is
-        there. Raises BadResponse for another's order.
+    def order(self, call: Any, document: Any, **ours: str) -> Order:
+        """The order that was asked for, by its id or reference, in an object or in a list of them. Raises BadResponse
+        when it is not there, or another's.
         """
         words, found = self.definition.read_by(call, "order"), call.item(document)
         listed = found if isinstance(found, list) else [] if found in (None, {}) else [found]
         if not all(isinstance(one, dict) for one in listed):
             raise BadResponse("an order that is no object")
         told = {name: getattr(words, name) for name in ours if getattr(words, name)}
-        mine = [one for one in listed if all(told[name].read(one) == ours[name] for name in told)]
+        read = [{name: told[name].read(one) for name in told} for one in listed]
+        mine = [one for one, said in zip(listed, read, strict=True) if all(said[name] == ours[name] for name in told)]
+        if lacking := [name for said in read[:1] for name in told if said[name] is None and not mine]:
+            hint = f"if the supplier does not send it here, give this verb an `order` without {lacking[0]}"
+            raise BadResponse(f"the answer has no {lacking[0]} where `order` has it", hint=hint)
         if len(mine) > 1 or (not mine and listed and not isinstance(found, list)):
             raise BadResponse("the answer is about another order, or about several")
         if not mine:
-            return None
-        read = words.values(mine[0])
-        handed_over = words.keys if read["status"] in HANDED_OVER else []  # a refunded one may have something there
-        return Order(**read, keys=tuple(key for keys in handed_over for key in keys.keys(mine[0])))
+            hint = "look at the supplier's own page"
+            raise BadResponse("the answer does not show the order, which is no proof that there is none", hint=hint)
+        values = words.values(mine[0])
+        handed_over = words.keys if values["status"] in HANDED_OVER else []  # a refunded one may have something there
+        return Order(**values, keys=tuple(key for keys in handed_over for key in keys.keys(mine[0])))
 
     # --- the verbs of `Adapter` ---------------------------------------------------------------------------------------
 
@@ -197,7 +208,7 @@ class Declared(sdk.Adapter):
         if len(offers) > 1 or not items:
             raise BadResponse("get_offer: nothing in the answer, or the same twice")
         if not offers:
-            raise sdk.NotForSale(f"{sku} is not among what the supplier offers")
+            raise sdk.NotForSale(f"{sku} is not among what the supplier offers", hint=_HINTS["NotForSale"])
         return offers[0]
 
     async def get_balance(self) -> sdk.Money:  # noqa: D102
@@ -220,34 +231,17 @@ class Declared(sdk.Adapter):
             raise sdk.Config(f"the price of {offer.sku} cannot be compared with a limit in {limit.currency}")
         names = {"reference": order.reference, "quantity": order.quantity, "max_unit_cost": limit, **data}
         names |= {"offer.sku": offer.sku, "callback_url": order.callback_url}
-        try:
-            placed = self.order(*await self.ask("place_order", names), reference=order.reference)
-            if placed:
-                return placed
-            unknown = "place_order: the answer holds no order"
-        except _CERTAIN:
-            raise
-        except AdapterError as error:
-            unknown = error.message
-        raise OutcomeUnknown(f"{unknown}: nobody can say whether it was bought")
+        return self.order(*await self.ask("place_order", names), reference=order.reference)
 
     async def get_order(self, order_id: str) -> Order:  # noqa: D102
-        found = self.order(*await self.ask("get_order", {"order.id": order_id}), id=order_id)
-        if found is None:
-            raise BadResponse("get_order: the answer does not hold the order")
-        return found
+        return self.order(*await self.ask("get_order", {"order.id": order_id}), id=order_id)
 
     async def find_order(self, reference: str) -> Order | None:  # noqa: D102
-        try:
-            call, document = await self.ask("find_order", {"reference": reference})
-        except AbsentError:
-            return None
-        found = self.order(call, document, reference=reference)
+        call, document = await self.ask("find_order", {"reference": reference})
         # A list that is missing, or is of others, says nothing.
-        if found is None and not (self.own(call.empty_is_absent) and call.item(document) == []):
-            what = "find_order: the supplier does not show the order, which is no proof that there is none"
-            raise BadResponse(what, hint="look at the supplier's own page")
-        return found
+        if document is _ABSENT or (self.own(call.empty_is_absent) and call.item(document) == []):
+            return None
+        return self.order(call, document, reference=reference)
 
     async def fetch_keys(self, order: Order) -> Sequence[sdk.RawKey]:  # noqa: D102
         if order.status not in HANDED_OVER:

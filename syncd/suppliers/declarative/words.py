@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, get_type_hints
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, create_model
@@ -99,32 +99,11 @@ class Auth(Words):
     """What proves who we are: one of five classes of the interface, whose arguments are the words."""
 
     makes: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "api_key": sdk.ApiKey,
-        "bearer": sdk.Bearer,
-        "basic": sdk.Basic,
-        "oauth2": sdk.OAuth2,
-        "signed": sdk.Signed,
-    }
+        "api_key": sdk.ApiKey, "bearer": sdk.Bearer, "basic": sdk.Basic, "oauth2": sdk.OAuth2, "signed": sdk.Signed,
+    }  # fmt: skip
     type: Literal["api_key", "bearer", "basic", "oauth2", "signed"]
-    key: Credential = ""
-    header: str = ""
-    query: str = ""
-    token: Credential = ""
-    user: Fixed = ""
-    password: Credential = ""
-    token_url: Fixed = ""
-    client_id: Fixed = ""
-    client_secret: Credential = ""
-    extra: dict[str, Fixed] = {}
-    send_as: Literal["form", "json", "query"] = "form"
-    hash: Literal["hmac_sha256", "md5", "sha1"] = "hmac_sha256"
-    secret: Credential = ""
     text: Annotated[str, knows("method", "path", "body", "body_md5", "fields", "json", "secret", "timestamp")] = ""
-    timestamp: Literal["s", "ms"] = "s"
-    encoding: Literal["hex", "base64"] = "hex"
     headers: Annotated[dict[str, str], knows("signature", "timestamp")] = {}
-    without: list[str] = []
-    only: list[str] = []
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Auth:
@@ -139,6 +118,17 @@ class Auth(Words):
     def given(self) -> dict[str, Any]:
         """The words that the file has, but for the type."""
         return {name: getattr(self, name) for name in self.model_fields_set - {"type"}}
+
+
+def _arguments() -> dict[str, Any]:
+    """The other words: those classes' arguments, in which a credential is a setting, and a text is fixed."""
+    kinds: dict[Any, Any] = {sdk.SecretText: Credential, str: Fixed, Mapping[str, str]: dict[str, Fixed]}
+    kinds |= {Collection[str]: list[str]}
+    found = {name: kind for made in Auth.makes.values() for name, kind in get_type_hints(made).items()}
+    return {name: (kinds.get(found[name], found[name]), None) for name in found.keys() - {*Auth.model_fields, "more"}}
+
+
+Authenticating: Any = create_model("Auth", __base__=Auth, **_arguments())
 
 
 class AnswerWords(Words):
@@ -157,6 +147,7 @@ class Failure(Words):
     message: Fixed | None = None
     verbs: Annotated[list[Verb], BeforeValidator(one_or_more)] = []
     raise_: Outcome = Field(alias="raise")
+    hint: str = ""
 
     @pydantic.model_validator(mode="after")
     def _sound(self) -> Failure:
@@ -338,7 +329,7 @@ class Definition(Words):
     settings: dict[Annotated[str, AfterValidator(_setting)], Setting] = {}
     promises: PromiseWords = PromiseWords()
     headers: dict[str, Fixed] = {}
-    auth: Auth | None = None
+    auth: Authenticating | None = None
     answer: AnswerWords = AnswerWords()
     errors: list[Failure] = []
     offer: OfferWords | None = None

@@ -1,0 +1,44 @@
+"""M1-M4, P1-P3: thousands of steps of a seeded world on each engine, a crash at any commit, and books that balance.
+
+SYNCD_WORLD_EXAMPLES and SYNCD_WORLD_STEPS say how many worlds, and how many steps each; SYNCD_WORLD_SEED makes others
+than the usual ones. `make soak` sets them all.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.world.machine import WorldMachine
+
+EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "20"))
+STEPS = int(os.environ.get("SYNCD_WORLD_STEPS", "60"))
+SEED = os.environ.get("SYNCD_WORLD_SEED")
+
+
+def run(machine: type[WorldMachine], fresh: Any) -> None:
+    """Run a machine, each example in an empty database."""
+
+    class Here(machine):  # type: ignore[misc, valid-type]
+        pass
+
+    Here.fresh = staticmethod(fresh)
+    run_state_machine_as_test(
+        Here if SEED is None else seed(int(SEED))(Here),
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            derandomize=SEED is None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink),
+        ),
+    )
+
+
+def test_M1_M2_M3_M4_P3_a_world_of_sins_and_crashes_keeps_its_books(fresh: Any) -> None:
+    run(WorldMachine, fresh)
