@@ -140,7 +140,7 @@ def test_a_peak_is_seen_within_minutes_and_forgotten_when_it_is_over() -> None:
 
 
 def test_demand_that_dies_is_followed_down() -> None:
-    dying = History({hour: 10 for hour in range(HOUR - 672, HOUR - 24)})
+    dying = History(dict.fromkeys(range(HOUR - 672, HOUR - 24), 10))
     assert forecast(dying, season(dying, NOW), NOW, 3600).units < 1
 
 

@@ -1,4 +1,4 @@
-"""`syncd.inventory.restock`: demand is recorded once, targets follow, and what lacks is bought once, on both engines."""
+"""`syncd.inventory.restock`: demand is recorded once, targets follow, what lacks is bought once; on both engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from syncd.errors import LeaseLostError, NotFoundError
 from syncd.inventory import restock as module
 from syncd.inventory.restock import Restock
 from syncd.model import id_at
-
 from tests.inventory.test_purchase import CONFIGURATION, Clockwork, Desk, Seller, refuses
 
 CACHED = CONFIGURATION.replace('on_shortage = "buy"', 'on_shortage = "buy"\ncache = { mode = "fixed", min = 5 }')
