@@ -40,7 +40,7 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 def _entry(seq: int, at: int, kind: str, body: str, before: bytes) -> bytes:
     # Only the body is free text, and it stands last: no two entries share an encoding.
-    return b"%d|%d|%s|%s|%s" % (seq, at, kind.encode(), before.hex().encode(), body.encode())
+    return f"{seq}|{at}|{kind}|{before.hex()}|{body}".encode()
 
 
 def chain(mac: Mac) -> Callable[[Tx], None]:

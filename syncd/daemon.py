@@ -109,12 +109,14 @@ def complete(settings: Settings) -> Loaded:
             for verb, wanted in (("list_offers", True), ("get_offer", offer.refresh is not None)):
                 if wanted and verb not in verbs:
                     adapter = settings.suppliers[offer.supplier].adapter
-                    what = "list offers" if verb == "list_offers" else "be asked for one offer: take refresh out"
-                    problems.append(
-                        settings.problem(
-                            f"products.{sku}.offers", f"supplier {offer.supplier} cannot {what}", f"see {adapter}"
-                        )
+                    what = "lists none" if verb == "list_offers" else "cannot be asked for one"
+                    fix = (
+                        "name a supplier whose adapter has list_offers (syncd adapter show NAME)"
+                        if verb == "list_offers"
+                        else "take refresh out: it is read with its supplier's listing"
                     )
+                    told = f"supplier {offer.supplier} has no such offer: its adapter {adapter} {what}"
+                    problems.append(settings.problem(f"products.{sku}.offers", told, fix))
     if problems:
         raise ConfigError(problems)
     return Loaded(settings, formats, suppliers, shown)

@@ -245,6 +245,7 @@ def test_the_examples_show_every_setting_and_load(tmp_path: Path) -> None:
     (tmp_path / "formats.toml").write_bytes((ROOT / "config" / "formats.toml").read_bytes())
     (tmp_path / "my-formats.toml").write_text("")
     (tmp_path / "postgresql.password").write_text("x")
+    (tmp_path / "postgresql.password").chmod(0o600)
     shutil.copy(certifi.where(), tmp_path / "lao-wang.pem")
     (tmp_path / "products.csv").write_text(blocks(CONFIGURATION, "csv")[0], encoding="utf-8")
     assert daemon.check(tmp_path / "syncd.toml") == []
@@ -257,6 +258,7 @@ def test_what_needs_a_restart_is_as_documented(tmp_path: Path) -> None:
     (tmp_path / "syncd.toml").write_text("".join(blocks(CONFIGURATION, "toml")), encoding="utf-8")
     (tmp_path / "products.csv").write_text(blocks(CONFIGURATION, "csv")[0], encoding="utf-8")
     (tmp_path / "postgresql.password").write_text("x")
+    (tmp_path / "postgresql.password").chmod(0o600)
     new = config.load(tmp_path / "syncd.toml")
     needs = {path for path in config.diff(old, new) if path.startswith("daemon.")}
     last = CONFIGURATION.rpartition("in `[daemon]` the settings")[2]
@@ -350,6 +352,7 @@ def test_the_guides_test_file_runs(drop_in: Path) -> None:
 
 def test_the_guides_configuration_uses_it(drop_in: Path, tmp_path: Path) -> None:
     (tmp_path / "yunka.key").write_text("a-key")
+    (tmp_path / "yunka.key").chmod(0o600)
     text = block_with("toml", "[suppliers.yunka]").replace("/etc/syncd/yunka.key", str(tmp_path / "yunka.key"))
     file = tmp_path / "syncd.toml"
     file.write_text(f'[daemon]\nadapters = ["{drop_in}"]\n{text}', encoding="utf-8")

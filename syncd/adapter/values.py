@@ -103,6 +103,10 @@ def instant(value: object, zone: ZoneInfo | None = None) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=zone) if zone else None
 
 
+_LITERAL: Final = re.compile(r"[=<>]\s*(-?\d|true\b|false\b)")
+_BARE: Final = "numbers, true and false stand in backticks: code == `0`"
+
+
 def select(expression: str) -> Callable[[Any], Any]:
     """What a JMESPath expression finds in an answer; None when nothing is there. Raises ValueError for an expression
     that is none; where it is used, BadResponse for an answer that it cannot work on.
@@ -112,7 +116,10 @@ def select(expression: str) -> Callable[[Any], Any]:
         with suppress(JMESPathTypeError):
             compiled.search({})  # the names of functions are looked up only now
     except (JMESPathError, TypeError) as error:
-        raise ValueError(f"this is not JMESPath: {expression!r} ({str(error).splitlines()[0]})") from None
+        why = _BARE if _LITERAL.search(str(expression)) else str(error).splitlines()[0]
+        raise ValueError(f"this is not JMESPath: {expression!r} ({why})") from None
+    if _LITERAL.search(expression):  # `true` is taken for the name of a member, which is never there
+        raise ValueError(f"this compares with the name of a member: {expression!r} ({_BARE})")
     if compiled.parsed["type"] == "field":  # most are a name alone, and a listing has many
         name = compiled.parsed["value"]
         return lambda data: data.get(name) if isinstance(data, dict) else None

@@ -156,8 +156,12 @@ def status(config: ConfigFile = None, json_: AsJson = False) -> None:
     if json_:
         output.as_json(answer)
         return
-    answer["suppliers"] = [_supplier(row) for row in answer.get("suppliers", [])]
+    suppliers = answer.get("suppliers", [])
+    answer["suppliers"] = [_supplier(row) for row in suppliers]
     output.facts(answer)
+    for row in suppliers:
+        if why := _why(row):
+            output.line(f"{row['name']}: {why}")
 
 
 def _supplier(row: dict[str, Any]) -> dict[str, Any]:
@@ -165,10 +169,20 @@ def _supplier(row: dict[str, Any]) -> dict[str, Any]:
     last = row.get("last_run")
     return {
         "name": row["name"],
-        "state": row.get("state"),
+        "state": _brief(row),
         "last_run": f"{last['new']} new of {last['seen']}" if last else None,
         "offers": row.get("offers"),
         "balance": row.get("balance"),
         "last_success_at": row.get("last_success_at"),
-        "last_error": row.get("last_error"),
     }
+
+
+def _brief(row: dict[str, Any]) -> str | None:
+    """A supplier's state without the reason, which stands below the table."""
+    state: str | None = row.get("state")
+    return state.partition(": ")[0] if state else state
+
+
+def _why(row: dict[str, Any]) -> str:
+    """The reason of a supplier's state; where it has none, what the last run failed for."""
+    return str(row.get("state") or "").partition(": ")[2] or str(row.get("last_error") or "")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from syncd.cli import operator, output, suppliers
+from syncd.cli import configuration, operator, output, suppliers
 from syncd.cli.operator import Operator
 from syncd.cli.options import AsJson, ConfigFile, group
 
@@ -30,7 +30,17 @@ def list_(
     json_: AsJson = False,
 ) -> None:
     """What suppliers list. `cost` is the price in the base currency of [currency]."""
-    _show(every(Operator.of(config), supplier=supplier, product=product), limit, as_json=json_)
+    found = every(Operator.of(config), supplier=supplier, product=product)
+    if product is None:
+        _show(found, limit, as_json=json_)
+        return
+    rows = list(found)
+    _show(iter(rows), limit, as_json=json_)
+    listed = {(row["supplier"], row["sku"]) for row in rows}
+    known = configuration.settings(config).products.get(product)
+    for one in known.offers if known else ():
+        if supplier in {None, one.supplier} and (one.supplier, one.sku) not in listed:
+            output.note(f"{one.supplier} does not list {one.sku}")
 
 
 @commands.command()

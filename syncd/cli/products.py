@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -60,11 +61,13 @@ def suggest(
         return
     for row in found:
         output.line(_pasted(row))
+    if not wanted:
+        output.line("every product has offers")
     unmatched = len(wanted) - len(found)
     if found:
         output.note("paste what is right into a file of conf.d/, then: syncd check")
     if unmatched:
-        output.note(f"nothing is like {unmatched} product{'s' * (unmatched != 1)}; a lower --score finds more")
+        output.note(f"no offer is like enough to {unmatched} product{'s' * (unmatched != 1)}; see --score")
 
 
 def alike(
@@ -83,11 +86,19 @@ def alike(
         name = _words(product.title or sku)
         mine = set(re.findall(r"\d+", name))
         choices = {at: title for at, title in enumerate(titles) if mine <= numbers[at]}
-        best = process.extract(name, choices, scorer=fuzz.token_set_ratio, score_cutoff=score, limit=each)
+        best = process.extract(name, choices, scorer=fuzz.token_set_ratio, score_cutoff=score, limit=None)
+        best = sorted(best, key=lambda one: (-round(one[1]), *_worth(offers[one[2]])))[:each]
         if best:
             rows = [{**_brief(offers[at]), "score": round(points)} for _, points, at in best]
             found.append({"product": sku, "title": product.title, "offers": rows})
     return found
+
+
+def _worth(offer: Mapping[str, Any]) -> tuple[bool, bool, Decimal]:
+    """Of offers that are alike: what can be bought first, then what costs least."""
+    stock, cost = offer.get("stock") or {}, offer.get("cost") or offer.get("price")
+    empty = stock.get("quantity") == 0 or stock.get("level") == "out" or not offer.get("for_sale", True)
+    return empty, cost is None, Decimal(cost["amount"]) if cost else Decimal(0)
 
 
 def _words(text: str) -> str:

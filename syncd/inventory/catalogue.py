@@ -157,6 +157,16 @@ class Catalogue:
             "next": f"{found[-1]['supplier']}:{found[-1]['sku']}" if len(rows) > limit else None,
         }
 
+    def unlisted(self, supplier: str) -> dict[str, str]:
+        """Skus that products name and the supplier does not list → the product."""
+        products = self._settings().products.items()
+        named = {one.sku: sku for sku, product in products for one in product.offers if one.supplier == supplier}
+        marks = ", ".join("?" * len(named)) or "NULL"
+        sql = f"SELECT sku FROM offer WHERE supplier = ? AND removed_at IS NULL AND sku IN ({marks})"  # noqa: S608
+        with self._database.read() as connection:
+            listed = {row[0] for row in connection.exec_driver_sql(self._database.marked(sql), (supplier, *named))}
+        return {sku: product for sku, product in named.items() if sku not in listed}
+
     def _shown(
         self,
         row: _Row,

@@ -7,7 +7,8 @@ that is refused returns why, and writes nothing.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -176,7 +177,6 @@ class Came:
     """What came for a purchase, sealed, to be written together with what becomes of it."""
 
     held: Held
-    product: str
     issuer: str
     keys: Sequence[SealedKey]
     slices: Sequence[SealedSlice]
@@ -326,14 +326,11 @@ def page(ask: Ask, which: str, *, product: str | None, supplier: str | None, bef
 
 def levels(ask: Ask) -> tuple[dict[tuple[str, str], int], int | None, int]:
     """((supplier, state) → open purchases, since when the oldest unknown one is so, open money in millionths)."""
-    rows = ask(
-        "SELECT supplier, state, count(*), min(coalesce(unknown_at, created_at)), sum(open_spend) FROM purchase"
-        " WHERE closed_at IS NULL GROUP BY supplier, state",
-        (),
-    )
-    counts = {(row[0], row[1]): int(row[2]) for row in rows}
-    oldest = min((int(row[3]) for row in rows if row[1] == "unknown"), default=None)
-    return counts, oldest, sum(int(row[4]) for row in rows)
+    # Few rows: grouped by the database, they would be looked for among all that ever were.
+    rows = ask("SELECT supplier, state, unknown_at, open_spend FROM purchase WHERE closed_at IS NULL", ())
+    counts = Counter((row[0], row[1]) for row in rows)
+    oldest = min((int(row[2]) for row in rows if row[1] == "unknown"), default=None)
+    return dict(counts), oldest, sum(int(row[3]) for row in rows)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -351,7 +348,9 @@ class Ledger:
         self.receive: Work[Came, Written] = Work("purchase_keys", Lane.CONTROL, self._receive)
         self.lease: Work[tuple[int, str], Purchase | None] = Work("purchase_lease", Lane.CONTROL, self._lease)
         self.renew: Work[tuple[str, Sequence[int]], None] = Work("purchase_renewal", Lane.CONTROL, self._renew)
-        self.recover: Work[tuple[str, bool], list[Purchase]] = Work("purchase_recovery", Lane.CONTROL, self._recover)
+        self.recover: Work[tuple[bool, Collection[int]], list[Purchase]] = Work(
+            "purchase_recovery", Lane.CONTROL, self._recover
+        )
         self.nudge: Work[tuple[str, str, str], None] = Work("purchase_hint", Lane.CONTROL, self._nudge)
         self.settle: Work[tuple[str, bool, str], Purchase] = Work("purchase_settled", Lane.CONTROL, self._settle)
 
@@ -627,12 +626,13 @@ class Ledger:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def _lease(self, tx: Tx, payloads: Sequence[tuple[int, str]]) -> list[Purchase | None]:
-        """Take a purchase over, if nobody works on it and it is not closed."""
+        """Take a purchase over, if nobody works on it, and it is neither being sent nor closed."""
         found: list[Purchase | None] = []
         for row_id, holder in payloads:
             now = tx.now()
             taken = tx.query(
                 "UPDATE purchase SET holder = ?, epoch = epoch + 1, leased_until = ? WHERE id = ? AND closed_at IS NULL"
+                " AND state NOT IN ('intended', 'sent')"
                 " AND (leased_until IS NULL OR leased_until < ? OR leased_until > ?) RETURNING id",
                 (holder, now + LEASE_S, row_id, now, now + _AHEAD_S),
             )
@@ -650,14 +650,15 @@ class Ledger:
             )
         return [None] * len(payloads)
 
-    def _recover(self, tx: Tx, payloads: Sequence[tuple[str, bool]]) -> list[list[Purchase]]:
-        return [self._recover_all(tx, everything=everything) for _, everything in payloads]
+    def _recover(self, tx: Tx, payloads: Sequence[tuple[bool, Collection[int]]]) -> list[list[Purchase]]:
+        return [self._recover_all(tx, spare, everything=everything) for everything, spare in payloads]
 
-    def _recover_all(self, tx: Tx, *, everything: bool) -> list[Purchase]:
+    def _recover_all(self, tx: Tx, spare: Collection[int], *, everything: bool) -> list[Purchase]:
         """What was begun and has nobody to end it: never sent, or nobody knows what became of it.
 
-        ``everything``: nobody else can be at work on this database. After a restore, what is open waits for a person:
-        keys that came for it since the backup may be delivered already (T3).
+        Those whose lease is over, but for what to ``spare``; ``everything``, where nobody else can be at work on this
+        database. After a restore, what is open waits for a person: keys that came for it since the backup may be
+        delivered already (T3).
         """
         lock = " ORDER BY id FOR UPDATE" if tx.postgresql else ""
         now = tx.now()
@@ -667,8 +668,7 @@ class Ledger:
             (int(everything), now, now + _AHEAD_S),
         )
         found: list[Purchase] = []
-        for row in rows:
-            before = Purchase(*row)
+        for before in (Purchase(*row) for row in rows if row[0] not in spare):
             sent = before.state == PurchaseState.SENT
             tx.execute(
                 "UPDATE purchase SET state = ?, reason = ?, epoch = epoch + 1, holder = NULL, leased_until = NULL,"

@@ -77,7 +77,8 @@ _WEBHOOKS: Final = 20
 """Webhooks of one supplier that are looked at in a second."""
 _AWAY_S: Final = (1.0, 5.0, 20.0, 60.0, 0.0)
 """Pauses between tries to write what came while the database is away, on top of the writer's own."""
-_STOP_S: Final = 3.0
+_STOP_S: Final = 10.0
+"""Twice this is less than a service manager waits: a purchase that is cut off is one whose outcome is unknown."""
 _SURE: Final = (Refused, NotSent, Auth, RateLimited, Config)
 """What says, of an order that is sent for the first time, that nothing was bought."""
 _CHARGED: Final = frozenset({PurchaseState.FULFILLED, PurchaseState.REFUNDED, PurchaseState.DISPUTED})
@@ -434,7 +435,6 @@ class Purchases:
         keys, slices = self._vault.seal(origin, cards)
         return Came(
             held=held_by(one),
-            product=product.sku,
             issuer=product.issuer,
             keys=keys,
             slices=slices,
@@ -480,9 +480,9 @@ class Purchases:
     async def recover(self) -> None:
         """At the start, before anybody is served: what a stop left half-way becomes refused (never sent) or unknown.
 
-        On PostgreSQL, another daemon may be at work: what it holds is left to it until its lease ends.
+        On PostgreSQL, another daemon may be at work: what is leased is left to `tick`, until its lease is over.
         """
-        found = await self._writer.submit(self._ledger.recover, (self._holder, not self._database.postgresql))
+        found = await self._writer.submit(self._ledger.recover, (not self._database.postgresql, ()))
         for one in found:
             log.warning("purchase_recovered", reference=one.reference, supplier=one.supplier, state=one.state)
 
@@ -507,7 +507,7 @@ class Purchases:
             await self._writer.submit(self._ledger.renew, (self._holder, sorted(self._active)))
         found = [one for one in await asyncio.to_thread(self._due) if one.id not in self._active]
         if any(one.state in {PurchaseState.INTENDED, PurchaseState.SENT} for one in found):
-            await self._writer.submit(self._ledger.recover, (self._holder, False))
+            await self._writer.submit(self._ledger.recover, (False, frozenset(self._active)))
         open_ones = [one for one in found if one.state in {PurchaseState.ACCEPTED, PurchaseState.UNKNOWN}]
         return [self._spawn(self._quietly(self._follow(one.id))) for one in open_ones]
 
@@ -633,7 +633,8 @@ class Purchases:
     async def heard(self, supplier: str, webhook: Webhook) -> bytes:
         """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.
 
-        Raises NotFoundError for a supplier that sends none, Forged for what is not signed, UnavailableError for too many.
+        Raises NotFoundError for a supplier that sends none, Forged for what is not signed, UnavailableError for too
+        many.
         """
         link = self._links.get(supplier)
         if link is None or "parse_webhook" not in link.capabilities:
@@ -683,9 +684,8 @@ class Purchases:
         if found is None or found.on_shortage != "buy" or self._stopping:
             return
         running = self._covering.get(product)
-        if running is None:
+        if running is None or running.done():
             running = self._covering[product] = self._spawn(self._cover(product))
-            running.add_done_callback(lambda _: self._covering.pop(product, None))
         else:
             self._again.add(product)
         await asyncio.shield(running)
@@ -754,7 +754,6 @@ class Purchases:
         sealed, slices = self._vault.seal(origin, cards)
         return Came(
             held=held_by(one),
-            product=product.sku,
             issuer=product.issuer,
             keys=sealed,
             slices=slices,

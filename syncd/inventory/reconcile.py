@@ -34,7 +34,7 @@ class Standing:
     doubted: float
     """Since its outcome is unknown, by the clock."""
     watched: float
-    """For how long this daemon has known of that: a clock that jumps, or a restart, makes nothing older than it is."""
+    """For how long this daemon has known of it: a clock that jumps, or a restart, makes nothing older than it is."""
     tries: int
     """How often it was sent."""
     denied: int
@@ -69,7 +69,7 @@ def next_step(one: Standing, able: Able, limits: Purchasing) -> Step:
     the supplier promises that this buys nothing twice, or tells what became of it; else a person decides.
     """
     if one.state == PurchaseState.ACCEPTED:
-        overdue = one.age > limits.deadline
+        overdue = one.age > limits.deadline and one.watched >= limits.settle  # a clock that jumped is no delay
         if one.order_id and "get_order" in able.verbs:
             return Step("poll", overdue=overdue)
         if "find_order" in able.verbs:

@@ -101,6 +101,7 @@ class Sync:
         self._asked_at: dict[tuple[str, str], float] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._failing: set[str] = set()
+        self._unlisted: set[tuple[str, str]] = set()
         self._stopping = False
         self.listed: Callable[[], None] = lambda: None
         """Told whenever a supplier's offers were taken."""
@@ -315,6 +316,11 @@ class Sync:
             run.problems.append(run.taken.problem)
         if run.taken.left_out:
             run.complaints.append(run.taken.left_out)
+        unlisted = {} if run.taken.problem or run.stop.is_set() else self._catalogue.unlisted(name)
+        for sku, product in unlisted.items():
+            if (name, sku) not in self._unlisted:
+                log.warning("offer_not_listed", supplier=name, sku=sku, product=product)
+        self._unlisted = {each for each in self._unlisted if each[0] != name} | {(name, sku) for sku in unlisted}
 
     def _get_balance(self, link: Link, run: _Run) -> None:
         """Ask what our account holds, of a supplier that has answered; not to know it is no failure."""

@@ -411,6 +411,7 @@ Index(
     sqlite_where=text("closed_at IS NULL AND next_at IS NOT NULL"),
     postgresql_where=text("closed_at IS NULL AND next_at IS NOT NULL"),
 )
+Index("ix_purchase_created_at", purchase.c.created_at)
 Index("ix_purchase_supplier", purchase.c.supplier, purchase.c.created_at)
 Index("ix_purchase_product", purchase.c.product, purchase.c.created_at)
 

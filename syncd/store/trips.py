@@ -18,6 +18,8 @@ Statement = tuple[str, Sequence[Any]]
 
 _INT8: Final = 20
 _TEXT: Final = 25
+_PREPARED: Final = 100
+"""So many statements keep their plans at the server; others, of rare shapes, are planned each time."""
 
 
 class Trips:
@@ -39,12 +41,17 @@ class Trips:
         self._pg.enter_pipeline_mode()
         for sql, params in statements:
             name = self._names.get(sql)
-            if name is None:
-                self._named += 1
-                name = self._names[sql] = b"syncd_%d" % self._named
-                self._pg.send_prepare(name, sql.encode(), [_INT8 if isinstance(p, int) else _TEXT for p in params])
-                sent.append(sql)
-            self._pg.send_query_prepared(name, [_written(value) for value in params])
+            types = [_INT8 if isinstance(value, int) else _TEXT for value in params]
+            values = [_written(value) for value in params]
+            if name is None and len(self._names) == _PREPARED:
+                self._pg.send_query_params(sql.encode(), values, types)
+            else:
+                if name is None:
+                    self._named += 1
+                    name = self._names[sql] = b"syncd_%d" % self._named
+                    self._pg.send_prepare(name, sql.encode(), types)
+                    sent.append(sql)
+                self._pg.send_query_prepared(name, values)
             sent.append(None)
         self._pg.pipeline_sync()
         self._flush()

@@ -183,10 +183,3 @@ def test_an_adapter_that_is_not_found_says_where_it_was_looked_for(syncd: Any, a
 def test_a_file_that_is_not_there_and_a_tier_that_is_none(syncd: Any, folder: Path) -> None:
     assert "there is no file nosuch.py" in syncd("adapter", "test", "nosuch.py").err
     assert "bronze, silver or gold" in syncd("adapter", "test", "feed", "--tier", "platinum").err
-
-
-@pytest.mark.parametrize("name", [one.name for one in registry.catalogue([])])
-def test_every_bundled_adapter_is_silver(syncd: Any, folder: Path, name: str) -> None:
-    tried = syncd("adapter", "test", name)
-    assert tried.code == 0, tried.out
-    assert f"{name}: silver (" in tried.out

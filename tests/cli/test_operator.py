@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from syncd.cli.configuration import settings
+from syncd.cli.products import alike
+
 CANARY = "CANARY-AAAA-BBBB"
 
 
@@ -153,8 +156,23 @@ def test_status_shows_facts_and_tables_or_json(syncd: Any, operator: Any) -> Non
     lines = syncd("status").out.splitlines()
     assert "ready        yes" in lines
     assert "restored at  -" in lines
-    assert "files  up            -       -        -                -           -" in lines
+    assert "files  up            -       -        -                -" in lines
     assert "  keys  7" in lines
+
+
+def test_why_a_supplier_is_down_is_said_once_and_below_the_table(syncd: Any, operator: Any) -> None:
+    why = "GET /v1/goods: no connection"
+    down = f"down since 2026-11-01T00:00:00Z: {why}; next try 2026-11-01T00:01:00Z"
+    rows = [
+        {"name": "dead", "state": down, "last_error": f"{why} (check the address)"},
+        {"name": "odd", "state": "failing, 3 in a row", "last_error": "half a listing is none"},
+        {"name": "good", "state": "up", "last_error": None},
+    ]
+    operator.on("GET", "/v1/status", {"suppliers": rows})
+    shown = syncd("status").out
+    assert shown.count(why) == 1
+    assert f"\ndead: {why}; next try 2026-11-01T00:01:00Z\nodd: half a listing is none\n" in shown
+    assert max(map(len, shown.splitlines())) < 120
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -635,6 +653,16 @@ def test_offers_are_listed_page_by_page(syncd: Any, operator: Any) -> None:
     assert "the first" not in syncd("offers", "list", "--limit", 3).err
 
 
+def test_an_offer_that_a_product_names_and_nobody_lists_is_said(syncd: Any, config: Path, operator: Any) -> None:
+    config.write_text(
+        '[daemon]\nlisten = "127.0.0.1:0"\n[suppliers.wang]\nadapter = "x"\nenabled = false\n'
+        '[products.steam]\noffers = [{ supplier = "wang", sku = "1" }, { supplier = "wang", sku = "NOPE" }]\n'
+    )
+    operator.on("GET", "/v1/offers", {"offers": [listed("1")], "next": None})
+    ended = syncd("offers", "list", "--product", "steam")
+    assert (ended.code, ended.err) == (0, "wang does not list NOPE\n")
+
+
 def test_offers_are_searched_and_say_what_is_odd_about_them(syncd: Any, operator: Any) -> None:
     odd = listed("1", for_sale=False, held_price="0.48 CNY", stale=True, stock={"kind": "coarse", "level": "low"})
     operator.on("GET", "/v1/offers", {"offers": [odd], "next": None})
@@ -686,11 +714,40 @@ def test_offers_are_suggested_as_configuration_to_paste(syncd: Any, config: Path
         "steam.50": {"offers": [{"supplier": "wang", "sku": "1"}]},
         "mobile": {"offers": [{"supplier": "wang", "sku": '3"\\'}]},
     }
-    assert "nothing is like 1 product" in ended.err
+    assert "no offer is like enough to 1 product" in ended.err
     (config.parent / "conf.d").mkdir()
     (config.parent / "conf.d" / "offers.toml").write_text(ended.out)
     assert syncd("product", "suggest", "mapped", "--json").json["suggestions"][0]["offers"][0]["sku"] == "1"
     assert syncd("products", "suggest", "nothing").code == 1
+
+
+def test_of_offers_that_are_alike_what_is_in_stock_comes_first_then_what_costs_least(syncd: Any, config: Path) -> None:
+    def at(sku: str, cost: str | None, **stock: Any) -> dict[str, Any]:
+        price = cost and {"amount": cost, "currency": "CNY"}
+        return {**listed(sku), "price": price, "cost": price, "stock": {"kind": "exact", **stock}}
+
+    offers = [
+        at("gone", "1", quantity=0),
+        at("dear", "9.5", quantity=3),
+        at("cheap", "9.10", quantity=1),
+        at("?", None),
+    ]
+    config.write_text('[daemon]\nlisten = "127.0.0.1:0"\n[products.steam]\ntitle = "Steam Wallet 50"\n')
+    found = alike(settings(config).products, offers, 75, 3)
+    assert [row["sku"] for row in found[0]["offers"]] == ["cheap", "dear", "?"]
+
+
+def test_nothing_to_suggest_says_why(syncd: Any, config: Path, operator: Any) -> None:
+    operator.on("GET", "/v1/offers", {"offers": [], "next": None})
+    config.write_text(
+        '[daemon]\nlisten = "127.0.0.1:0"\n[suppliers.wang]\nadapter = "x"\nenabled = false\n'
+        '[products.steam]\noffers = [{ supplier = "wang", sku = "9" }]\n'
+    )
+    ended = syncd("products", "suggest")
+    assert (ended.out, ended.err) == ("every product has offers\n", "")
+    config.write_text('[daemon]\nlisten = "127.0.0.1:0"\n[products.steam]\n')
+    ended = syncd("products", "suggest")
+    assert (ended.out, "no offer is like enough" in ended.err, "paste" in ended.err) == ("", True, False)
 
 
 def test_control_a_card_of_500_is_never_suggested_for_one_of_50() -> None:

@@ -7,9 +7,11 @@ SYNCD_FUZZ_PLANT plants a bug, to show that the target finds it.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import replace
 from datetime import UTC
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ SEEDS = (
     "A0001║draft║1║2\n",
     "链接: https://pan.example/s/1a 提取码: x7k2\n",
     "ABCDE-12345-FGHIJ, KLMNO-12345-FGHIJ\n",
+    "ABCDE-12345-FGHIJ, KLMNO-12345-FGHIJ, PQRST-12345-FGHIJ\nABCDE-12345-FGHIK\n",
 )
 
 
@@ -107,23 +110,18 @@ def nothing_is_lost(payload: bytes, cards: list[Any], reading: Reading) -> None:
     if reading.media == "json" or len(payload) > LONG:
         return  # what is around the elements of a document is its envelope; a long line comes in pieces
     at, gaps = 0, []
-    for card, after in zip(cards, [*cards[1:], None], strict=False):
-        if after is not None and after.position == card.position and card.key is not None and card.end <= at:
-            assert card.raw in payload[at:], "one of several keys of a line that is not in it"
+    for _, group in groupby(cards, key=lambda card: card.position):
+        together = list(group)
+        if len(together) > 1 and all(card.key is not None for card in together):
+            every_key(payload[at : together[-1].end], [card.raw for card in together])
+            at = together[-1].end
             continue
-        if (
-            card.key is not None
-            and payload[at : card.end].strip() != card.raw
-            and card.end > at
-            and several(cards, card)
-        ):
+        for card in together:
+            start = len(payload[: card.end].rstrip(b"\r\n")) - len(card.raw)
+            assert start >= at or not card.raw, "slices that overlap"
+            assert payload[start : start + len(card.raw)] == card.raw, "a slice that is not in the payload"
+            gaps.append(payload[at:start])
             at = card.end
-            continue
-        start = len(payload[: card.end].rstrip(b"\r\n")) - len(card.raw)
-        assert start >= at or not card.raw, "slices that overlap"
-        assert payload[start : start + len(card.raw)] == card.raw, "a slice that is not in the payload"
-        gaps.append(payload[at:start])
-        at = card.end
     gaps.append(payload[at:])
     header = reading.header
     for gap in gaps:
@@ -135,9 +133,16 @@ def nothing_is_lost(payload: bytes, cards: list[Any], reading: Reading) -> None:
                 assert not bare or (reading.splitter == "labelled" and is_gap(strip(line))), "bytes between cards"
 
 
-def several(cards: list[Any], card: Any) -> bool:
-    """Whether a line has more keys than this one."""
-    return sum(other.position == card.position for other in cards) > 1
+TOKEN = re.compile(rb"[A-Za-z0-9-]*\d[A-Za-z0-9-]*")
+PLAIN = re.compile(rb"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:[ T]\d{1,2}:\d\d(?::\d\d)?)?")
+
+
+def every_key(line: bytes, raws: list[bytes]) -> None:
+    """Of a line with several keys nothing is left that may be one more, or a part of one."""
+    for raw in raws:
+        assert raw in line, "one of several keys of a line that is not in it"
+        line = line.replace(raw, b" ", 1)
+    assert all(len(token) < 5 for token in TOKEN.findall(PLAIN.sub(b" ", line))), "a token of several is lost"
 
 
 def plant(name: str) -> None:
@@ -154,7 +159,16 @@ def plant(name: str) -> None:
         key = line(self, text)
         return self.fmt.key({**key.fields, "code": "AAAAA-11111-AAAAA"}) if hasattr(key, "fields") else 1 / 0
 
-    patched = {"lost": ("card", lost), "raised": ("line", raised), "wrong": ("line", wrong)}[name]
+    def dropped(self: Any, text: str) -> Any:
+        result = line(self, text)
+        return (result[0], *result[2:]) if isinstance(result, tuple) and len(result) > 2 else result
+
+    patched = {
+        "dropped": ("line", dropped),
+        "lost": ("card", lost),
+        "raised": ("line", raised),
+        "wrong": ("line", wrong),
+    }[name]
     setattr(Slices, *patched)
 
 

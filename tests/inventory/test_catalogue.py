@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from syncd import daemon
 from syncd.adapter import (
@@ -415,6 +416,18 @@ async def test_offers_are_found_by_supplier_product_and_words_page_by_page(marke
             market.catalogue.find(**wrong)
 
 
+async def test_a_sku_that_a_product_names_and_the_supplier_does_not_list_is_said_once_in_the_log(market: Any) -> None:
+    market.beta.listed = [offer("s-9")]
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert (await market.run("beta"))["error"] is None
+    told = [(one["sku"], one["product"]) for one in logged if one["event"] == "offer_not_listed"]
+    assert told == [("s-2", "steam")]
+    market.beta.listed = [offer("s-2"), offer("s-9")]
+    await market.run("beta")
+    assert market.catalogue.unlisted("beta") == {}
+
+
 async def test_the_history_of_an_offer_is_newest_first(market: Any) -> None:
     for price in ("10.00", "11.00", "12.00"):
         market.beta.listed = [offer("s-2", price=price)]
@@ -429,8 +442,9 @@ def test_a_product_whose_supplier_cannot_list_is_a_problem_of_the_configuration(
     file = tmp_path / "syncd.toml"
     file.write_text(CONFIGURATION)
     said = [str(problem) for problem in daemon.check(file)]
-    assert any("products.xbox.offers: supplier alpha cannot list offers" in line for line in said)
-    assert any("products.steam.offers: supplier alpha cannot be asked for one offer" in line for line in said)
+    none = "supplier alpha has no such offer: its adapter"
+    assert any(f"products.xbox.offers: {none} " in line and "lists none -> name a supplier" in line for line in said)
+    assert any(f"products.steam.offers: {none} " in line and "-> take refresh out" in line for line in said)
     assert not any("products.off" in line for line in said)  # it is switched off: nobody knows what it could do
 
 

@@ -33,7 +33,8 @@ PIECES = st.sampled_from([
     '{"card_no":"A1","card_pwd":"B2"}', '["A1----B2","C3"]', '{"data":[', "null",
     '{"codes":[{"codeType":"PRE_ORDER","code":null}]}', "[" * 2000, "iVBORw0KGgo", "data:image/png;base64,", "АBC",
     "01234567890123456----012345678901234567", "{number}----{pin}", "4111 1111 1111 1111", "31 Dec 2030",
-    "1767225599",
+    "1767225599", "ABCDE-12345-FGHIK, ABCDE-12345-FGHIL", "exp 2031-12-31", "31.12.2031", "以上已售", "→", "一、",
+    "is_valid", "NO:12345678 PWD:87654321", "有效期到明年", "循环卡", "卡号\n",
 ])  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=14).map("".join)
 PAYLOADS = st.one_of(
@@ -60,7 +61,7 @@ def seeds() -> None:
     target.check(bytes([0, 0, 0, 7]) + b"AB1")
 
 
-@pytest.mark.parametrize("planted", ["lost", "raised", "wrong"])
+@pytest.mark.parametrize("planted", ["lost", "raised", "wrong", "dropped"])
 def test_negative_control_a_planted_bug_breaks_a_promise(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("line", "card"):
         monkeypatch.setattr(target.Slices, name, getattr(target.Slices, name))  # put back at the end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from decimal import Decimal
 
 import pytest
 
+from syncd import adapter
 from syncd.adapter import (
     BadResponse,
     Config,
@@ -27,6 +29,7 @@ from syncd.adapter import (
     instant,
     reading,
 )
+from syncd.suppliers import registry
 
 NOW = Offer(
     "1",
@@ -134,3 +137,16 @@ def test_what_cannot_be_opened_is_said_without_the_secret(key, data, error):
     with pytest.raises(error) as caught:
         aes_256_ecb(SecretText(key), data)
     assert key not in str(caught.value)
+
+
+def test_the_interface_is_what_the_guide_documents():
+    guide = (registry.bundled() / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"```python\n.*?```|`[^`\n]+`", guide, re.DOTALL))))
+    assert sorted(set(adapter.__all__) - named) == []
+    imported = {
+        name
+        for block in re.findall(r"from syncd\.adapter import (\([^)]*\)|.*)", guide)
+        for name in re.findall(r"\w+", block)
+    }
+    assert imported <= set(adapter.__all__)
+    assert all(hasattr(adapter, name) for name in adapter.__all__)

@@ -33,8 +33,6 @@ from syncd.adapter import (
     Stock,
     Transient,
 )
-from syncd.suppliers import registry
-from syncd.suppliers.conformance import conformance
 from tests.suppliers.loopback.linked import linked
 
 BASE = "https://api.codeswholesale.com"
@@ -594,13 +592,3 @@ def test_M1_a_day_that_cannot_be_read_leaves_it_open(site, link, answer):
     with pytest.raises((BadResponse, Transient)):
         link.call("find_order", "KT0000000001")
     assert asked.call_count == 4
-
-
-# --- the kit ----------------------------------------------------------------------------------------------------------
-
-KIT = conformance(registry.bundled() / "codeswholesale.py")
-
-
-@pytest.mark.parametrize("check", KIT.checks("gold"), ids=str)
-def test_the_conformance_kit(check):
-    KIT.holds(check)

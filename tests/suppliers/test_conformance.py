@@ -18,6 +18,7 @@ from syncd.suppliers import registry
 from syncd.suppliers.client import Sent
 from syncd.suppliers.conformance import CHECKS, conformance, examined, tier_of
 from syncd.suppliers.conformance import examples as form
+from syncd.suppliers.conformance.checks import IN_TOML
 from syncd.suppliers.conformance.script import Script
 
 HERE = Path(__file__).parent / "kit"
@@ -512,6 +513,15 @@ def test_an_error_of_a_kind_of_its_own_is_what_its_nearest_public_kind_is(tmp_pa
     own = "class Gone(NotForSale):\n    pass\n\n\nREFUSALS: Mapping"
     changes = ('raise NotForSale(f"{sku} is gone"', 'raise Gone(f"{sku} is gone"'), ("REFUSALS: Mapping", own)
     assert red(mutated(acme("", *changes), tmp_path)) == set()
+
+
+def test_an_adapter_without_code_is_told_what_to_do_in_its_own_words(tmp_path: Path) -> None:
+    for name in ("kasushou.toml", "kasushou.examples.toml"):
+        text = (BUNDLED / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace('raise = "OutOfStock"', 'raise = "Refused"'))
+    wrong = [one for one in examined(tmp_path / "kasushou.toml", up_to="silver") if one.state == "failed"]
+    assert {todo for one in wrong for _, todo in one.findings} & {IN_TOML["refusals-are-typed"]}
+    assert IN_TOML.keys() <= CHECKS.keys()
 
 
 # --- for pytest -------------------------------------------------------------------------------------------------------

@@ -1099,6 +1099,41 @@ async def test_M1_an_empty_answer_is_a_proof_only_where_the_file_says_so(made, w
         assert await made(BASE, text, play=Script([]), sure=True).find_order("R1") is None
 
 
+async def test_M1_a_null_can_be_made_the_empty_list_that_is_a_proof(made):
+    item = "contains(keys(@), 'data') && (data || `[]`)"
+    assert f'``item = "{item}"``' in DOCS
+    text = f'{VERBS}\nempty_is_absent = true\nitem = "{item}"'
+    assert await made(BASE, text, play=Script({"data": None})).find_order("R1") is None
+    found = {"data": [{"id": "1", "ref": "R1", "status": "NEW"}]}
+    assert (await made(BASE, text, play=Script(found)).find_order("R1")).id == "1"
+    for nothing in ({}, {"data": 7}, {"date": None}):
+        with pytest.raises(BadResponse):
+            await made(BASE, text, play=Script(nothing)).find_order("R1")
+
+
+async def test_an_order_whose_answer_lacks_our_reference_says_what_to_do(made):
+    answer = {"id": "1", "status": "NEW"}
+    order = OrderRequest("R1", Offer("s", "t", None, Stock.exact(1)), 1)
+    with calling(Verb("place_order")), pytest.raises(BadResponse, match="no reference where") as raised:
+        await made(BASE, VERBS, play=Script(answer)).place_order(order)
+    assert raised.value.hint == "if the supplier does not send it here, give this verb an `order` without reference"
+
+
+async def test_a_failure_says_what_to_do_in_the_files_words_or_in_ours(made):
+    for more, hint in (("", "another offer may have it"), ('hint = "ask at the counter"', "ask at the counter")):
+        text = f"[[errors]]\nstatus = 409\nraise = 'OutOfStock'\n{more}"
+        with pytest.raises(sdk.OutOfStock) as raised:
+            await made(BASE, text, CHECK, play=Script(Reply(409))).check()
+        assert raised.value.hint == hint
+
+
+@pytest.mark.parametrize("wrong", ["code == 0", "a.b >= -5", "ok == true", "list[?on==false]"])
+def test_a_bare_literal_in_a_path_says_how_it_is_written(wrong):
+    with pytest.raises(ValueError, match="stand in backticks: code == `0`"):
+        sdk.select(wrong)
+    assert sdk.select("code == '0' || ok == `true` || id != null")({"code": "0"}) is True
+
+
 @pytest.mark.parametrize("answer", [{}, [], None, {"list": None}, {"list": {}}, {"list": [{"id": "1", "ref": "R2"}]}])
 async def test_M1_only_an_empty_list_in_its_place_is_a_proof(made, answer):
     text = f"{VERBS}\nempty_is_absent = true\nitem = 'list'"

@@ -34,8 +34,6 @@ from syncd.adapter import (
     Stock,
     Transient,
 )
-from syncd.suppliers import registry
-from syncd.suppliers.conformance import conformance
 from tests.suppliers.loopback.linked import linked
 
 URL = "https://fulu.test/api/getway"
@@ -652,13 +650,3 @@ def test_M1_no_order_is_absent_unless_the_operator_knows_the_code(platform, link
                 told.call("find_order", "AB12")
         platform.answers[ORDER] = said(ordered(order_state="success", cards=[card()]))
         assert [type(key) for key in told.call("find_order", "AB12").keys] == [RawKey]
-
-
-# --- the kit ----------------------------------------------------------------------------------------------------------
-
-KIT = conformance(registry.bundled() / "fulu.py")
-
-
-@pytest.mark.parametrize("check", KIT.checks("silver"), ids=str)
-def test_the_conformance_kit(check):
-    KIT.holds(check)

@@ -29,8 +29,6 @@ from syncd.adapter import (
     Stock,
     Transient,
 )
-from syncd.suppliers import registry
-from syncd.suppliers.conformance import conformance
 from tests.suppliers.loopback.linked import linked
 
 REAL, SANDBOX = "https://giftcards.reloadly.com", "https://giftcards-sandbox.reloadly.com"
@@ -505,13 +503,3 @@ def test_M1_nothing_found_proves_nothing_unless_the_operator_says_so(platform, l
             platform.answers[at] = answer
             with pytest.raises((BadResponse, Transient)):
                 told.call("find_order", "AB12")
-
-
-# --- the kit ----------------------------------------------------------------------------------------------------------
-
-KIT = conformance(registry.bundled() / "reloadly.toml")
-
-
-@pytest.mark.parametrize("check", KIT.checks("silver"), ids=str)
-def test_the_conformance_kit(check):
-    KIT.holds(check)

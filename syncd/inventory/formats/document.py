@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from syncd.inventory.formats.expiry import may_be_date
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.rules import Refusal
+from syncd.inventory.formats.text import says_reusable
 from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
@@ -156,7 +157,11 @@ def _object(text: str, element: Element, members: Object, depth: int) -> Iterato
     own = [name for name, value in members if _is_part(name, value)]
     if holding:
         own = [name for name, value in members if _is_part(name, value) and not _is_status(name, value)]
-    if not holding:
+    if any(_is_reusable(name, value) for name, value in members):
+        yield Element(
+            element.start, element.end, Refusal("ambiguous", "a card that is sold again and again cannot be counted")
+        )
+    elif not holding:
         yield element
     elif len(holding) > 1 or own:
         what = "lists" if len(holding) > 1 else "a list of cards beside a part of one"
@@ -197,6 +202,11 @@ def _is_status(name: str, value: object) -> bool:
         and isinstance(value, str)
         and _STATUS.fullmatch(value) is not None
     )
+
+
+def _is_reusable(name: str, value: object) -> bool:
+    """Whether a member says that the cards beside it are sold again and again."""
+    return isinstance(value, str) and (says_reusable(value) or (normal(name) in _KINDS and value.lower() == "loop"))
 
 
 def _holds_cards(value: object, name: str) -> bool:

@@ -22,7 +22,7 @@ from syncd.inventory.formats.split import (
     split_parts,
 )
 from syncd.inventory.formats.template import is_template
-from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, strip
+from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, says_reusable, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
@@ -63,9 +63,13 @@ STRONG: Final = (
     "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
 RECORD_PARTS: Final = 4
+_OF_ALL: Final = re.compile(
+    r"以[上下]|全部|所有|[两三四五六七八九十]张|均为?|都|相同|统一|\b(?:all|both|each|every)\b", re.IGNORECASE
+)
 _OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])[A-Za-z0-9-]{6,}|\d{9,}")
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
+_NAME: Final = 32
 _PAIR: Final = 2
 _ENOUGH: Final = 4
 _REMEMBERED: Final = 4096  # numbers, to see one that comes again
@@ -168,6 +172,7 @@ class Evidence:
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
         self.keyed = _Labels()  # of the lines that name a part of a key
+        self.again = False  # a line says that the cards are sold again and again
         self.spent = False  # a heading says that some of the cards are no good any more
         self.notes = 0  # lines with labels of which none names a part of a key
         self.records = 0
@@ -187,6 +192,7 @@ class Evidence:
         self._said: set[str] = set()  # expiry dates in prose
         self._labelled_dates: set[str] = set()
         self.header: str | None = None
+        self._named: set[str] = set()  # names of parts on lines of their own
         self._sample: dict[str, list[str | None]] = {}
 
     def settled(self) -> bool:
@@ -212,7 +218,10 @@ class Evidence:
             return
         if self.header is None:
             self.header = bare
+        if len(bare) < _NAME and (role := ROLES.get(normal(bare))) in KEY_ROLES:
+            self._named.add(role)
         self.spent = self.spent or heads_spent(bare)
+        self.again = self.again or says_reusable(bare)
         if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
             return
@@ -296,6 +305,7 @@ class Evidence:
             self.notes += 1
             said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
             said = list(filter(None, said))
+            self._said.update(expiry_in(text) for text in said if _OF_ALL.search(text))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
         self._gap, self._waits, self._held = False, not items[-1].text, ""
@@ -380,6 +390,11 @@ class Evidence:
     def reading(self, encoding: str, split: str, media: str) -> Reading:
         """The Reading of text that these lines are evidence for."""
         reading = self._reading(encoding, split, media)
+        if len(self._named) > 1 and reading.splitter == "line" and not reading.candidates:
+            named = tuple(sorted(self._named))
+            reading = replace(reading, problem=f"names on lines of their own ({', '.join(named)})")
+        if self.again:
+            reading = replace(reading, problem="a card that is sold again and again cannot be counted")
         if self.spent:
             reading = replace(reading, problem="a heading that says that some of the cards are used or void")
         expires = self.expires(labelled=reading.splitter == "labelled")

@@ -16,6 +16,8 @@ _NEVER_WORDS: Final = frozenset(
     {
         "",
         "-",
+        "0000-00-00",
+        "0000-00-00 00:00:00",
         "永久",
         "永久有效",
         "长期",
@@ -70,6 +72,7 @@ _ANY: Final = re.compile(
 _ALONE: Final = re.compile(WRITTEN, re.IGNORECASE)
 _VAGUE: Final = re.compile(
     r"20\d\d ?年? ?(?:底|末|内|前|之前|到期|过期|失效)|年底|年末|月底|月末|明年|次年|下个?月|本月"
+    r"|[〇零一二三四五六七八九十]{4} ?年"
     r"|\b(?:until|till|expir\w*|valid|before|by|of) (?:the )?(?:end of )?20\d\d"
     r"|end of (?:the |this |next )?(?:year|month)|next year",
     re.IGNORECASE,

@@ -39,6 +39,7 @@ from syncd.inventory.formats.words import (
     NOTE,
     Item,
     find_labels,
+    names_a_part,
     says_spent,
 )
 from syncd.model import CardKey
@@ -344,6 +345,9 @@ def _usual(match: re.Match[str] | None, sizes: tuple[int, ...]) -> bool:
     )
 
 
+_WORDS: Final = Refusal("prose", "this is a text, not a key")
+
+
 class _Labelled:
     """The labelled card that is being put together, line by line."""
 
@@ -352,6 +356,7 @@ class _Labelled:
         self.lines: list[Line] = []
         self.items: list[Item] = []
         self.gap: list[Line] = []
+        self.said: list[Line] = []  # words in the gap: the card's, if it goes on behind them
         self.size = 0
 
     def waits(self) -> bool:
@@ -362,7 +367,7 @@ class _Labelled:
         """The line belongs to the card, and so does the gap before it."""
         self.lines += [*self.gap, line]
         self.size += len(line.data)
-        self.gap = []
+        self.gap, self.said = [], []
 
     def blank(self, line: Line) -> bool:
         """A blank line behind the card; False if there are too many of them to go on."""
@@ -390,7 +395,9 @@ class _Labelled:
                 yield from _cards(self.slices, line, raw, self.slices.dated(self.slices.rescued(strip(text), result)))
             else:
                 yield from _cards(self.slices, line, raw, self.slices.dated(result))
-        self.lines, self.items, self.gap, self.size = [], [], [], 0
+        for line in self.said:
+            yield self.slices.card(line.number, line.end, line.resume, _bare(line), _WORDS)
+        self.lines, self.items, self.gap, self.said, self.size = [], [], [], [], 0
 
     def spoil(self, line: Line, refusal: Refusal) -> Iterator[Card]:
         """A line that cannot be placed: what stands right before it is not certain either."""
@@ -400,7 +407,7 @@ class _Labelled:
         yield from self.close(refusal)
 
 
-def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa: C901, PLR0912 -- each kind of line once
+def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa: C901, PLR0912, PLR0915 -- each kind of line once
     """Cards of labelled lines. A card begins with the anchor, and ends where a label comes again, or as the layout
     says.
     """
@@ -452,11 +459,14 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa
         ):
             yield from card.close()
             yield from _cards(slices, line, _bare(line), slices.dated(found))
+        elif card.lines and not card.gap and layout != "line" and names_a_part(bare):
+            yield from card.spoil(line, Refusal("unreadable_shape", "a name that is not known, and may be a part"))
         elif is_prose_line(bare, slices.fmt.placeholders) and not (EXPIRY_WORDS.search(bare) and expiry_in(bare)):
+            if card.lines and layout == "run" and card.blank(line):
+                card.said.append(line)
+                continue
             yield from card.close()
-            yield slices.card(
-                line.number, line.end, line.resume, _bare(line), Refusal("prose", "this is a text, not a key")
-            )
+            yield slices.card(line.number, line.end, line.resume, _bare(line), _WORDS)
         else:
             yield from card.spoil(line, Refusal("unreadable_shape", "a line without a known label beside the card"))
     yield from card.close()

@@ -344,10 +344,13 @@ class Format:
             return Refusal("ambiguous", f"beside {rule.name} a part that may belong to the key")
         return {rule.name: fitting[0]}
 
-    def key(self, roles: Mapping[str, str], expires_at: int = NEVER, *, named: bool = False) -> CardKey | Refusal:
+    def key(
+        self, roles: Mapping[str, str], expires_at: int = NEVER, *, named: bool = False, whole: bool = False
+    ) -> CardKey | Refusal:
         """The key that these named texts make, or why they make none. Notes are passed over; any other must fit.
 
-        ``named``: the parts were told from each other by their names, so that marks in them are their own.
+        ``named``: the parts were told from each other by their names, so that marks in them are their own; ``whole``:
+        so was the only one.
         """
         given = {
             role: text for role, text in roles.items() if strip(text) and role != EXPIRES and not role.startswith(NOTE)
@@ -355,7 +358,7 @@ class Format:
         if not given:
             return Refusal("missing_field", "no part of a key is here")
         if self.kind == "auto":
-            return self._auto_key(given, expires_at, named=named and len(given) > 1)
+            return self._auto_key(given, expires_at, named=whole or (named and len(given) > 1))
         if self.kind == "opaque":
             return self._opaque_key(given, expires_at)
         assigned = self._assign(given)
@@ -430,6 +433,8 @@ class Format:
             if frozenset(given) == {"number"}:
                 return Refusal("missing_field", "a card number without its pin")
             return Refusal("not_this_format", f"no known shape has these parts: {', '.join(sorted(given))}")
+        if [*names.values()] == ["number", "pin"] and is_link(strip(given[next(iter(names))])):
+            names = dict(zip(names, ("link", "access"), strict=True))
         if [*names.values()] == ["code"] and is_link(strip(*given.values())):
             names = dict.fromkeys(names, "link")
         values: dict[str, str] = {}
@@ -458,11 +463,18 @@ class Format:
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
         if is_masked(value):
             return Refusal("prose", f"{name} is masked")
+        if name == "code" and _FULL_WIDTH.search(text):
+            return Refusal("unreadable_shape", "full-width letters, where the alphabet is not known")
         if SPOILT.fullmatch(value):
             return Refusal("unreadable_shape", f"{name} is a number or a date that a spreadsheet has made of it")
         if _QUICK_AUTO.fullmatch(value):
             return None
-        if named and _NAMED.fullmatch(value) and not is_placeholder(value, self.placeholders):
+        if (
+            named
+            and _NAMED.fullmatch(value)
+            and not (name == "number" and _is_cipher(value))
+            and not is_placeholder(value, self.placeholders)
+        ):
             return None
         problem = _odd_shape(name, value)
         return Refusal("unreadable_shape", problem) if problem else None
@@ -518,7 +530,12 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"password"}): {"password": "code"},
     frozenset({"link"}): {"link": "link"},
     frozenset({"link", "access"}): {"link": "link", "access": "access"},
+    **{frozenset({"link", pin}): {"link": "link", pin: "access"} for pin in ("password", "pin")},
     frozenset({"link", "code"}): {"link": "link", "code": "code"},
+    **{
+        frozenset({"email", "number", pin}): {"email": "email", "number": "number", pin: "pin"}
+        for pin in ("pin", "password")
+    },
     frozenset({"email", "password"}): {"email": "email", "password": "password"},
     **{frozenset({"number", pin}): {"number": "number", pin: "pin"} for pin in ("pin", "password", "code")},
     **{frozenset({"serial", pin}): {"serial": "serial", pin: "pin"} for pin in ("pin", "password")},
@@ -553,6 +570,12 @@ def template_fields(template: str) -> list[str]:
     return names
 
 
+def _is_cipher(value: str) -> bool:
+    """Whether a text is base64 of whole blocks of AES: a card as some suppliers send it, and not yet decrypted."""
+    whole = len(value) % 4 == 0 and len(value) * 3 // 4 - value[-2:].count("=") if not value.isalnum() else 0
+    return bool(whole) and whole % _BLOCK == 0 and _BASE64.fullmatch(value) is not None
+
+
 def _odd_shape(name: str, value: str) -> str:
     """What speaks against a folded text of unknown shape, "" if nothing does."""
     size = len(value)
@@ -565,6 +588,7 @@ def _odd_shape(name: str, value: str) -> str:
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
         "reads as the number of an order or an error": _ORDER.match(value) is not None,
         "reads as an address": name != "number" and _ADDRESS.fullmatch(value) is not None,
+        "reads as an encrypted text": name == "number" and _is_cipher(value),
         "reads as named parts": _PARTS.match(value) is not None,
         "reads as a word": value.replace("-", "").isalpha()
         and (not value.isupper() or ("-" not in value and size < _WORD)),
@@ -582,6 +606,9 @@ _ADDRESS: Final = re.compile(
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
 _PARTS: Final = re.compile(r"[A-Za-z_]+=[^&=]+&[A-Za-z_]+=")
+_FULL_WIDTH: Final = re.compile("[\uff21-\uff3a\uff41-\uff5a]")
+_BLOCK: Final = 16
+_BASE64: Final = re.compile("(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])[A-Za-z0-9+/]{22,}={0,2}")
 _COMPLETE: Final = 8
 _SUM: Final = re.compile(r"[1-9]\d{0,3}00|[1-9]\d{0,2}000|[1-9]\d{1,4}\.\d\d?")
 _GROUPS: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]{3,6}(?:-[A-Za-z0-9]{3,6}){2,6}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncd.inventory.formats.expiry import DATED, may_be_date
 from syncd.inventory.formats.text import LINK, denies, is_masked, is_placeholder
-from syncd.inventory.formats.words import AMOUNT, EXPIRY_WORDS, plain_width, without_index
+from syncd.inventory.formats.words import AMOUNT, EXPIRY_WORDS, KEY_ROLES, ROLES, normal, plain_width, without_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +40,15 @@ _RUN: Final = re.compile(r"[A-Za-z0-9]+(?:[-@._][A-Za-z0-9]+)*")
 _SOLID: Final = re.compile("[A-Za-z0-9]+")
 _GROUPED: Final = re.compile(f"{_LEFT}[A-Z0-9]{{4,6}}(?:-[A-Z0-9]{{4,6}}){{2,5}}{_RIGHT}")
 _BETWEEN: Final = re.compile(r"(?:[\s,;|/:.，；、：。｜()\[\]{}<>\"'“”\u2018\u2019\x00-]|\b\d{1,2}(?=[.)、:]))*")
+_SENTENCE: Final = re.compile("[\u3000-\u9fff\uff01-\uff5e\\s\x00,.:;!()-]*")
+"""What may stand between the keys of a sentence: nothing that is written as keys are."""
+_EITHER: Final = re.compile("或|还是|任选|选一|代替|替|原")
+_TITLE: Final = re.compile(
+    r"\s*(?:(?:[A-Z][a-z']+|[A-Z]{2,4}|of|the|a|an|and|in|for|to|at|de|la|[IVX]{1,4})[:,]?\s+){1,8}"
+    r"(?:[A-Z][a-z']+|[A-Z]{2,4}|[IVX]{1,4})\s*(?:[:→]|->|-)\s*\x00\s*"
+    r"|\s*(?:[A-Z]{2,4}\s?)?[\u4e00-\u9fff]{1,12}\s*[:→]\s*\x00\s*"
+)
+"""A title before a key: words that begin as words of a title do, and a colon."""
 _OTHER_PART: Final = re.compile(
     r"\bpins?\b|pwd|pass(?:word|wd|code)|secret|serial|cvv|cvc|token|account|user|login|e-?mail|卡号|账号|帐号|密码|序列|流水"
     "|邮箱|验证码|安全码|提取码|链接|串号|卡號|密碼",
@@ -88,6 +97,9 @@ def find(text: str, fmt: Format) -> Found | None:
     if fmt.lone_field == "link" and len(fmt.rules) == 1:
         return _links(text)
     plain = _SENDER.sub("", plain)
+    name, _, behind = plain.partition(":")
+    if fmt.kind != "auto" and ROLES.get(normal(name)) in KEY_ROLES:
+        plain = behind
     if "://" in plain or denies(plain) or is_placeholder(plain, fmt.placeholders):
         return None
     expires, rest = _cut_date(plain)
@@ -146,9 +158,16 @@ def _codes(rest: str, expires: str, name: str, spans: list[tuple[int, int]], *, 
     if len(tokens) == 1:
         if not _is_beside(beside, auto=auto):
             return None
-    elif auto or len(set(tokens)) < len(tokens) or not _BETWEEN.fullmatch(beside) or not all("-" in t for t in tokens):
+    elif auto or len(set(tokens)) < len(tokens) or not all("-" in token for token in tokens) or not _apart(beside):
         return None
     return Found(tuple({name: token} for token in tokens), expires)
+
+
+def _apart(between: str) -> bool:
+    """Whether what stands between keys of one line leaves each of them whole: separators, or words of a sentence."""
+    if _BETWEEN.fullmatch(between):
+        return True
+    return _SENTENCE.fullmatch(between) is not None and not (_OTHER_PART.search(between) or _EITHER.search(between))
 
 
 def _pair(rest: str, expires: str, fmt: Format) -> Found | None:
@@ -200,6 +219,8 @@ def _is_beside(text: str, *, auto: bool) -> bool:
     if "@" in left or "://" in left:
         return False
     words = _RUN.findall(left)
+    if auto and _TITLE.fullmatch(text) and not _OTHER_PART.search(text):
+        return True
     if auto:
         return all(_PLAIN_WORDS.fullmatch(word) or (word.isdigit() and len(word) < 3) for word in words)  # noqa: PLR2004
     return all(_is_word(word) for word in words)

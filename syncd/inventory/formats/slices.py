@@ -72,10 +72,13 @@ Result = CardKey | Refusal | tuple[CardKey, ...]
 Quick = tuple[re.Pattern[str], tuple[str, ...]]
 _MARKS: Final = frozenset(",;|/:&")
 _QUOTES: Final = ('"', "“", "”")
+_WHO: Final = frozenset({"number", "serial", "account", "email", "link", "code"})
 _CODES: Final = frozenset({"code", "pin", "password", "serial"})
 _WHOLE: Final = re.compile(r"(?=.*\d)[A-Za-z0-9]{4,}(?:[:|/=-][A-Za-z0-9]{4,}){1,5}")
 _SURE: Final = frozenset({"spent", "no_key_yet", "too_long", "undecodable", "bad_expiry"})
 _BEHIND: Final = re.compile(r"[,;|](?:[A-Za-z0-9-]{4,}|[\d./:-]{4,})$")
+_WITH_PIN: Final = re.compile(r"(?:[A-Z][a-z]+ ){0,4}(\d{8,20}) ?[,/]? (?:PIN|Pin|pin)[.:#]? ?(\d{3,12})")
+_QUOTED_CODE: Final = re.compile(r"(?!'|[A-Za-z0-9-]{4,}[,;][A-Za-z0-9-]{4,}$)[!-~]{6,64}")
 _PATH: Final = re.compile(r"/[!-~]*\?|\?[A-Za-z0-9_]{1,32}=")  # goes on as an address, and as no code
 _PWD: Final = re.compile(r"[?&](?:pwd|passwd|password|passcode|code)=([A-Za-z0-9]{4,8})(?![A-Za-z0-9])")
 
@@ -332,6 +335,8 @@ class Slices:
         if len(fmt.fields) > 1:
             parts = fold(bare).split(" ")
             return self._parts(parts if len(parts) == len(fmt.fields) else [bare])
+        if fmt.kind == "auto" and (both := _WITH_PIN.fullmatch(bare)):
+            return fmt.key({"number": both[1], "pin": both[2]})
         if fmt.kind == "auto" and (found := count_parts(bare)):
             if self.reading.whole and not {"  ", ",", ";", "\t", " - "} & found.keys() and _WHOLE.fullmatch(bare):
                 return fmt.whole(bare)
@@ -474,7 +479,8 @@ class Slices:
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
-        return self.named(roles)
+        alone = self.reading.media == "csv" and lone == ["code"] and _QUOTED_CODE.fullmatch(roles["code"])
+        return self.named(roles, whole=bool(alone))
 
     def _inside(self, cell: str) -> list[str]:
         """The parts of a cell that is a whole card, if it is one: ``number----pin`` in a column of its own."""
@@ -487,7 +493,7 @@ class Slices:
         parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
         return parts if len(parts) == (len(self.fmt.fields) or 2) else []
 
-    def named(self, roles: Mapping[str, str], *, free: bool = True) -> CardKey | Refusal:
+    def named(self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False) -> CardKey | Refusal:
         """Texts under their roles, the expiry among them."""
         for role in self.reading.required:
             if not roles.get(role):
@@ -499,7 +505,7 @@ class Slices:
         expires_at = self._expiry(roles[EXPIRES]) if EXPIRES in roles else NEVER
         if expires_at is None:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
-        return self.fmt.key(roles, expires_at, named=free)
+        return self.fmt.key(roles, expires_at, named=free, whole=whole)
 
     def record(self, text: str) -> Result:
         """One CSV record."""
@@ -534,6 +540,7 @@ class Slices:
     def items(self, items: Sequence[Item]) -> CardKey | Refusal:
         """The labelled values of one card."""
         roles: dict[str, str] = {}
+        items = _numbered(items)
         for item in items:
             if item.role in roles:
                 return Refusal("ambiguous", "a label twice: perhaps two cards on one line")
@@ -541,20 +548,10 @@ class Slices:
                 return Refusal("spent", "the supplier marks it as used, void or expired")
             roles[item.role] = item.text
         anchor = self.reading.anchor
-        if anchor and items and items[0].role != anchor:
+        if anchor and anchor != f"{NOTE}:no" and items and items[0].role != anchor:
             return Refusal("missing_field", f"the card does not begin with its {anchor.removeprefix(NOTE + ':')}")
-        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
-        for item in items[:-1]:
-            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
-                apart = item.text[-2:-1].isspace()
-                if (
-                    not apart
-                    and item.text[-1:] not in sure
-                    and item.role not in {EXPIRES, "account", "email"}
-                    and not self._is_code(item.role)
-                ):
-                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
-                roles[item.role] = strip(item.text[:-1])
+        if problem := self._unmarked(items, roles):
+            return problem
         marks = {item.text[-1:] for item in items if not item.role.startswith(NOTE)}
         between = {item.text[-1:] for item in items[:-1]} & _MARKS
         if items and (clause := CLAUSE.search(items[-1].text)) and not denies(clause[0]):
@@ -570,6 +567,22 @@ class Slices:
         roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
         return self.named(roles, free=free)
+
+    def _unmarked(self, items: Sequence[Item], roles: dict[str, str]) -> Refusal | None:
+        """Take the separators from the ends of values; a mark that may be a value's own is not certain."""
+        sure = {item.text[-1:] for item in items[:-1] if self._is_code(item.role)} & _MARKS
+        for item in items[:-1]:
+            if item.text[-1:] in _MARKS and not item.role.startswith(NOTE):
+                apart = item.text[-2:-1].isspace()
+                if (
+                    not apart
+                    and item.text[-1:] not in sure
+                    and item.role not in {EXPIRES, "account", "email"}
+                    and not self._is_code(item.role)
+                ):
+                    return Refusal("ambiguous", f"{item.role} ends in a mark that may be a separator")
+                roles[item.role] = strip(item.text[:-1])
+        return None
 
     def _is_code(self, role: str) -> bool:
         """Whether this role's value cannot end in punctuation, which then is a separator."""
@@ -625,6 +638,8 @@ class Slices:
             return self._prose(texts) or Refusal("unreadable_shape", "a bare number: zeros at its start may be lost")
         if len(parts) > 1:
             return self.named(roles)
+        if self.fmt.kind == "auto" and "number" in parts and not is_link(strip(parts["number"])):
+            return Refusal("missing_field", "a card number without its pin")
         result = self._text_card(*parts.values())
         if EXPIRES in roles and not isinstance(result, tuple):
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])])
@@ -675,6 +690,14 @@ class Slices:
         if image_of(text) is None:
             return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
         return self.fmt.key({"image": text})
+
+
+def _numbered(items: Sequence[Item]) -> Sequence[Item]:
+    """The values with ``NO`` as the number of the card, where a pin stands beside it and nothing else is the number."""
+    roles = {item.role for item in items}
+    if f"{NOTE}:no" not in roles or roles & _WHO or not roles & {"pin", "password"}:
+        return items
+    return [Item("number" if item.role == f"{NOTE}:no" else item.role, item.text) for item in items]
 
 
 def _keys(result: CardKey | tuple[CardKey, ...]) -> tuple[CardKey, ...]:

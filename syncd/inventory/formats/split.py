@@ -30,13 +30,13 @@ SEPARATORS: Final[dict[str, re.Pattern[str]]] = {
     ":": re.compile("[:：]"),
     ";": re.compile("[;；]"),
     " - ": re.compile("(?<=\\S) {1,4}[-/\u2010-\u2013\u2212] {1,4}(?=\\S)"),
-    "  ": re.compile(f"[{_SPACE}]{{2,}}|\u3000|(?<=\\d{{10}})[{_SPACE}](?=\\d{{4,64}}$)"),
+    "  ": re.compile(f"[{_SPACE}]{{2,}}|\u3000|(?<=\\d{{8}})[{_SPACE}](?=\\d{{4,64}}$)"),
 }
 """What may stand between the parts of a line. Several spaces count only where none of the others is found."""
 
 _TRIGGERS: Final = {"-----": "-----", "---": "--", "--": "--", "—": "—", "\t": "\t"}
 _HINTS: Final = re.compile(
-    f"--|[—\u2013─－\t,，|｜:：;；\u3000]|[{_SPACE}]{{2}}| [-/\u2010-\u2013\u2212] |\\d{{10}}[{_SPACE}]\\d{{4}}"
+    f"--|[—\u2013─－\t,，|｜:：;；\u3000]|[{_SPACE}]{{2}}| [-/\u2010-\u2013\u2212] |\\d{{8}}[{_SPACE}]\\d{{4}}"
 )
 _HINT_BYTES: Final = b"\t,|:;= .)]#\x0b\x0c\x1c\x1d\x1e\x1f"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))

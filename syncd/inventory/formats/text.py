@@ -196,6 +196,17 @@ def heads_spent(text: str) -> bool:
     return len(text) <= _HEADING and _SPENT_HEADING.fullmatch(text) is not None
 
 
+_NOT_AGAIN: Final = re.compile("(?:不可|不能|不得|不要|请勿|勿|禁止|无法|避免|非|不)[^，。,.]{0,3}(?:重复|循环|多次)")
+_AGAIN: Final = re.compile(
+    "循环(?:卡|发货|使用|出售|码)|重复(?:发货|出售|发卡)|可(?:重复|多次|循环)使用|\\breusable\\b", re.IGNORECASE
+)
+
+
+def says_reusable(text: str) -> bool:
+    """Whether a text says that a card is one that is sold again and again, and so cannot be counted."""
+    return _AGAIN.search(text) is not None and _NOT_AGAIN.search(text) is None
+
+
 def placeholders(texts: tuple[str, ...]) -> frozenset[str]:
     """Texts that stand where a key should be, in the form in which ``is_placeholder`` compares them."""
     return frozenset(filter(None, map(_bare, texts)))

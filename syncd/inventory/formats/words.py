@@ -82,7 +82,8 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "card link",
     ),
     "access": (
-        "提取码", "访问码", "取件码", "提取密码", "访问密码", "提取碼", "分享密码", "access code", "extraction code",
+        "提取码", "验证码", "核销码",
+        "访问码", "取件码", "提取密码", "访问密码", "提取碼", "分享密码", "access code", "extraction code",
         "extract code", "fetch code",
     ),
     "expires": (
@@ -139,7 +140,9 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "trace id", "timestamp", "time", "sign", "sign type", "nonce", "page", "page size", "total", "count",
         "mime type", "media type", "content type", "card value", "card amount", "card name", "key type", "card title",
         "state", "active", "is active", "enabled", "available", "used at", "used by", "redeemed", "redeemed at",
-        "redeemed by", "is used", "claimed", "使用时间", "使用人", "核销时间", "created",
+        "redeemed by", "is used", "claimed", "使用时间", "使用人", "核销时间", "开卡日期", "开卡时间",
+        "制卡日期", "生效日期", "生效时间", "起始日期", "开始日期", "开始时间", "开通日期", "发行日期", "valid from",
+        "start date", "issue date", "issued at", "issued on", "issued", "created",
         "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
     ),
     "email_password": (
@@ -261,6 +264,10 @@ class Item(NamedTuple):
 
 
 _IDEOGRAPH: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_BRAND: Final = (
+    "(?:中国)?(?:电信|移动|联通|盛大|骏网|京东|天猫|苏宁|美团|携程|腾讯|网易|完美|巨人|征途|任天堂"
+    "|Q币|Steam|PSN|Xbox|Apple|QB)(?:一卡通|卡)?"
+)
 _LEAD: Final = "(?:您|你)?(?:本次)?购买"
 
 
@@ -291,11 +298,13 @@ def _label_pattern() -> re.Pattern[str]:
                 latin.append(name.lower())
     either = [_any_of(cjk, inside), _any_of(latin, "")]
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
+    says = "(?:[:=→]|->)"
+    other = r"\([^()\d]{1,12}\)\s?"  # its name in another language, or what it is for
     count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
         f"(?P<open>[【\\[({{]?){gap}(?:"
-        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?P<close>[】\\])]?){gap}(?:[:=]|(?=[A-Za-z0-9]))"
-        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}[\\])]?{gap}[:=])",
+        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:{says}|(?=[A-Za-z0-9]))"
+        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}(?:{other})?[\\])]?{gap}{says})",
         re.IGNORECASE,
     )
 
@@ -310,15 +319,23 @@ _ORDINAL: Final = (
 )
 _INDEX: Final = re.compile(f"[\\s{ZERO_WIDTH_CLASS}•·*>#-]*(?:{_ORDINAL}[\\s:]*)?", re.IGNORECASE)
 _ONLY_INDEX: Final = re.compile(rf"{_ORDINAL}\s*", re.IGNORECASE)
-_HEADING: Final = re.compile(r"(?:card|voucher|item|key) ?#?\d{1,3}\s?[.:]?", re.IGNORECASE)
+_HEADING: Final = re.compile(r"(?:(?:gift )?card|voucher|item|key) ?#?\d{1,3}\s?[.:]?", re.IGNORECASE)
 _NUMBERED: Final = re.compile(
     rf"(?:(?P<circled>[{_CIRCLED}])|(?P<word>(?:no\.?|№|#|第|卡密?|code|key|card|item|激活码|兑换码|序号|编号) ?#?)?"
     r"[(\[【]?(?P<digits>\d{1,5})"
     r"(?P<mark> ?[张个条组份]?[.、)\]】:\t]{1,3}| ?[张个条组份](?= )| [-\u2013—](?= )|(?= )))\s{0,8}(?=\S)",
     re.IGNORECASE,
 )
+_UNITS: Final = ("", *"一二三四五六七八九")
+_IN_WORDS: Final = {
+    f"{ten}{unit}": 10 * tens + units
+    for tens, ten in enumerate(("", "十", "二十", "三十"))
+    for units, unit in enumerate(_UNITS)
+    if ten or unit
+}
+_COUNTED: Final = re.compile(r"([一二三四五六七八九十]{1,3})([、.)）])\s{0,8}(?=\S)")
 _FULL_STOPS: Final = "，；。、｜："
-_MAYBE: Final = re.compile(r"[:：=]|[\u3040-\u9fff\uac00-\ud7af]")
+_MAYBE: Final = re.compile(r"[:：=→]|->|[\u3040-\u9fff\uac00-\ud7af]")
 
 
 def plain_width(text: str) -> str:
@@ -334,6 +351,8 @@ def is_index(text: str) -> bool:
 
 def numbering(text: str) -> tuple[int, int]:
     """(the number with which a line of a numbered list begins, characters to skip); (-1, 0) if there is none."""
+    if (counted := _COUNTED.match(text)) and counted.end() < len(text) and counted[1] in _IN_WORDS:
+        return _IN_WORDS[counted[1]], counted.end()
     match = _NUMBERED.match(plain_width(text[:32]))
     if match is None or match.end() >= len(text):
         return -1, 0
@@ -344,6 +363,8 @@ def numbering(text: str) -> tuple[int, int]:
 
 def number_mark(text: str, size: int) -> str:
     """The mark behind a number that ``numbering`` found: one for all lines of a list."""
+    if counted := _COUNTED.match(text):
+        return f"{counted[2]} in words"
     match = _NUMBERED.match(plain_width(text[:size] + "x"))
     if match is None:
         return ""
@@ -356,7 +377,7 @@ _WHOLE: Final = frozenset({"number", "serial", "account", "code", "link"})
 AMOUNT: Final = re.compile(
     r"【[^【】]{1,40}】|\[[^\[\]]{1,40}\]|\d{1,4} ?(?:元|块|点|币|天|个月|月|年|张|USD|CNY|RMB|\$)|"
     r"\b(?:steam|xbox|psn|playstation|nintendo|eshop|itunes|apple|google play|amazon|razer|gold|wallet|gift card"
-    r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|q)(?![A-Za-z0-9])",
+    r"|netflix|spotify|windows|office|microsoft|battle\.?net|ubisoft|roblox|qb?)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
 _NO_TITLE: Final = re.compile(
@@ -453,6 +474,8 @@ def cut_notes(text: str) -> tuple[str, list[Item]]:
     """(the key, its labelled expiry and notes) of a line such as ``CODE 有效期：2027-12-31``; (the text, []) if the
     line does not end so.
     """
+    for aside in (_REGION, _PRICED):
+        text = text[: found.start()] if (found := aside.search(plain_width(text))) and found.start() else text
     head, items = labels_in(text)
     if not items and (match := _ASIDE.search(text)) and _is_title(match[1]) and not hides_a_key(match[1]):
         return strip(text[: match.start()]), [Item(f"{NOTE}:{normal('备注')}", match[1])]
@@ -491,6 +514,12 @@ def has_code(text: str) -> bool:
     return _MAY_BE_CODE.search(DATED.sub(" ", text)) is not None
 
 
+_REGION: Final = re.compile(
+    r"\s{0,3}\((?:[A-Z]{2,3}|global|row|asia|europe)(?: only| region| key| version)?\)$", re.IGNORECASE
+)
+_PRICED: Final = re.compile(
+    r"(?:\s{1,3}(?:面值|面额|成本|价格|售价|单价|金额)\s?[¥￥$]?\d{1,6}(?:\.\d{1,2})?\s?(?:元|块)?){1,3}$"
+)
 _ASIDE: Final = re.compile(r"(?<=\S)\s{0,4}[(（【]([^()（）【】]{1,40})[)）】]$")
 _BULLET: Final = re.compile(r"[-*•·●>]\s{1,8}(?=\S)")
 
@@ -512,6 +541,16 @@ _HIDES: Final = re.compile(
 def hides_a_key(name: str) -> bool:
     """Whether a name that is not known may stand for a part of a key, so that nothing is dropped as a note."""
     return normal(name) not in ROLES and _HIDES.search(name) is not None
+
+
+_UNKNOWN: Final = re.compile(r"([^:：=]{1,16})[:：=]\s{0,8}[!-~]{3,}")
+_SERVICE: Final = re.compile("客服|售后|联系|店|官|QQ|微信|群|网址|电话|手机|订单|流水|单号|面值|服务", re.IGNORECASE)
+
+
+def names_a_part(text: str) -> bool:
+    """Whether a line has a name that is not known, with a value, that may be one more part of the card before it."""
+    match = _UNKNOWN.fullmatch(text)
+    return match is not None and hides_a_key(match[1]) and not _SERVICE.search(match[1])
 
 
 _STATES: Final = frozenset({

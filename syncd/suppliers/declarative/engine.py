@@ -208,7 +208,7 @@ class Declared(sdk.Adapter):
         if len(offers) > 1 or not items:
             raise BadResponse("get_offer: nothing in the answer, or the same twice")
         if not offers:
-            raise sdk.NotForSale(f"{sku} is not among what the supplier offers")
+            raise sdk.NotForSale(f"{sku} is not among what the supplier offers", hint=_HINTS["NotForSale"])
         return offers[0]
 
     async def get_balance(self) -> sdk.Money:  # noqa: D102

@@ -104,6 +104,7 @@ def upgrade() -> None:
         sqlite_where=sa.text("closed_at IS NULL AND next_at IS NOT NULL"),
         postgresql_where=sa.text("closed_at IS NULL AND next_at IS NOT NULL"),
     )
+    op.create_index("ix_purchase_created_at", "purchase", ["created_at"], unique=False)
     op.create_index("ix_purchase_product", "purchase", ["product", "created_at"], unique=False)
     op.create_index("ix_purchase_supplier", "purchase", ["supplier", "created_at"], unique=False)
     op.create_table(
