@@ -46,7 +46,7 @@ from syncd.inventory.formats import Format
 from syncd.inventory.guards import Forbidden, Wish
 from syncd.inventory.ledger import COVER, Came, Intent, Ledger, Needed, Purchase, Send, Told, Written, held_by
 from syncd.inventory.listing import row_of
-from syncd.inventory.receipt import by_hand, judge, set_aside
+from syncd.inventory.receipt import LATE, by_hand, judge, set_aside
 from syncd.inventory.reconcile import Able, Standing
 from syncd.inventory.routing import Candidate, Health, Pick, defect_rate, route
 from syncd.metrics import Metrics
@@ -383,7 +383,7 @@ class Purchases:
                 written = await self._regained(one, came)
                 break
             except UnavailableError:  # the database is away: what was paid lies in this process alone
-                if not pause or self._stopping:
+                if not pause or self._stopping or self._writer.stopped:
                     raise
                 await asyncio.sleep(pause)
         self._count(one, written)
@@ -392,18 +392,23 @@ class Purchases:
     async def _regained(self, one: Purchase, came: Came) -> Written:
         """Another daemon took the purchase over while this one waited for the answer: but the answer is here.
 
-        Raises LeaseLostError once it is closed.
+        Once it is closed, all of it goes into quarantine; LeaseLostError is raised then.
         """
         for _ in range(_REGAIN_S):
             mine = await self._writer.submit(self._ledger.lease, (one.id, self._holder))
             if mine is not None:
                 return await self._writer.submit(self._ledger.receive, replace(came, held=held_by(mine)))
             now = await asyncio.to_thread(self.find, one.reference)
+            if (now.state, now.supplier_order) == (came.state, came.order_id):
+                return Written(now)  # it was written, and only its acknowledgement was lost
             if now.closed_at is not None:
                 break
             await asyncio.sleep(1)
-        log.error("purchase_answer_lost", reference=one.reference, supplier=one.supplier, fix="look at the supplier")
-        raise LeaseLostError(f"purchase {one.reference} was closed by another daemon while its answer came")
+        origin = Origin(0, one.source, one.product, came.issuer)
+        aside = await asyncio.to_thread(self._vault.set_aside, origin, came.keys, LATE)
+        await self._writer.submit(self._ledger.late, replace(came, keys=(), slices=[*aside, *came.slices]))
+        log.error("purchase_came_late", reference=one.reference, supplier=one.supplier, fix="look at the supplier")
+        raise LeaseLostError(f"purchase {one.reference} was closed before its answer came: it is in quarantine")
 
     def _prepared(self, one: Purchase, order: Order, adapter: Adapter, product: Product, *, overdue: bool) -> Came:
         """Keys read, judged and sealed. Blocks; nothing of it is written yet."""
@@ -575,6 +580,8 @@ class Purchases:
         order: Order | None = await link.acall(verb, name)
         if order is not None:
             _bears(order, one.reference)
+            if poll and not order.reference and order.id != one.supplier_order:
+                raise AdapterError("the supplier answers with another order")
         return order
 
     async def _denied(self, one: Purchase, link: Link, standing: Standing) -> Purchase:
