@@ -227,6 +227,7 @@ class Daemon:
             await purchases.recover()
             deliveries.buying = _Buying(purchases)
             restock = deliveries.asked = Restock(writer, self._settings, purchases, links)
+            sync.listed = restock.listed
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)

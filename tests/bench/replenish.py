@@ -1,11 +1,10 @@
 """`make bench-replenish`: policies of what to hold, tried on simulated demand: hits against money tied up.
 
-Seeded, and with nothing but the pure parts: the same table comes out everywhere. Every policy is asked at each sync, and
-what is then ordered arrives after the lead time; a hit is an order that finds all its keys in the vault; one that does not goes elsewhere. Money is
-what lies in keys, held and on order, on average over time, in units. At an equal hit rate: every policy's targets are
-scaled until it hits as often as the default does unscaled. Five weeks; in the first all of them learn, it is not counted.
-
-The seeds here were not looked at when the default was made.
+Seeded, and with nothing but the pure parts: the same table comes out everywhere. Every policy is asked at each sync,
+and what is then ordered arrives after the lead time; a hit is an order that finds all its keys in the vault; one that
+does not goes elsewhere. Money is what lies in keys, held and on order, on average over time, in units. At an equal hit
+rate: every policy's targets are scaled until it hits as often as the default does unscaled. Five weeks; in the first
+all of them learn, it is not counted. The seeds here were not looked at while the default was made.
 """
 
 from __future__ import annotations
@@ -79,14 +78,14 @@ def launch(dice: random.Random) -> list[Order]:
 
 
 def intermittent(dice: random.Random) -> list[Order]:
-    """Next to nothing for days, then a spell of hours with an order every half an hour; no sale in 19 of 20 syncs."""
+    """Next to nothing for days, then a spell of hours with three orders in each; no sale in nine of ten syncs."""
     ends, at = list[float](), 0.0
     for mean in itertools.cycle((60, 12)):
         if at > WEEKS * WEEK_S / HOUR_S:
             break
         at += dice.expovariate(1 / mean)
         ends.append(at)
-    return _orders(dice, lambda hour: (2.0 if bisect.bisect(ends, hour) % 2 else 0.1) * _day(hour), 4, FEW)
+    return _orders(dice, lambda hour: (3.0 if bisect.bisect(ends, hour) % 2 else 0.1) * _day(hour), 6, (88, 12))
 
 
 def dying(dice: random.Random) -> list[Order]:
@@ -94,7 +93,13 @@ def dying(dice: random.Random) -> list[Order]:
     return _orders(dice, lambda hour: 12 * 0.5 ** (hour / 100) * _day(hour), 24, FEW)
 
 
-TRACES: Final = {"steady": steady, "weekly": weekly, "launch peak": launch, "intermittent": intermittent, "dying": dying}
+TRACES: Final = {
+    "steady": steady,
+    "weekly": weekly,
+    "launch peak": launch,
+    "intermittent": intermittent,
+    "dying": dying,
+}
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
@@ -186,9 +191,7 @@ def default(sync_s: float = SYNC_S, lead_s: float = LEAD_S) -> Policy:
         if not usual or usual[0].hour != int(now) // HOUR_S:
             usual[:] = [replenish.season(history, now)]
         length = replenish.horizon(lead_s, sync_s)
-        demand = replenish.forecast(history, usual[0], now, length)
-        avg = {0: 0.0, 1: usual[0].rate * length / 3600, 2: usual[0].rate * length / 3600 * demand.factor}[LAG]
-        return replenish.enough(demand, SERVICE, avg)
+        return replenish.enough(replenish.forecast(history, usual[0], now, length), SERVICE)
 
     return target
 
@@ -201,7 +204,6 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 }
 
 
-LAG=0
 def targets(policy: Policy, orders: Iterable[Order]) -> list[float]:
     """What a policy says at each sync. It does not depend on what is held, so it is asked once for all scales."""
     past, found = Past(), list[float]()
@@ -329,7 +331,7 @@ def from_vault(seeds: Iterable[int]) -> float:
 def main() -> None:
     """Print the table of docs/replenish.md."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seed", type=int, default=101, help="the first of the seeds")
+    options.add_argument("--seed", type=int, default=201, help="the first of the seeds")
     options.add_argument("--runs", type=int, default=3, help="how many seeds")
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
