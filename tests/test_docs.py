@@ -31,7 +31,7 @@ from syncd.cli.operator import EXIT_UNREACHABLE
 from syncd.config import Cache, Product, ProductOffer, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
 from syncd.inventory.quarantine import HELD, UNANSWERED
-from syncd.inventory.receipt import COUNT, OVER
+from syncd.inventory.receipt import COUNT, LATE, OVER
 from syncd.metrics import Levels, Metrics
 from syncd.suppliers import registry
 from syncd.suppliers.conformance import examined, examples, page, tier_of
@@ -516,7 +516,7 @@ def every_error(kind: type[SyncdError]) -> Iterator[type[SyncdError]]:
 
 
 def test_every_reason_of_quarantine_has_its_line() -> None:
-    reasons = {HELD, UNANSWERED, COUNT, OVER, "duplicate", "respelled"}
+    reasons = {HELD, UNANSWERED, COUNT, LATE, OVER, "duplicate", "respelled"}
     for path in (ROOT / "syncd" / "inventory" / "formats").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args:

@@ -102,7 +102,7 @@ class Purchase(NamedTuple):
     def shown(self) -> dict[str, Any]:
         """For people and programs. No key, no secret."""
         told = {name: getattr(self, name) for name in _SHOWN}
-        moments = {name: None if getattr(self, name) is None else utc(getattr(self, name)) for name in _TIMES}
+        moments = {name: utc(at) if (at := getattr(self, name)) else None for name in _TIMES}
         return {**told, "spend": str(amount_of(self.spend)), "open": str(amount_of(self.open_spend)), **moments}
 
 
@@ -346,6 +346,7 @@ class Ledger:
         self.send: Work[Send, Purchase | Forbidden] = Work("purchase_send", Lane.CONTROL, self._send)
         self.tell: Work[Told, Purchase] = Work("purchase_outcome", Lane.CONTROL, self._tell)
         self.receive: Work[Came, Written] = Work("purchase_keys", Lane.CONTROL, self._receive)
+        self.late: Work[Came, None] = Work("purchase_late", Lane.CONTROL, self._late)
         self.lease: Work[tuple[int, str], Purchase | None] = Work("purchase_lease", Lane.CONTROL, self._lease)
         self.renew: Work[tuple[str, Sequence[int]], None] = Work("purchase_renewal", Lane.CONTROL, self._renew)
         self.recover: Work[tuple[bool, Collection[int]], list[Purchase]] = Work(
@@ -502,13 +503,7 @@ class Ledger:
         counts, received = Counts(), before.received
         slices = self._new_slices(tx, origin, came.slices)
         if came.keys or slices:
-            # One answer after the other: a card's place is its own. Copies, since a unit may run again.
-            keys = [replace(key, position=mark + key.position) for key in came.keys]
-            slices = [replace(item, position=mark + item.position) for item in slices]
-            end = max([key.position for key in keys] + [item.position for item in slices])
-            ((consumed,),) = tx.query("SELECT consumed FROM source WHERE id = ?", (origin.source_id,))
-            chunk = Chunk(origin, keys, slices, consumed, consumed + sum(len(card.sealed) for card in keys), end)
-            counts = self._vault.take_in(tx, chunk)
+            counts = self._take_in(tx, origin, mark, came.keys, slices)
             ((received,),) = tx.query("SELECT sealed FROM source WHERE id = ?", (origin.source_id,))
         self._name_keys(tx, origin, came.keys)
         state, reason = came.state, came.reason
@@ -560,6 +555,40 @@ class Ledger:
         if not open_still:
             self._end_source(tx, before)
         return Written(self._row(tx, before.id), counts)
+
+    def _late(self, tx: Tx, payloads: Sequence[Came]) -> list[None]:
+        """What came for a purchase that is closed, as slices: into quarantine, and it stays closed."""
+        for came in payloads:
+            before = self._row(tx, came.held.id)
+            origin, mark = self._source(tx, before, came)
+            # What was written before all the same, and only its acknowledgement was lost, is in the vault.
+            mine = {
+                bytes(fp)
+                for (fp,) in tx.bulk(
+                    "SELECT f.fp FROM rows JOIN fingerprint f ON f.fp = rows.fp JOIN vault_key k ON k.id = f.key_id"
+                    " WHERE k.source_id = ?",
+                    "fp bytes",
+                    [(item.raw_fp,) for item in came.slices],
+                    (origin.source_id,),
+                )
+            }
+            slices = self._new_slices(tx, origin, [item for item in came.slices if item.raw_fp not in mine])
+            if slices:
+                self._take_in(tx, origin, mark, (), slices)
+            tx.audit("purchase.late", **_named(before), order=came.order_id, slices=len(slices))
+            self._end_source(tx, before)
+        return [None] * len(payloads)
+
+    def _take_in(
+        self, tx: Tx, origin: Origin, mark: int, keys: Sequence[SealedKey], slices: Sequence[SealedSlice]
+    ) -> Counts:
+        """One answer after the other: a card's place is its own. Of copies, since a unit may run again."""
+        placed = [replace(key, position=mark + key.position) for key in keys]
+        aside = [replace(item, position=mark + item.position) for item in slices]
+        end = max([key.position for key in placed] + [item.position for item in aside])
+        ((consumed,),) = tx.query("SELECT consumed FROM source WHERE id = ?", (origin.source_id,))
+        size = sum(len(key.sealed) for key in placed)
+        return self._vault.take_in(tx, Chunk(origin, placed, aside, consumed, consumed + size, end))
 
     def _source(self, tx: Tx, before: Purchase, came: Came) -> tuple[Origin, int]:
         """(the source of a purchase's keys: found again, or made; how far its cards are numbered)."""

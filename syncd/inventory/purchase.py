@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
+import msgspec
 import structlog
 from sqlalchemy import Connection
 
@@ -45,8 +46,8 @@ from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format
 from syncd.inventory.guards import Forbidden, Wish
 from syncd.inventory.ledger import COVER, Came, Intent, Ledger, Needed, Purchase, Send, Told, Written, held_by
-from syncd.inventory.listing import row_of
-from syncd.inventory.receipt import by_hand, judge, set_aside
+from syncd.inventory.listing import offer_of, row_of
+from syncd.inventory.receipt import LATE, by_hand, judge, set_aside
 from syncd.inventory.reconcile import Able, Standing
 from syncd.inventory.routing import Candidate, Health, Pick, defect_rate, route
 from syncd.metrics import Metrics
@@ -383,7 +384,7 @@ class Purchases:
                 written = await self._regained(one, came)
                 break
             except UnavailableError:  # the database is away: what was paid lies in this process alone
-                if not pause or self._stopping:
+                if not pause or self._stopping or self._writer.stopped:
                     raise
                 await asyncio.sleep(pause)
         self._count(one, written)
@@ -392,18 +393,23 @@ class Purchases:
     async def _regained(self, one: Purchase, came: Came) -> Written:
         """Another daemon took the purchase over while this one waited for the answer: but the answer is here.
 
-        Raises LeaseLostError once it is closed.
+        Once it is closed, all of it goes into quarantine; LeaseLostError is raised then.
         """
         for _ in range(_REGAIN_S):
             mine = await self._writer.submit(self._ledger.lease, (one.id, self._holder))
             if mine is not None:
                 return await self._writer.submit(self._ledger.receive, replace(came, held=held_by(mine)))
             now = await asyncio.to_thread(self.find, one.reference)
+            if (now.state, now.supplier_order) == (came.state, came.order_id):
+                return Written(now)  # it was written, and only its acknowledgement was lost
             if now.closed_at is not None:
                 break
             await asyncio.sleep(1)
-        log.error("purchase_answer_lost", reference=one.reference, supplier=one.supplier, fix="look at the supplier")
-        raise LeaseLostError(f"purchase {one.reference} was closed by another daemon while its answer came")
+        origin = Origin(0, one.source, one.product, came.issuer)
+        aside = await asyncio.to_thread(self._vault.set_aside, origin, came.keys, LATE)
+        await self._writer.submit(self._ledger.late, replace(came, keys=(), slices=[*aside, *came.slices]))
+        log.error("purchase_came_late", reference=one.reference, supplier=one.supplier, fix="look at the supplier")
+        raise LeaseLostError(f"purchase {one.reference} was closed before its answer came: it is in quarantine")
 
     def _prepared(self, one: Purchase, order: Order, adapter: Adapter, product: Product, *, overdue: bool) -> Came:
         """Keys read, judged and sealed. Blocks; nothing of it is written yet."""
@@ -575,6 +581,8 @@ class Purchases:
         order: Order | None = await link.acall(verb, name)
         if order is not None:
             _bears(order, one.reference)
+            if poll and not order.reference and order.id != one.supplier_order:
+                raise AdapterError("the supplier answers with another order")
         return order
 
     async def _denied(self, one: Purchase, link: Link, standing: Standing) -> Purchase:
@@ -613,22 +621,22 @@ class Purchases:
         return await self._tell(one, PurchaseState(one.state), why, due_in=due_in, denied=denied)
 
     async def _repeat(self, one: Purchase, link: Link, product: Product) -> Purchase:
-        """Send the same reference once more: after the guards, by what the offer costs now."""
+        """Send the same order once more, as it was sent: after the guards, by what its offer costs now."""
         found = [each for each in await asyncio.to_thread(self.candidates, one.product) if _is(each, one)]
         for candidate in await self._valued(found):
-            offer, unit = candidate.offer, _price(candidate.offer, one.quantity)
+            unit = _price(candidate.offer, one.quantity)
             if unit is not None and not (candidate.gone or candidate.held or candidate.stale):
                 break
         else:
             return await self._later(one, link, "not sent again: what its offer costs now is not known")
         wish = Wish(one.supplier, product, unit, one.quantity)
         limit = one.money("unit_limit")
-        if limit is not None and limit.currency == unit.currency and unit.amount > limit.amount:
+        if limit is None or limit.currency != unit.currency or unit.amount > limit.amount:
             return await self._later(one, link, f"not sent again: a unit costs {unit} now, its limit was {limit}")
         sent = await self._writer.submit(self._ledger.send, Send(held_by(one), again=wish))
         if isinstance(sent, Forbidden):
             return await self._later(one, link, f"not sent again: {sent.why}")
-        return await self._order(sent, offer, link, product, again=True)
+        return await self._order(sent, offer_of(msgspec.json.decode(one.listed)), link, product, again=True)
 
     async def heard(self, supplier: str, webhook: Webhook) -> bytes:
         """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.

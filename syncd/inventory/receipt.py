@@ -31,6 +31,8 @@ COUNT: Final = "count"
 """The reason under which keys are quarantined that are not as many as were ordered."""
 OVER: Final = "order_over"
 """The reason under which keys are quarantined whose order was cancelled or refunded."""
+LATE: Final = "late"
+"""The reason under which keys are quarantined that came when their purchase was closed already."""
 _WAITING: Final = "no_key_yet"
 
 Verdict = Literal["outstanding", "empty", "complete", "mismatch", "over"]
@@ -69,18 +71,21 @@ def judge(
         return Receipt("over", f"the supplier says {status}", slices, dumped, OVER)
     if count.action == "accept":
         return Receipt("complete", count.note, slices, dumped)
-    short = status == "completed" and 0 < there < ordered
-    if count.action == "hold":
-        if count.repeats or there > ordered or (short and not received):
-            return Receipt("mismatch", count.note, slices, dumped, COUNT)
-        if not there and count.beside and status != "pending":
-            return Receipt("mismatch", "a text came instead of a key", slices, dumped, COUNT)
-        if short:
-            return Receipt("complete", count.note, slices, dumped)
-        if status == "completed":
-            return Receipt("empty", count.note, [], dumped)
-    so_far = [one for one in slices if one.reason != _WAITING]
-    return Receipt("outstanding", count.note, so_far, dumped)
+    if count.repeats or there > ordered:
+        return Receipt("mismatch", count.note, slices, dumped, COUNT)
+    if not there and count.beside and status != "pending":
+        return Receipt("mismatch", "a text came instead of a key", slices, dumped, COUNT)
+    if any(card.reason == _WAITING for card in cards):
+        return Receipt("outstanding", count.note, [one for one in slices if one.reason != _WAITING], dumped)
+    if there == ordered:  # not one of them can be read
+        return Receipt("complete", count.note, slices, dumped)
+    if status != "completed":
+        return Receipt("outstanding", count.note, slices, dumped)
+    if not slices:
+        return Receipt("empty", count.note, slices, dumped)
+    if received:
+        return Receipt("complete", count.note, slices, dumped)
+    return Receipt("mismatch", count.note, slices, dumped, COUNT)
 
 
 def set_aside(cards: Sequence[Slice], reason: str, note: str) -> list[Slice]:

@@ -734,6 +734,11 @@ class Writer:
         """How many units wait in a lane: ingest looks here before it takes the processor from deliveries."""
         return len(self._lanes[lane])
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it takes no more work, for good."""
+        return self._dead or self._stopping
+
     def _enqueue(self, unit: _Unit) -> None:
         if self._dead or self._stopping:
             msg = "the store has stopped"

@@ -245,6 +245,15 @@ class Vault:
             )
         return keys, held
 
+    def set_aside(self, origin: Origin, keys: Iterable[SealedKey], reason: str) -> list[SealedSlice]:
+        """Keys that were sealed for the vault, sealed for quarantine instead."""
+        found = []
+        for key in keys:
+            item = self._quarantined(origin, key.id, key.position, key.raw, reason, "")
+            item.supplier_key = key.supplier_key
+            found.append(item)
+        return found
+
     def _quarantined(
         self, origin: Origin, row_id: int, position: int, raw: bytes, reason: str, detail: str
     ) -> SealedSlice:

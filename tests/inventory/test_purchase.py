@@ -433,9 +433,14 @@ async def test_M1_the_guards_are_asked_again_before_it_is_sent_again(open_desk: 
     await desk.later(100)
     assert (len(seller.seen), desk.row().state) == (1, "unknown")
     assert "not sent again" in desk.row().reason
+    desk.list("alpha", "a", "0.20", "EUR")  # a limit in another currency would stop the supplier
+    await desk.later(100)
+    assert (len(seller.seen), desk.row().state) == (1, "unknown")
     desk.list("alpha", "a", "2")
     await desk.later(100)
     assert desk.row().state == "fulfilled"
+    assert seller.seen[1].offer == seller.seen[0].offer
+    assert seller.seen[1].max_unit_cost == seller.seen[0].max_unit_cost
 
 
 async def test_M1_not_sent_of_a_repetition_tells_nothing_of_the_first_time(open_desk: Any) -> None:
@@ -544,6 +549,72 @@ async def test_M1_a_stop_half_way_is_refused_or_unknown_at_the_next_start(
     assert fresh.house.verified()
 
 
+@pytest.mark.parametrize("acknowledged", [True, False])
+async def test_M1_a_kill_at_any_commit_pays_once_and_loses_nothing(open_desk: Any, acknowledged: bool) -> None:
+    seller, clock = Finder(), Clockwork()
+    for commits in range(9):
+        desk = open_desk(seller, clock=clock)
+        wanted = 2 * (commits + 1)
+        desk.house.kill_after(commits, acknowledged=acknowledged)
+        whole = False
+        with contextlib.suppress(UnavailableError):
+            whole = (await desk.purchases.top_up("game", wanted, asked_by="replenish")).bought == 2
+        desk.house.stop()
+        desk.close()
+        desk = open_desk(seller, clock=clock)
+        desk.house.tamper("UPDATE purchase SET leased_until = 0")
+        await desk.purchases.recover()
+        for wait in (0, 61, 30):  # what never arrived is believed in time
+            await desk.later(wait)
+        desk.list("alpha", "a")
+        await desk.purchases.top_up("game", wanted, asked_by="replenish")
+        keys = desk.house.keys("game")
+        assert len(keys) == len(set(keys)) == wanted
+        assert set(seller.charges.values()) == {1}
+        paid = sum(one.quantity for one in desk.rows() if seller.charges[one.reference])
+        assert paid == wanted
+        assert {one.state for one in desk.rows()} <= {"fulfilled", "refused"}
+        assert not desk.house.held()
+        if whole:
+            assert commits >= 3
+            return
+    raise AssertionError("it never came to its end")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_D3_a_write_whose_acknowledgement_was_lost_is_not_set_aside_as_late(
+    open_desk: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    twin = seller.keys(1)  # with one that came before, what was written is a dispute
+    seller.plans += [lambda order: seller.sell(order, "completed", twin)] * (count - 1)
+    await desk.purchases.buy("game", 1, asked_by="operator") if count > 1 else None
+    seller.plans.append(lambda order: seller.sell(order, "completed", [*seller.keys(3 - count), *twin[: count - 1]]))
+    monkeypatch.setattr(purchase, "_AWAY_S", (0.001, 0.0))
+    monkeypatch.setattr(purchase, "_REGAIN_S", 1)
+    real = desk.purchases._ledger.receive
+
+    class Lossy:
+        """Commits, and the acknowledgement is lost."""
+
+        lost = False
+
+    submit = desk.house.writer.submit
+
+    async def losing(work: Any, payload: Any) -> Any:
+        answer = await submit(work, payload)
+        if work is real and not Lossy.lost:
+            Lossy.lost = True
+            raise UnavailableError("the database was lost while committing")
+        return answer
+
+    desk.house.writer.submit = losing
+    await desk.purchases.buy("game", 2, asked_by="operator")
+    assert (desk.row().state, len(desk.house.keys("game"))) == ("fulfilled" if count == 1 else "disputed", 2)
+    assert [row[1] for row in desk.house.held()] == ["duplicate"] * (count - 1)
+
+
 async def test_M1_what_could_not_be_written_is_asked_for_again(open_desk: Any) -> None:
     seller = Seller()
     desk = open_desk(seller)
@@ -579,6 +650,28 @@ async def test_D3_who_was_replaced_writes_nothing_and_keeps_no_answer_to_itself(
     told = ledger.Told(replaced[0], purchase.PurchaseState.REFUSED, "stale")
     with pytest.raises(LeaseLostError):
         await desk.house.writer.submit(desk.purchases._ledger.tell, told)
+
+
+async def test_D3_what_comes_when_its_purchase_is_closed_is_set_aside(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+
+    def settle(order: OrderRequest) -> None:
+        """Another daemon takes over, and a person settles it, while the answer is on its way."""
+        desk.house.tamper(
+            "UPDATE purchase SET state = 'refused', epoch = epoch + 1, holder = NULL, leased_until = NULL,"
+            f" closed_at = 1, next_at = NULL WHERE reference = '{order.reference}'"
+        )
+
+    seller.before = settle
+    with pytest.raises(LeaseLostError):
+        await desk.purchases.buy("game", 2, asked_by="operator")
+    assert [row[1] for row in desk.house.held()] == ["late", "late"]
+    assert not desk.house.keys("game")
+    (first, _) = [int(row[0]) for row in desk.house.rows("SELECT id FROM quarantine ORDER BY id")]
+    await desk.house.quarantine.release(first, None, None, "operator")
+    assert len(desk.house.keys("game")) == 1
+    assert desk.house.verified()
 
 
 # --- what came --------------------------------------------------------------------------------------------------------
@@ -627,6 +720,8 @@ async def test_P3_an_order_is_asked_after_ever_more_rarely_until_its_deadline(op
         (2, lambda keys: [keys[0], keys[0]], "disputed", 0, 2, "count"),
         (1, lambda _: ["很抱歉，有人在你付款之前抢走了商品，请联系客服。"], "disputed", 0, 1, "prose"),
         (2, lambda keys: [keys[0], "QQQ-1"], "disputed", 1, 1, None),
+        (1, lambda _: ["QQQ-1"], "disputed", 0, 1, None),
+        (1, lambda keys: [keys[0], keys[0]], "fulfilled", 1, 0, None),
         (1, lambda _: ["正在发货中，请耐心等待，如有疑问，请联系客服。"], "disputed", 0, 1, "prose"),
         (1, lambda _: [RawKey.card({"codeType": "PRE_ORDER", "code": "1"})], "accepted", 0, 0, None),
         (2, lambda keys: ["\n".join(keys[:2])], "fulfilled", 2, 0, None),

@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from syncd import audit
 from syncd.errors import AuditError, LockedError, SchemaError, StartError, UnavailableError
-from syncd.model import IdSource
+from syncd.model import IdSource, PurchaseState, ReservationState
 from syncd.store import database as store
 from syncd.store.database import Database, Lane, Tx, Work, Writer
 from syncd.store.tables import TRANSITIONS, metadata
@@ -332,6 +332,8 @@ def test_the_database_enforces_transitions(database: Database, table: str) -> No
         "vault_key": "available reserved delivered held expired defective corrupt returned".split(),
         "delivery": "delivered pending cancelled".split(),
         "quarantine": "held released dropped returning returned".split(),
+        "purchase": list(PurchaseState),
+        "reservation": list(ReservationState),
     }[table]
     insert = {
         "vault_key": "INSERT INTO vault_key (id, product, sealed_sku, source_id, position, state, expires_at, sealed)"
@@ -340,6 +342,11 @@ def test_the_database_enforces_transitions(database: Database, table: str) -> No
         " VALUES (:id, 's', :ref, 'p', 1, :state, 1)",
         "quarantine": "INSERT INTO quarantine (id, product, source_id, position, raw_fp, reason, detail, sealed, state,"
         " created_at) VALUES (:id, 'p', 1, :id, :blob, 'r', '', :blob, :state, 1)",
+        "purchase": "INSERT INTO purchase (id, reference, supplier, sku, product, quantity, received, state, reason,"
+        " asked_by, listed, spend, open_spend, tries, polls, epoch, created_at)"
+        " VALUES (:id, :ref, 's', 'a', 'p', 1, 0, :state, '', '', '[]', 1, 0, 0, 0, 1, 1)",
+        "reservation": "INSERT INTO reservation (id, shop, order_ref, product, quantity, promised, state, created_at,"
+        " expires_at) VALUES (:id, 's', :ref, 'p', 1, 0, :state, 1, 1)",
     }[table]
     with database.engine.connect() as connection:
         connection.execute(
