@@ -36,7 +36,7 @@ from syncd.suppliers.link import Link
 log = structlog.get_logger(__name__)
 
 EVERY_S: Final = 60
-"""How often `tick` is to be called."""
+"""How often everything is planned anew."""
 _JOB: Final = "replenish"
 _LEASE_S: Final = 3.0 * EVERY_S
 _WATERMARK: Final = "demand_recorded_to"
@@ -119,7 +119,7 @@ class Restock:
         self._sold: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._resting: set[str] = set()
-        """Products that nobody would sell: tried again at the next tick."""
+        """Products that nobody would sell: tried again at the next round, or listing."""
         self._buying: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         """Products that were found lacking while they were being bought."""
@@ -127,6 +127,9 @@ class Restock:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._relisted: asyncio.Task[None] | None = None
         self._stopping = False
+        self._rounded: float | None = None
+        """When the last round began, by the monotonic clock."""
+        self._listed: list[tuple[str, int]] = []
         self._record: Work[tuple[Job, int], int] = Work("demand", Lane.INGEST, self._run_record)
         self._miss: Work[Sequence[Asked], None] = Work("demand_missed", Lane.INGEST, self._run_miss)
 
@@ -163,6 +166,26 @@ class Restock:
     # --- the clock --------------------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
+        """What is due: a `round` each minute; what lacks is looked at again when a supplier's listing was read.
+
+        To be called every second.
+        """
+        now = self._clock.monotonic()
+        if self._rounded is None or now - self._rounded >= EVERY_S:
+            self._rounded = now
+            await self.round()
+        listed = await asyncio.to_thread(self._listed_now)
+        if listed != self._listed:
+            self._listed = listed
+            self._resting.clear()
+            await self._restore(self.plans)
+
+    def _listed_now(self) -> list[tuple[str, int]]:
+        with self._database.read() as connection:
+            rows = connection.exec_driver_sql("SELECT supplier, coalesce(watermark, 0) FROM listing ORDER BY supplier")
+            return [(row[0], int(row[1])) for row in rows]
+
+    async def round(self) -> None:
         """Record demand, plan, and have bought what lacks. Purchases go on by themselves when this is over."""
         missed, self._missed = self._missed, []
         if missed:
