@@ -31,7 +31,7 @@ from syncd.inventory.intake import Intake
 from syncd.inventory.offers import Offers
 from syncd.inventory.purchase import Purchases
 from syncd.inventory.quarantine import Quarantine, waiting
-from syncd.inventory.restock import Planned, Restock
+from syncd.inventory.restock import EVERY_S, Planned, Restock
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
@@ -256,6 +256,7 @@ class Daemon:
                 ping=ping,
             )
             await sync.open()
+            await restock.plan()
             server = Server(build(parts), self.loaded.settings.daemon)
             await server.start()
             stack.push_async_callback(sync.stop)
@@ -267,11 +268,11 @@ class Daemon:
             schedule.every(1, sync.tick)
             schedule.every(1, sync.refresh)
             schedule.every(1, purchases.tick)
-            schedule.every(1, restock.tick)
             schedule.every(1, reservations.sweep)
             schedule.every(5, deliveries.fill_waiting)
             schedule.every(5, replacements.claim_due)
             schedule.every(60, lambda: _expire(writer, vault))
+            schedule.every(EVERY_S, restock.tick)
             if database.postgresql:
                 schedule.every(5, access.refresh)
                 schedule.every(5, deliveries.look_at_fence)
