@@ -315,7 +315,8 @@ def _label_pattern() -> re.Pattern[str]:
     return re.compile(
         f"(?P<open>[【\\[({{]?){gap}(?:"
         f"(?<![\u4e00-\u9fff])(?=[{first[0]}])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:{says}|(?=[A-Za-z0-9]))"
-        f"|(?<![\\w@./\\-])(?=[{first[1]}])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}(?:{other})?[\\])]?{gap}{says})",
+        f"|(?<![\\w@./\\-])(?=[{first[1]}])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}"
+        f"(?:{other})?[\\])]?{gap}{says})",
         re.IGNORECASE,
     )
 
