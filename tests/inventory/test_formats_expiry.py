@@ -48,7 +48,7 @@ def test_a_date_of_what_has_happened_is_a_note(name):
     assert dates(f"code,{name},title\nA0011-X1,2020-01-02,a\nA0012-X1,2020-01-03,b\n", media="csv") == ["", ""]
 
 
-@pytest.mark.parametrize("text", ["purchase_expiry", "expiry_created"])
+@pytest.mark.parametrize("text", ["purchase_expiry", "expiry_created", "on_sale_until", "last_order_day"])
 def test_a_name_that_says_both_holds_the_card(text):
     assert dates(f"code,{text},title\nA0011-X1,{LAST},a\nA0012-X1,{LAST},b\n", media="csv") == ["bad_expiry"] * 2
 
