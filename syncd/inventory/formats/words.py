@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from syncd.inventory.formats.expiry import DATED, WRITTEN, expiry_in
-from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, is_prose, mask_links, strip
+from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, denies, is_link, is_prose, mask_links, strip
 
 KEY_ROLES: Final = (
     "number",
@@ -236,9 +236,12 @@ _HAPPENED: Final = re.compile(
 )
 
 
+_TO_COME: Final = re.compile("until|till|end|last|due|截止|最后", re.IGNORECASE)
+
+
 def dates_the_past(name: str) -> bool:
     """Whether a name says that its date is not an expiry, but of something that has happened: ``purchased_on``."""
-    return _HAPPENED.search(name) is not None and EXPIRY_WORDS.search(name) is None
+    return _HAPPENED.search(name) is not None and not (EXPIRY_WORDS.search(name) or _TO_COME.search(name))
 
 
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
@@ -315,7 +318,8 @@ def _label_pattern() -> re.Pattern[str]:
     return re.compile(
         f"(?P<open>[【\\[({{]?){gap}(?:"
         f"(?<![\u4e00-\u9fff])(?=[{first[0]}])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:{says}|(?=[A-Za-z0-9]))"
-        f"|(?<![\\w@./\\-])(?=[{first[1]}])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}(?:{other})?[\\])]?{gap}{says})",
+        f"|(?<![\\w@./\\-])(?=[{first[1]}])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}"
+        f"(?:{other})?[\\])]?{gap}{says})",
         re.IGNORECASE,
     )
 
@@ -488,7 +492,8 @@ def cut_notes(text: str) -> tuple[str, list[Item]]:
     line does not end so.
     """
     for aside in (_REGION, _PRICED):
-        text = text[: found.start()] if (found := aside.search(plain_width(text))) and found.start() else text
+        found = aside.search(plain_width(text))
+        text = text[: found.start()] if found and found.start() and not denies(found[0]) else text
     head, items = labels_in(text)
     if not items and (match := _ASIDE.search(text)) and _is_title(match[1]) and not hides_a_key(match[1]):
         return strip(text[: match.start()]), [Item(f"{NOTE}:{normal('备注')}", match[1])]
@@ -527,9 +532,7 @@ def has_code(text: str) -> bool:
     return _MAY_BE_CODE.search(DATED.sub(" ", text)) is not None
 
 
-_REGION: Final = re.compile(
-    r"\s{0,3}\((?:[A-Z]{2,3}|global|row|asia|europe)(?: only| region| key| version)?\)$", re.IGNORECASE
-)
+_REGION: Final = re.compile(r"\s{0,3}\((?:[A-Z]{2,3}|[Gg]lobal|GLOBAL|Asia|Europe)(?: only| region| key| version)?\)$")
 _PRICED: Final = re.compile(
     r"(?:\s{1,3}(?:面值|面额|成本|价格|售价|单价|金额)\s?[¥￥$]?\d{1,6}(?:\.\d{1,2})?\s?(?:元|块)?){1,3}$"
 )
