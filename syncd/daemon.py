@@ -35,14 +35,14 @@ from syncd.inventory.restock import EVERY_S, Planned, Restock
 from syncd.inventory.sync import Sync
 from syncd.metrics import Levels, Metrics
 from syncd.model import Clock, IdSource, Right, utc
-from syncd.orders.deliveries import Deliveries
+from syncd.orders.deliveries import Deliveries, pending_deliveries
 from syncd.orders.presentation import Presentation, presentations
-from syncd.orders.replacements import Replacements, defects
+from syncd.orders.replacements import Replacements, claims_asking, defects
 from syncd.orders.reservations import Reservations
 from syncd.orders.stock import Stock, units
 from syncd.schedule import Schedule
 from syncd.store.database import Database, Lane, Tx, Work, Writer, highest_id
-from syncd.store.tables import delivery, supplier
+from syncd.store.tables import supplier
 from syncd.storefronts.access import Access
 from syncd.storefronts.native import Parts, build
 from syncd.storefronts.server import Server
@@ -227,6 +227,7 @@ class Daemon:
             await purchases.recover()
             deliveries.buying = _Buying(purchases)
             restock = deliveries.asked = Restock(writer, self._settings, purchases, links)
+            sync.listed = restock.listed
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
             tokens = [] if await asyncio.to_thread(access.list) else await self._first_tokens(access)
@@ -515,11 +516,8 @@ def _levels(
     with database.read() as connection:
         held, oldest = waiting(connection)
         purchases, oldest_unknown, disputed = ledger.levels(ledger.asking(database, connection))
-        pending = connection.execute(
-            select(delivery.c.product, func.count(), func.min(delivery.c.created_at))
-            .where(delivery.c.state == "pending")
-            .group_by(delivery.c.product)
-        ).all()
+        pending, waiting_since = pending_deliveries(connection)
+        asking = claims_asking(connection)
     wal = Path(f"{database.path}-wal")
     listings = catalogue.known()
     balances = {
@@ -532,8 +530,9 @@ def _levels(
         vault_keys=key_counts(database),
         quarantine_held=held,
         oldest_quarantine_seconds=0.0 if oldest is None else max(0.0, clock.now() - oldest),
-        deliveries_pending={row[0]: row[1] for row in pending},
-        oldest_pending_seconds=max((clock.now() - row[2] for row in pending), default=0.0),
+        deliveries_pending=pending,
+        oldest_pending_seconds=0.0 if waiting_since is None else max(0.0, clock.now() - waiting_since),
+        claims_asking=asking,
         purchases_open=purchases,
         oldest_unknown_seconds=0.0 if oldest_unknown is None else max(0.0, clock.now() - oldest_unknown),
         disputed=disputed / 1_000_000,

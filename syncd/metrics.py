@@ -59,6 +59,8 @@ class Levels:
     """Product → paid order lines that wait for keys."""
     oldest_pending_seconds: float = 0.0
     """Age of the oldest of them; 0 when none waits."""
+    claims_asking: Mapping[str, int] = field(default_factory=dict)
+    """Supplier → claims on bad keys whose answer is due, or was lost."""
     purchases_open: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(supplier, state) → purchases that are not closed; of them, ``unknown`` and ``disputed`` may need a person."""
     oldest_unknown_seconds: float = 0.0
@@ -379,6 +381,7 @@ def _gauges(levels: Levels) -> Iterator[Metric]:
         yield family
     for name, text, label, counts in (
         ("deliveries_pending", "Paid order lines that wait for keys.", "product", levels.deliveries_pending),
+        ("claims_asking", "Claims on bad keys whose answer is due, or was lost.", "supplier", levels.claims_asking),
         ("replenish_target", "Units of a cached product to hold.", "product", levels.replenish_target),
         (
             "replenish_level",

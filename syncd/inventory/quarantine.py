@@ -568,6 +568,8 @@ def _recovered(tx: Tx, by: str) -> int:
     )
     tx.execute("DELETE FROM reserved_key")
     tx.execute("UPDATE reservation SET state = 'expired', ended_at = ? WHERE state = 'held'", (tx.at,))
+    # A claim that was not made yet at the backup may have been made since: a person finds out.
+    tx.execute("UPDATE replacement SET claim = 'asking', claim_note = 'restored from a backup' WHERE claim = 'open'")
     tx.execute("DELETE FROM meta WHERE name = ?", (RESTORE_FENCE,))
     tx.audit("restore.recovered", by=by, reserved=held)
     return held

@@ -125,6 +125,7 @@ class Restock:
         """Products that were found lacking while they were being bought."""
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._relisted: asyncio.Task[None] | None = None
         self._stopping = False
         self._record: Work[tuple[Job, int], int] = Work("demand", Lane.INGEST, self._run_record)
         self._miss: Work[Sequence[Asked], None] = Work("demand_missed", Lane.INGEST, self._run_miss)
@@ -138,6 +139,11 @@ class Restock:
         self._sold.add(product)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_DEBOUNCE_S, self._look)
+
+    def listed(self) -> None:
+        """A supplier's listing was taken: what could not be bought before it, or was not planned, is now."""
+        if not self._stopping and (self._relisted is None or self._relisted.done()):
+            self._relisted = self._spawn(self.tick())
 
     def refused(self, product: str, quantity: int, key: tuple[str, str]) -> None:
         """An order (its shop and its reference: ``key``) found too few keys and was sent away: a sale that was lost.

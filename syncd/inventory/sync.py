@@ -103,6 +103,8 @@ class Sync:
         self._failing: set[str] = set()
         self._unlisted: set[tuple[str, str]] = set()
         self._stopping = False
+        self.listed: Callable[[], None] = lambda: None
+        """Told whenever a supplier's offers were taken."""
 
     async def open(self) -> None:
         """Make sure that every supplier has its row; a new one is due at once."""
@@ -222,6 +224,8 @@ class Sync:
             log.warning("run_not_recorded", supplier=name, why=_why(caught))
             kept = False
         self._runs.pop(name, None)
+        if taken.state == "taken":
+            self.listed()
         self._metrics.sync_ended(name, seconds=elapsed, succeeded_at=None if error else self._clock.now())
         # Said loudly once: the runs after it that fail as well are told, but warn of nothing new.
         say = log.warning if error and name not in self._failing else log.info

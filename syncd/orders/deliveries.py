@@ -25,6 +25,8 @@ from syncd.store.database import Change, Lane, Question, RetryBatch, Row, Tx, Wo
 from syncd.vault.vault import KeyRow, OpenedKey, Vault, restored_at
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from syncd.config import Product
     from syncd.metrics import Metrics
     from syncd.orders.presentation import Presentation
@@ -938,6 +940,19 @@ def _shown(row: Sequence[Any]) -> dict[str, Any]:
         "created_at": utc(row[7]),
         "completed_at": None if row[8] is None else utc(row[8]),
     }
+
+
+def pending_deliveries(connection: Connection) -> tuple[dict[str, int], int | None]:
+    """(product → deliveries that wait for keys, since when the longest of them has: Unix seconds, None if none does).
+
+    One whose key is being replaced has waited since that was asked for.
+    """
+    waiting = connection.exec_driver_sql(
+        "SELECT product, count(*), min(coalesce(CASE WHEN reason = 'replacing' THEN"
+        " (SELECT max(r.created_at) FROM replacement r WHERE r.delivery_id = d.id) END, d.created_at))"
+        " FROM delivery d WHERE state = 'pending' GROUP BY product"
+    ).all()
+    return {row[0]: row[1] for row in waiting}, min((int(row[2]) for row in waiting), default=None)
 
 
 _Need = Mapping[tuple[str, int], int]

@@ -142,7 +142,12 @@ class Replacements:
     # --- the supplier's part ----------------------------------------------------------------------------------------
 
     async def claim_due(self) -> None:
-        """Claim defective keys at their suppliers, once an order; to be called now and then."""
+        """Claim defective keys at their suppliers, once an order; to be called now and then.
+
+        None while the restore fence stands: what was to be claimed at the backup may have been claimed since (T3).
+        """
+        if self._deliveries.fenced:
+            return
         by_supplier: dict[str, list[list[_Claim]]] = {}
         for (supplier, _), group in (await asyncio.to_thread(self._due)).items():
             by_supplier.setdefault(supplier, []).append(group)
@@ -257,6 +262,12 @@ _DELIVERED: Final = (
     f" ORDER BY delivery_id DESC LIMIT {_RECENT}) a"
     " JOIN vault_key k ON k.id = a.key_id JOIN source s ON s.id = k.source_id GROUP BY s.supplier"
 )
+
+
+def claims_asking(connection: Connection) -> dict[str, int]:
+    """Supplier → claims whose answer is due, or was lost."""
+    asking = "SELECT supplier, count(*) FROM replacement WHERE claim = 'asking' GROUP BY supplier"
+    return {row[0]: row[1] for row in connection.exec_driver_sql(asking)}
 
 
 def defects(connection: Connection) -> dict[str, tuple[int, int]]:

@@ -79,14 +79,14 @@ def launch(dice: random.Random) -> list[Order]:
 
 
 def intermittent(dice: random.Random) -> list[Order]:
-    """Next to nothing for days, then a spell of hours with an order every half an hour; no sale in 19 of 20 syncs."""
+    """Next to nothing for days, then a spell of hours with three orders in each; no sale in nine of ten syncs."""
     ends, at = list[float](), 0.0
     for mean in itertools.cycle((60, 12)):
         if at > WEEKS * WEEK_S / HOUR_S:
             break
         at += dice.expovariate(1 / mean)
         ends.append(at)
-    return _orders(dice, lambda hour: (2.0 if bisect.bisect(ends, hour) % 2 else 0.1) * _day(hour), 4, FEW)
+    return _orders(dice, lambda hour: (3.0 if bisect.bisect(ends, hour) % 2 else 0.1) * _day(hour), 6, (88, 12))
 
 
 def dying(dice: random.Random) -> list[Order]:
@@ -94,7 +94,13 @@ def dying(dice: random.Random) -> list[Order]:
     return _orders(dice, lambda hour: 12 * 0.5 ** (hour / 100) * _day(hour), 24, FEW)
 
 
-TRACES: Final = {"steady": steady, "weekly": weekly, "launch peak": launch, "intermittent": intermittent, "dying": dying}
+TRACES: Final = {
+    "steady": steady,
+    "weekly": weekly,
+    "launch peak": launch,
+    "intermittent": intermittent,
+    "dying": dying,
+}
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
@@ -201,7 +207,9 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 }
 
 
-LAG=0
+LAG = 0
+
+
 def targets(policy: Policy, orders: Iterable[Order]) -> list[float]:
     """What a policy says at each sync. It does not depend on what is held, so it is asked once for all scales."""
     past, found = Past(), list[float]()
@@ -329,7 +337,7 @@ def from_vault(seeds: Iterable[int]) -> float:
 def main() -> None:
     """Print the table of docs/replenish.md."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seed", type=int, default=101, help="the first of the seeds")
+    options.add_argument("--seed", type=int, default=201, help="the first of the seeds")
     options.add_argument("--runs", type=int, default=3, help="how many seeds")
     options.add_argument("--json", action="store_true")
     given = options.parse_args()

@@ -69,7 +69,7 @@ def test_a_popular_product_fills_up_drains_and_refills_and_a_rare_one_is_bought_
 @pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 def test_the_cheaper_supplier_is_dead_and_orders_keep_being_served(install: Any, engine_url: str, site: Hawker) -> None:
     goods = site.stocked(11, "8.00", 100)
-    with Hawker() as cheap:
+    with Hawker("CHEAP") as cheap:
         cheaper = cheap.stocked(11, "3.00", 100)
         daemon = install(
             "d",

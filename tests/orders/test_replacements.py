@@ -12,8 +12,8 @@ import pytest
 
 from syncd.adapter import NotSent, OutcomeUnknown, Refused
 from syncd.errors import ConflictError, NotFoundError
-from syncd.orders.deliveries import InsufficientStockError
-from syncd.orders.replacements import ReplacementLimitError, Replacements, defects
+from syncd.orders.deliveries import InsufficientStockError, pending_deliveries
+from syncd.orders.replacements import ReplacementLimitError, Replacements, claims_asking, defects
 
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -250,6 +250,40 @@ async def test_what_has_no_supplier_to_ask_is_said_to_have_none(stack: Any) -> N
     made = replacing(stack)
     await made.claim_due()
     assert claims(stack)[0][0] == "impossible"
+
+
+async def test_T3_a_claim_is_not_made_again_after_a_restore(stack: Any) -> None:
+    from syncd.inventory.quarantine import Quarantine
+
+    stack.add("steam", "A-1", "A-2")
+    bought(stack)
+    await broken(stack)
+    wang = Upstream("return_keys")
+    made = replacing(stack, {"wang": wang})
+    stack.tamper("INSERT INTO meta (name, value) VALUES ('restored_at', 'x')")
+    stack.deliveries.fenced = True
+    await made.claim_due()
+    quarantine = Quarantine(stack.writer, stack.vault, lambda: None, dict, lambda _: None)  # type: ignore[arg-type,return-value]
+    await quarantine.recover("me")
+    stack.deliveries.fenced = False
+    await made.claim_due()
+    assert (claims(stack), wang.asked) == ([("asking", "restored from a backup")], [])
+    with stack.database.read() as connection:
+        assert claims_asking(connection) == {"wang": 1}
+
+
+async def test_the_age_of_what_waits_is_since_it_has_waited(stack: Any) -> None:
+    stack.add("steam", "A-1")
+    got = await stack.deliveries.deliver("demo", "o1", "steam", 1)
+    stack.clock.seconds += 5000
+    await replacing(stack).replace("demo", "o1", got.keys[0].id, "invalid")
+    sell(stack, "xbox", "wait")
+    with stack.database.read() as connection:
+        assert pending_deliveries(connection) == ({"steam": 1}, 1_800_005_000)
+    stack.clock.seconds -= 1000
+    await stack.deliveries.deliver("demo", "o2", "xbox", 1)
+    with stack.database.read() as connection:
+        assert pending_deliveries(connection) == ({"steam": 1, "xbox": 1}, 1_800_004_000)
 
 
 async def test_control_a_claim_that_is_sent_before_it_is_recorded_is_sent_twice(

@@ -99,8 +99,8 @@ def counts_nothing(patch: Patch) -> None:
     """However many keys came, the order is fulfilled."""
     real, check = Ledger._receive_one, receipt.check_count
 
-    def received(self: Ledger, tx: Tx, came: Any) -> Any:
-        found = real(self, tx, came)
+    def received(self: Ledger, tx: Tx, came: Any, *more: Any) -> Any:
+        found = real(self, tx, came, *more)
         if isinstance(found, Written) and came.state == "fulfilled":
             tx.execute(
                 "UPDATE purchase SET state = 'fulfilled', received = quantity, open_spend = 0, closed_at = ?"
@@ -129,8 +129,8 @@ def forgets_what_was_sent(patch: Patch) -> None:
     """What was being sent at a kill was not bought."""
     real = Ledger._recover_all
 
-    def recovered(self: Ledger, tx: Tx, spare: Any, *, everything: bool) -> list[Purchase]:
-        found = real(self, tx, spare, everything=everything)
+    def recovered(self: Ledger, tx: Tx, *args: Any, **more: Any) -> list[Purchase]:
+        found = real(self, tx, *args, **more)
         for one in found:
             tx.execute(
                 "UPDATE purchase SET state = 'refused', spend = 0, closed_at = ? WHERE id = ? AND state = 'unknown'",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -140,8 +142,6 @@ class World:
         if self.server is not None:
             self.server.close()
         self.house.crash()
-        self._drain()
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
     # --- running it ---------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class World:
             elif not self.house.busy():
                 return
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """What is left of a daemon that died is gone."""
 
         async def gone() -> None:
@@ -200,7 +200,6 @@ class World:
         """The daemon is gone, whatever it was at; another one starts on what it left. It may die at that, too."""
         while True:
             self.house.crash()
-            self._drain()
             self.deaths += 1
             self.house = House(self)
             with contextlib.suppress(SyncdError):
@@ -301,6 +300,8 @@ class House:
         self.metrics = metrics = Metrics("0")
         metrics.know(products=self.settings.products, shops=self.settings.shops, suppliers=[*self.settings.suppliers])
         self.dead = False
+        self.threads = ThreadPoolExecutor(8)
+        world.loop.set_default_executor(self.threads)
         self.gone = asyncio.Event()
         self.writer = writer = Writer(database, audit.chain(ring.audit_mac), metrics=metrics, on_fatal=self._died)
         self._let_time_pass()
@@ -388,11 +389,17 @@ class House:
     def crash(self) -> None:
         """Drop everything, as a kill does: nothing is finished, nothing is put away."""
         self.dead = True
+        if self.writer._dead is None:
+            self.writer._die(Killed(), [])  # whoever waits for it hears that
         for link in self.links.values():
             link.halt()
+        self.world.drain()
         for link in self.links.values():
             link.join(5)
-        self.writer._lanes = tuple(type(lane)() for lane in self.writer._lanes)
+        self.threads.shutdown()
+        for thread in threading.enumerate():
+            if thread.name.startswith("sync-"):
+                thread.join(5)
         with contextlib.suppress(Exception):
             self.writer.stop()
         self.database.close()

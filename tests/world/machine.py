@@ -247,8 +247,13 @@ class WorldMachine(RuleBasedStateMachine):
                 house = self.world.house
 
     @rule(commits=st.integers(0, 5), acknowledged=st.booleans())
-    def will_die(self, commits: int, acknowledged: bool) -> None:
+    def dies_later(self, commits: int, acknowledged: bool) -> None:
         self.world.house.die_after(commits, acknowledged=acknowledged)
+
+    @rule(product=products, quantity=few, commits=st.integers(0, 4), acknowledged=st.booleans())
+    def dies_while_buying(self, product: str, quantity: int, commits: int, acknowledged: bool) -> None:
+        self.world.house.die_after(commits, acknowledged=acknowledged)
+        self.step(self.world.house.purchases.buy(product, quantity, asked_by="operator"))
 
     @rule()
     def dies(self) -> None:

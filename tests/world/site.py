@@ -19,18 +19,19 @@ FAULTS = ("reset", "error", "page", "broken", "html", "cut", "short")
 class Hawker(Site):
     """A site that fulfils its orders by itself, at once or some moments later. ``pace``: the longest of those moments.
 
-    ``wild`` is how often a request goes wrong, and ``stock`` how much of each sku there is.
+    ``wild`` is how often a request goes wrong, ``delay`` how long an order's answer takes.
     """
 
-    def __init__(self, *, seed: int = 0, wild: float = 0.0, pace: float = 0.0, delay: float = 0.0, **more: Any) -> None:
-        super().__init__(balance="1000000.00", **more)
-        self.random, self.wild, self.pace, self.delay = random.Random(seed), wild, pace, delay
+    def __init__(self, name: str = "SITE", *, seed: int = 0, pace: float = 0.0) -> None:
+        super().__init__(balance="1000000.00")
+        self.name = name
+        self.random, self.wild, self.pace, self.delay = random.Random(seed), 0.0, pace, 0.0
         self.sold: dict[str, list[str]] = {}
         """Reference → the keys that were paid for."""
 
     def stocked(self, sku: int, price: str, count: int, product: int = 1) -> str:
         """Put so many keys on the shelf; the sku as its adapter calls it."""
-        keys = [f"SITE{sku:02d}-{number:06d}-QXZW" for number in range(count)]
+        keys = [f"{self.name}{sku:02d}-{number:06d}-QXZW" for number in range(count)]
         self.sell(product, {"id": sku, "price": price, "keys": keys})
         return f"{product}/{sku}"
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.world.bugs import forgets_what_was_sent
 from tests.world.machine import WorldMachine
 
 EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "20"))
@@ -19,7 +21,7 @@ STEPS = int(os.environ.get("SYNCD_WORLD_STEPS", "60"))
 SEED = os.environ.get("SYNCD_WORLD_SEED")
 
 
-def run(machine: type[WorldMachine], fresh: Any) -> None:
+def run(machine: type[WorldMachine], fresh: Any, examples: int = EXAMPLES, **more: Any) -> None:
     """Run a machine, each example in an empty database."""
 
     class Here(machine):  # type: ignore[misc, valid-type]
@@ -29,16 +31,23 @@ def run(machine: type[WorldMachine], fresh: Any) -> None:
     run_state_machine_as_test(
         Here if SEED is None else seed(int(SEED))(Here),
         settings=settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             stateful_step_count=STEPS,
             deadline=None,
             database=None,
             derandomize=SEED is None,
             suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
+            **more,
         ),
     )
 
 
 def test_M1_M2_M3_M4_P3_a_world_of_sins_and_crashes_keeps_its_books(fresh: Any) -> None:
-    run(WorldMachine, fresh)
+    run(WorldMachine, fresh, phases=(Phase.generate, Phase.shrink))
+
+
+@pytest.mark.parametrize("fresh", ["sqlite"], indirect=True)
+def test_M3_control_the_machine_finds_a_planted_bug(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgets_what_was_sent(monkeypatch)
+    with pytest.raises(AssertionError, match="counts as refused"):
+        run(WorldMachine, fresh, 100, phases=(Phase.generate,))
