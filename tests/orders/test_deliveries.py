@@ -676,9 +676,7 @@ async def test_asking_after_an_order_that_waits_leaves_no_trace_and_after_its_ke
 
 async def test_what_is_sold_and_what_is_refused_is_told_to_what_restocks(stack: Any) -> None:
     told: list[Any] = []
-    stack.deliveries.restocking = SimpleNamespace(
-        sold=lambda product: told.append(product), refused=lambda *what: told.append(what)
-    )
+    stack.deliveries.restocking = SimpleNamespace(sold=told.append, refused=lambda *what: told.append(what))
     stack.add("steam", "AAAA-1")
     for _ in range(2):
         await stack.deliveries.deliver("demo", "order-1", "steam", 1)

@@ -453,9 +453,7 @@ def test_control_without_a_lock_daemons_reserve_too_much_for_one_customer(
 
 async def test_what_is_held_and_what_cannot_be_held_is_told_to_what_restocks(stack: Any) -> None:
     told: list[Any] = []
-    stack.deliveries.restocking = SimpleNamespace(
-        sold=lambda product: told.append(product), refused=lambda *what: told.append(what)
-    )
+    stack.deliveries.restocking = SimpleNamespace(sold=told.append, refused=lambda *what: told.append(what))
     stack.add("steam", "AAAA-1", "AAAA-2")
     sell(stack, "steam")
     for _ in range(2):
