@@ -819,9 +819,11 @@ class Purchases:
         if link.stopped:
             return "stopped"
         state = None if link.health is None else link.health.state
-        if state is None or not (state.open or state.failures):
+        if state is None:
             return "up"
-        return "down" if state.open else "failing"
+        if state.open:
+            return "down"
+        return "failing" if state.failures or state.until_asked(self._clock.now()) else "up"
 
     async def _valued(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """With the price of those of which only a question tells it."""

@@ -172,8 +172,11 @@ def forecast(history: History, usual: Season, now: float, length_s: float) -> De
         weight = 2.0 ** (-age / _FAST_HALF_H)
         recent += weight * history.units.get(hour - age, 0) / batch
         expected += weight * usual.at(hour - age) / batch
-    shape = usual.lean + recent
-    factor = shape / (usual.lean + expected)
+    lean = usual.lean
+    if not quantile(expected, lean, 1 - _PEAK) <= recent <= quantile(expected, lean, _PEAK):
+        lean = _LEAST_LEAN_DAY  # so far from what is usual that it is usual no more
+    shape = lean + recent
+    factor = shape / (lean + expected)
     mean = factor * usual.over(now, length_s) / batch
     now_rate, before = usual.at(hour) / batch, history.units.get(hour - 1, 0) / batch
     windows = (  # (orders, hours): the shortest that shows a peak well says best how high it is now

@@ -773,6 +773,24 @@ async def test_P3_a_key_of_another_source_is_set_aside_and_disputed(open_desk: A
     assert desk.house.rows("SELECT supplier_key FROM quarantine") == [(f"id-{keys[0][-5:]}",)]
 
 
+async def test_P3_what_was_set_aside_with_one_answer_is_not_set_aside_again_with_the_next(
+    open_desk: Any, payload: Any
+) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    keys = [*seller.keys(2), "QQQ-1"]
+    desk.house.take(payload("game", f"{keys[0]}\n"))
+    seller.plans.append(lambda order: seller.sell(order, "partial", keys))
+    await desk.purchases.buy("game", 4, asked_by="operator")
+    for _ in range(2):
+        await desk.later(5)
+    assert sorted(row[1] for row in desk.house.held()) == ["duplicate", "not_this_format"]
+    seller.becomes(desk.row().reference, "completed", [*seller.keys(1), *keys], 4)
+    await desk.later(5)
+    assert (desk.row().state, desk.row().received, len(desk.house.held())) == ("disputed", 2, 2)
+    assert desk.row().open_spend * 2 == desk.row().spend
+
+
 async def test_P3_a_dispute_is_settled_by_what_is_released(open_desk: Any) -> None:
     seller = Seller()
     desk = open_desk(seller)

@@ -129,8 +129,8 @@ def forgets_what_was_sent(patch: Patch) -> None:
     """What was being sent at a kill was not bought."""
     real = Ledger._recover_all
 
-    def recovered(self: Ledger, tx: Tx, *, everything: bool) -> list[Purchase]:
-        found = real(self, tx, everything=everything)
+    def recovered(self: Ledger, tx: Tx, spare: Any, *, everything: bool) -> list[Purchase]:
+        found = real(self, tx, spare, everything=everything)
         for one in found:
             tx.execute(
                 "UPDATE purchase SET state = 'refused', spend = 0, closed_at = ? WHERE id = ? AND state = 'unknown'",
