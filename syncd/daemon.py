@@ -256,6 +256,7 @@ class Daemon:
                 ping=ping,
             )
             await sync.open()
+            await restock.plan()
             server = Server(build(parts), self.loaded.settings.daemon)
             await server.start()
             stack.push_async_callback(sync.stop)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
@@ -54,6 +54,7 @@ _COLUMNS: Final = (
 _WORDS: Final = 300
 """Characters of a reason."""
 
+Sealed = TypeVar("Sealed", SealedKey, SealedSlice)
 Ask = Callable[[str, Sequence[Any]], Sequence[Any]]
 """Runs a query with ``?`` markers: in a transaction, or on a connection that only reads."""
 
@@ -169,7 +170,6 @@ class Told:
     due_in: float | None = None
     denied: bool = False
     order_id: str | None = None
-    by: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -486,7 +486,7 @@ class Ledger:
         )
         kind = str(state) if not same else "not_found" if told.denied else "waits" if told.due_in is None else ""
         if kind:
-            tx.audit(f"purchase.{kind}", **_named(before), why=told.reason[:_WORDS], by=told.by)
+            tx.audit(f"purchase.{kind}", **_named(before), why=told.reason[:_WORDS])
         if closed:
             self._end_source(tx, before)
         return self._row(tx, before.id)
@@ -501,9 +501,9 @@ class Ledger:
             return before
         origin, mark = self._source(tx, before, came)
         counts, received = Counts(), before.received
-        slices = self._new_slices(tx, origin, came.slices)
-        if came.keys or slices:
-            counts = self._take_in(tx, origin, mark, came.keys, slices)
+        keys, slices = self._fresh(tx, origin, came.keys), self._fresh(tx, origin, came.slices)
+        if keys or slices:
+            counts = self._take_in(tx, origin, mark, keys, slices)
             ((received,),) = tx.query("SELECT sealed FROM source WHERE id = ?", (origin.source_id,))
         self._name_keys(tx, origin, came.keys)
         state, reason = came.state, came.reason
@@ -572,7 +572,7 @@ class Ledger:
                     (origin.source_id,),
                 )
             }
-            slices = self._new_slices(tx, origin, [item for item in came.slices if item.raw_fp not in mine])
+            slices = self._fresh(tx, origin, [item for item in came.slices if item.raw_fp not in mine])
             if slices:
                 self._take_in(tx, origin, mark, (), slices)
             tx.audit("purchase.late", **_named(before), order=came.order_id, slices=len(slices))
@@ -617,19 +617,20 @@ class Ledger:
         return Origin(row_id, before.source, before.product, came.issuer), position
 
     @staticmethod
-    def _new_slices(tx: Tx, origin: Origin, slices: Sequence[SealedSlice]) -> list[SealedSlice]:
-        """Those that did not come with an earlier answer: each holds all that came so far."""
-        if not slices:
+    def _fresh(tx: Tx, origin: Origin, cards: Sequence[Sealed]) -> list[Sealed]:
+        """Those that were not set aside with an earlier answer: each answer holds all that came so far."""
+        if not cards:
             return []
-        known: dict[bytes, int] = {}
-        for (raw_fp,) in tx.query("SELECT raw_fp FROM quarantine WHERE source_id = ?", (origin.source_id,)):
-            known[bytes(raw_fp)] = known.get(bytes(raw_fp), 0) + 1
-        fresh: list[SealedSlice] = []
-        for item in slices:
-            if known.get(item.raw_fp, 0):
-                known[item.raw_fp] -= 1
+        aside = Counter(
+            bytes(raw_fp)
+            for (raw_fp,) in tx.query("SELECT raw_fp FROM quarantine WHERE source_id = ?", (origin.source_id,))
+        )
+        fresh: list[Sealed] = []
+        for card in cards:
+            if aside[card.raw_fp]:
+                aside[card.raw_fp] -= 1
             else:
-                fresh.append(item)
+                fresh.append(card)
         return fresh
 
     @staticmethod

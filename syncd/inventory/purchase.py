@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
+import msgspec
 import structlog
 from sqlalchemy import Connection
 
@@ -45,7 +46,7 @@ from syncd.inventory.catalogue import Catalogue
 from syncd.inventory.formats import Format
 from syncd.inventory.guards import Forbidden, Wish
 from syncd.inventory.ledger import COVER, Came, Intent, Ledger, Needed, Purchase, Send, Told, Written, held_by
-from syncd.inventory.listing import row_of
+from syncd.inventory.listing import offer_of, row_of
 from syncd.inventory.receipt import LATE, by_hand, judge, set_aside
 from syncd.inventory.reconcile import Able, Standing
 from syncd.inventory.routing import Candidate, Health, Pick, defect_rate, route
@@ -620,22 +621,22 @@ class Purchases:
         return await self._tell(one, PurchaseState(one.state), why, due_in=due_in, denied=denied)
 
     async def _repeat(self, one: Purchase, link: Link, product: Product) -> Purchase:
-        """Send the same reference once more: after the guards, by what the offer costs now."""
+        """Send the same order once more, as it was sent: after the guards, by what its offer costs now."""
         found = [each for each in await asyncio.to_thread(self.candidates, one.product) if _is(each, one)]
         for candidate in await self._valued(found):
-            offer, unit = candidate.offer, _price(candidate.offer, one.quantity)
+            unit = _price(candidate.offer, one.quantity)
             if unit is not None and not (candidate.gone or candidate.held or candidate.stale):
                 break
         else:
             return await self._later(one, link, "not sent again: what its offer costs now is not known")
         wish = Wish(one.supplier, product, unit, one.quantity)
         limit = one.money("unit_limit")
-        if limit is not None and limit.currency == unit.currency and unit.amount > limit.amount:
+        if limit is None or limit.currency != unit.currency or unit.amount > limit.amount:
             return await self._later(one, link, f"not sent again: a unit costs {unit} now, its limit was {limit}")
         sent = await self._writer.submit(self._ledger.send, Send(held_by(one), again=wish))
         if isinstance(sent, Forbidden):
             return await self._later(one, link, f"not sent again: {sent.why}")
-        return await self._order(sent, offer, link, product, again=True)
+        return await self._order(sent, offer_of(msgspec.json.decode(one.listed)), link, product, again=True)
 
     async def heard(self, supplier: str, webhook: Webhook) -> bytes:
         """A request that claims to come from a supplier: what to answer with 200, once its adapter has verified it.
@@ -818,9 +819,11 @@ class Purchases:
         if link.stopped:
             return "stopped"
         state = None if link.health is None else link.health.state
-        if state is None or not (state.open or state.failures):
+        if state is None:
             return "up"
-        return "down" if state.open else "failing"
+        if state.open:
+            return "down"
+        return "failing" if state.failures or state.until_asked(self._clock.now()) else "up"
 
     async def _valued(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """With the price of those of which only a question tells it."""

@@ -294,11 +294,17 @@ class Deliveries:
         """Tell those who wait that their delivery is pending no longer: one look for all of them, however many."""
         while self._waiters:
             await asyncio.sleep(_LOOK_S)
-            with contextlib.suppress(SQLAlchemyError):  # the database is away: they go on waiting
-                settled = await asyncio.to_thread(self._settled, set(self._waiters.values()))
-                for told, delivery_id in self._waiters.items():
-                    if delivery_id in settled:
-                        told.set()
+            await self._tell()
+
+    async def _tell(self) -> None:
+        """Look which of those that somebody waits for are pending no longer."""
+        if not self._waiters:
+            return
+        with contextlib.suppress(SQLAlchemyError):  # the database is away: they go on waiting
+            settled = await asyncio.to_thread(self._settled, set(self._waiters.values()))
+            for told, delivery_id in self._waiters.items():
+                if delivery_id in settled:
+                    told.set()
 
     def _settled(self, ids: Collection[int]) -> set[int]:
         """Which of these deliveries are pending no longer."""
@@ -345,6 +351,7 @@ class Deliveries:
             filled += some
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
+            await self._tell()
         return filled
 
     async def look_at_fence(self) -> None:

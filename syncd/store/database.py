@@ -737,7 +737,7 @@ class Writer:
     @property
     def stopped(self) -> bool:
         """Whether it takes no more work, for good."""
-        return self._dead or self._stopping
+        return self._dead is not None or self._stopping
 
     def _enqueue(self, unit: _Unit) -> None:
         if self._dead or self._stopping:

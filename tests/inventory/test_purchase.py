@@ -433,9 +433,14 @@ async def test_M1_the_guards_are_asked_again_before_it_is_sent_again(open_desk: 
     await desk.later(100)
     assert (len(seller.seen), desk.row().state) == (1, "unknown")
     assert "not sent again" in desk.row().reason
+    desk.list("alpha", "a", "0.20", "EUR")  # a limit in another currency would stop the supplier
+    await desk.later(100)
+    assert (len(seller.seen), desk.row().state) == (1, "unknown")
     desk.list("alpha", "a", "2")
     await desk.later(100)
     assert desk.row().state == "fulfilled"
+    assert seller.seen[1].offer == seller.seen[0].offer
+    assert seller.seen[1].max_unit_cost == seller.seen[0].max_unit_cost
 
 
 async def test_M1_not_sent_of_a_repetition_tells_nothing_of_the_first_time(open_desk: Any) -> None:
@@ -766,6 +771,24 @@ async def test_P3_a_key_of_another_source_is_set_aside_and_disputed(open_desk: A
     ((_, reason, first),) = desk.house.held()
     assert (reason, first is None) == ("duplicate", False)
     assert desk.house.rows("SELECT supplier_key FROM quarantine") == [(f"id-{keys[0][-5:]}",)]
+
+
+async def test_P3_what_was_set_aside_with_one_answer_is_not_set_aside_again_with_the_next(
+    open_desk: Any, payload: Any
+) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    keys = [*seller.keys(2), "QQQ-1"]
+    desk.house.take(payload("game", f"{keys[0]}\n"))
+    seller.plans.append(lambda order: seller.sell(order, "partial", keys))
+    await desk.purchases.buy("game", 4, asked_by="operator")
+    for _ in range(2):
+        await desk.later(5)
+    assert sorted(row[1] for row in desk.house.held()) == ["duplicate", "not_this_format"]
+    seller.becomes(desk.row().reference, "completed", [*seller.keys(1), *keys], 4)
+    await desk.later(5)
+    assert (desk.row().state, desk.row().received, len(desk.house.held())) == ("disputed", 2, 2)
+    assert desk.row().open_spend * 2 == desk.row().spend
 
 
 async def test_P3_a_dispute_is_settled_by_what_is_released(open_desk: Any) -> None:
