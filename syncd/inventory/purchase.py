@@ -9,6 +9,7 @@ its keys, its end and the audit are one transaction. Whatever cuts this short le
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -488,8 +489,13 @@ class Purchases:
 
         On PostgreSQL, another daemon may be at work: what is leased is left to `tick`, until its lease is over.
         """
-        found = await self._writer.submit(self._ledger.recover, (not self._database.postgresql, ()))
-        for one in found:
+        await self._recovered(everything=not self._database.postgresql)
+
+    async def _recovered(self, *, everything: bool) -> None:
+        spare = frozenset(self._active)
+        for one in await self._writer.submit(self._ledger.recover, (everything, spare)):
+            self._watched[one.id] = self._clock.monotonic()
+            self._metrics.purchased(one.supplier, one.state)
             log.warning("purchase_recovered", reference=one.reference, supplier=one.supplier, state=one.state)
 
     async def tick(self) -> None:
@@ -513,7 +519,7 @@ class Purchases:
             await self._writer.submit(self._ledger.renew, (self._holder, sorted(self._active)))
         found = [one for one in await asyncio.to_thread(self._due) if one.id not in self._active]
         if any(one.state in {PurchaseState.INTENDED, PurchaseState.SENT} for one in found):
-            await self._writer.submit(self._ledger.recover, (False, frozenset(self._active)))
+            await self._recovered(everything=False)
         open_ones = [one for one in found if one.state in {PurchaseState.ACCEPTED, PurchaseState.UNKNOWN}]
         return [self._spawn(self._quietly(self._follow(one.id))) for one in open_ones]
 
@@ -587,14 +593,17 @@ class Purchases:
 
     async def _denied(self, one: Purchase, link: Link, standing: Standing) -> Purchase:
         """The supplier says that it has no such order."""
-        early = not reconcile.believed(standing, self._settings().purchases)
-        if standing.state == PurchaseState.ACCEPTED or early:
+        settle = self._settings().purchases.settle
+        if standing.state == PurchaseState.ACCEPTED:
             return await self._later(one, link, "its supplier has no such order yet")
+        if not reconcile.believed(standing, self._settings().purchases):
+            why = "its supplier has no such order yet"
+            return await self._later(one, link, why, within=max(1.0, settle - standing.watched))
         if standing.doubted > reconcile.TRUST_S:
             return await self._person(one, "its supplier does not know it, and may look back not far enough")
         if standing.denied + 1 >= reconcile.TWICE:
             return await self._tell(one, PurchaseState.REFUSED, "its supplier has no such order")
-        return await self._later(one, link, "its supplier has no such order", denied=True)
+        return await self._later(one, link, "its supplier has no such order", denied=True, within=max(1.0, settle))
 
     async def _person(self, one: Purchase, why: str) -> Purchase:
         fix = f"syncd purchases resolve {one.reference}"
@@ -613,11 +622,13 @@ class Purchases:
             order_id=one.supplier_order,
         )
 
-    async def _later(self, one: Purchase, link: Link, why: str, *, denied: bool = False) -> Purchase:
+    async def _later(
+        self, one: Purchase, link: Link, why: str, *, denied: bool = False, within: float = math.inf
+    ) -> Purchase:
         supplier = self._settings().suppliers.get(link.name)
         first, longest = (supplier.poll, supplier.poll_max) if supplier else (5.0, 600.0)
         age = self._clock.now() - (one.sent_at or one.created_at)
-        due_in = reconcile.wait(age, first, longest)
+        due_in = min(within, reconcile.wait(age, first, longest))
         return await self._tell(one, PurchaseState(one.state), why, due_in=due_in, denied=denied)
 
     async def _repeat(self, one: Purchase, link: Link, product: Product) -> Purchase:
