@@ -226,7 +226,7 @@ class Daemon:
             purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived, defects=defects)
             await purchases.recover()
             deliveries.buying = _Buying(purchases)
-            restock = deliveries.asked = Restock(writer, self._settings, purchases, links)
+            restock = deliveries.restocking = Restock(writer, self._settings, purchases, links)
             sync.listed = restock.listed
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()

@@ -43,7 +43,7 @@ _PEAK_LEAN: Final = 60
 _PEAK_SURE: Final = 20
 """With so many orders the shortest window says enough."""
 _BETWEEN: Final = 0.75
-"""Of the time between two syncs, so much counts: with it the share of hits in the bench is what was asked for."""
+"""Of the time between two syncs, so much counts: the share of hits in the bench is then about what was asked for."""
 _EXACT: Final = 300.0
 """Above so many orders the normal distribution serves as well."""
 _RARE_H: Final = _WEEK

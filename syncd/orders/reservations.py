@@ -142,7 +142,16 @@ class Reservations:
             limits.per_customer,
             limits.per_product,
         )
-        return await self._writer.submit(self._reserve, asked)
+        restocking = self._deliveries.restocking
+        try:
+            held = await self._writer.submit(self._reserve, asked)
+        except InsufficientStockError:
+            if restocking is not None:
+                restocking.refused(product, quantity, (shop, order_ref))
+            raise
+        if restocking is not None and not held.repeat:
+            restocking.sold(product)
+        return held
 
     def _at_suppliers(self, product: str, quantity: int) -> int:
         """How many units suppliers could serve; none when what this one takes could not be bought."""

@@ -55,7 +55,7 @@ def test_the_distribution_is_the_one_that_it_says_to_be(mean: float, shape: floa
 def test_orders_of_several_units_are_counted_as_such() -> None:
     demand = Demand(3.0, 5.0, {1: 0.7, 2: 0.2, 5: 0.1})
     dice = random.Random(1)
-    trials = 30_000
+    trials = 8_000
 
     def size() -> int:
         return dice.choices((1, 2, 5), (7, 2, 1))[0]
@@ -69,7 +69,7 @@ def test_orders_of_several_units_are_counted_as_such() -> None:
     tried = [(sum(size() for _ in range(orders())), size()) for _ in range(trials)]
     for stock, share in zip(range(1, 25), replenish.served(demand), strict=False):
         seen = sum(before + own <= stock for before, own in tried) / trials
-        assert share == pytest.approx(seen, abs=0.015)
+        assert share == pytest.approx(seen, abs=0.03)
 
 
 @settings(max_examples=25)

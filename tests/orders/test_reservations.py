@@ -449,3 +449,15 @@ def test_control_without_a_lock_daemons_reserve_too_much_for_one_customer(
 
     race(stacks, grab)
     assert stacks[0].rows("SELECT count(*) FROM reservation WHERE state = 'held'") == [(2,)]
+
+
+async def test_what_is_held_and_what_cannot_be_held_is_told_to_what_restocks(stack: Any) -> None:
+    told: list[Any] = []
+    stack.deliveries.restocking = SimpleNamespace(sold=told.append, refused=lambda *what: told.append(what))
+    stack.add("steam", "AAAA-1", "AAAA-2")
+    sell(stack, "steam")
+    for _ in range(2):
+        await stack.reservations.reserve("demo", "o1", "steam", 1)
+    with pytest.raises(InsufficientStockError):
+        await stack.reservations.reserve("demo", "o2", "steam", 3)
+    assert told == ["steam", ("steam", 3, ("demo", "o2"))]
