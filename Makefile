@@ -18,7 +18,7 @@ COMPILE := $(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.
 .PHONY: help run test check lint bench bench-replenish fuzz soak docs lock
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run var/feeds ## Start the daemon on config/syncd.toml (CONFIG=…), with sample keys; Ctrl-C stops it
 	@exec $(VENV)/bin/syncd run --config $(CONFIG)

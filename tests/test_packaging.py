@@ -137,4 +137,5 @@ def test_negative_control_a_lock_with_a_url_is_refused(monkeypatch, tmp_path):
 def test_make_help_lists_the_tasks():
     done = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = [line.split()[1] for line in done.stdout.splitlines()]
-    assert listed == ["help", "run", "test", "check", "lint", "bench", "fuzz", "docs", "lock"]
+    tasks = ["help", "run", "test", "check", "lint", "bench", "bench-replenish", "fuzz", "soak", "docs", "lock"]
+    assert listed == tasks
