@@ -226,7 +226,7 @@ class Daemon:
             purchases = Purchases(vault, links, self._settings, self._formats, self.metrics, arrived, defects=defects)
             await purchases.recover()
             deliveries.buying = _Buying(purchases)
-            restock = deliveries.asked = Restock(writer, self._settings, purchases, links)
+            restock = deliveries.restocking = Restock(writer, self._settings, purchases, links)
             sync.listed = restock.listed
             access = Access(database, writer, ring, ids, lambda: self.loaded.settings.shops)
             await access.refresh()
@@ -256,6 +256,7 @@ class Daemon:
                 ping=ping,
             )
             await sync.open()
+            await restock.plan()
             server = Server(build(parts), self.loaded.settings.daemon)
             await server.start()
             stack.push_async_callback(sync.stop)

@@ -590,6 +590,42 @@ OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
             'name its offers (syncd products suggest), or write "wait" or "refuse"',
         ),
         (
+            '[products.a]\ncache = "popular"\n',
+            "products.a.cache",
+            "nothing can be bought of it",
+            "add offers to the product",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1"\ncache = "lots"\n',
+            "products.a.cache.mode",
+            "it is none of 'popular', 'fixed' or 'none'",
+            "name one of them",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1"\ncache = "fixed 5"\n',
+            "products.a.cache",
+            "this is not a cache",
+            'write "popular", "popular:0..50", "fixed:20", "fixed:20..50" or "none"',
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1"\ncache = "fixed"\n',
+            "products.a.cache.min",
+            "a fixed number is missing",
+            "write how many keys to hold: min = 20",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1"\ncache = { mode = "popular", min = 201 }\n',
+            "products.a.cache.min",
+            "it is more than max, which is 200",
+            "lower it, or raise max",
+        ),
+        (
+            OFFERS + '[products.a]\noffers = "wang:1"\ncache = { mode = "popular", budget = "5 USD" }\n',
+            "products.a.cache.budget",
+            "there is no rate for USD",
+            "add USD to [currency] rates",
+        ),
+        (
             '[purchases]\nbudget_day = "100 USD"\n',
             "purchases.budget_day",
             "there is no rate for USD",
@@ -630,6 +666,15 @@ OFFERS = '[suppliers.wang]\nadapter = "feed"\n'
 def test_what_is_wrong_with_offers_and_rates_is_named(write: Any, text: str, path: str, said: str, fix: str) -> None:
     found = only(write(text))
     assert (found.path, found.message, found.fix) == (path, said, fix)
+
+
+@pytest.mark.parametrize(
+    ("cell", "mode", "least", "most"),
+    [("popular", "popular", 0, 200), ("popular:1..50", "popular", 1, 50), ("fixed:20", "fixed", 20, 200)],
+)
+def test_a_cache_may_be_one_cell(write: Any, cell: str, mode: str, least: int, most: int) -> None:
+    cache = config.load(write(OFFERS + f'[products.a]\noffers = "wang:1"\ncache = "{cell}"\n')).products["a"].cache
+    assert (cache.mode, cache.min, cache.most) == (mode, least, most)
 
 
 @pytest.mark.parametrize("setting", ["max_drop = 101", "max_drop = -1", "max_jump = 1", "max_jumps = 101"])

@@ -28,7 +28,7 @@ from syncd import config, daemon
 from syncd.adapter import VERBS, Pull
 from syncd.cli.app import app
 from syncd.cli.operator import EXIT_UNREACHABLE
-from syncd.config import Product, ProductOffer, SecretRef, Settings, Shop, Supplier
+from syncd.config import Cache, Product, ProductOffer, SecretRef, Settings, Shop, Supplier
 from syncd.errors import EXIT_CONFIG, ConfigError, KekError, SyncdError
 from syncd.inventory.quarantine import HELD, UNANSWERED
 from syncd.inventory.receipt import COUNT, LATE, OVER
@@ -66,6 +66,7 @@ NAMED: Mapping[type[BaseModel], str] = {
     Supplier: "suppliers.NAME",
     Product: "products.SKU",
     ProductOffer: "products.SKU.offers",
+    Cache: "products.SKU.cache",
     Shop: "shops.NAME",
     SecretRef: "secret",
 }
@@ -214,7 +215,11 @@ def shown(text: str) -> dict[str, set[str]]:
         else:
             found[section] = set(table)
     offers = [offer for one in tree.get("products", {}).values() for offer in one.get("offers", [])]
-    return found | {"products.SKU.offers": {name for offer in offers for name in offer}}
+    caches = [one["cache"] for one in tree.get("products", {}).values() if "cache" in one]
+    return found | {
+        "products.SKU.offers": {name for offer in offers for name in offer},
+        "products.SKU.cache": {name for cache in caches for name in cache},
+    }
 
 
 def expected_in_a_sample() -> dict[str, set[str]]:

@@ -14,7 +14,7 @@ from syncd.cli.options import AsJson, ConfigFile, group
 from syncd.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
-    from syncd.config import Settings
+    from syncd.config import Product, Settings
     from syncd.inventory.formats import Card, Format, Reading
 
 commands = group("Formats of keys: what there is, what a file would be read as, whether the examples hold.")
@@ -60,11 +60,14 @@ def explain(
     format_: Annotated[str | None, typer.Option("--format", help="Read it with this format.")] = None,
     split: Annotated[str | None, typer.Option(help="Cut it with this splitter, or this template.")] = None,
     charset: Annotated[str | None, typer.Option(help="Its charset, if the supplier declares one.")] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(metavar="ZONE", help="Zone of its dates without one; default: that of the product's suppliers."),
+    ] = None,
     config: ConfigFile = None,
     json_: AsJson = False,
 ) -> None:
     """What a file would be read as, line by line, and why; keys masked. Nothing is taken in."""
-    from syncd.config import DEFAULT_TIMEZONE
     from syncd.inventory.formats import CHARSETS, is_split
     from syncd.inventory.formats.explain import recognised, rows
 
@@ -83,7 +86,7 @@ def explain(
         )
     if charset is not None and charset.lower() not in CHARSETS:
         raise InvalidRequestError("this charset is not known", hint=f"known: {', '.join(CHARSETS)}")
-    reading, evidence, cards = _read(file, fmt, cut, charset, ZoneInfo(DEFAULT_TIMEZONE))
+    reading, evidence, cards = _read(file, fmt, cut, charset, _zone(settings, known, timezone))
     said = {
         "file": file.name,
         "format": fmt.name,
@@ -103,6 +106,17 @@ def explain(
         output.line(f"line {row.line:<6} {row.outcome:<17} {row.why}{expires}")
     output.line()
     output.line("in all: " + (", ".join(f"{count} {name}" for name, count in counts.items()) or "no card"))
+
+
+def _zone(settings: Settings, product: Product | None, name: str | None) -> ZoneInfo:
+    """The zone that is asked for, or that of the suppliers whose offers serve the product, if they have one."""
+    from syncd.config import DEFAULT_TIMEZONE
+
+    zones = {settings.suppliers[offer.supplier].timezone for offer in product.offers} if product else set()
+    try:
+        return ZoneInfo(name or (zones.pop() if len(zones) == 1 else DEFAULT_TIMEZONE))
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidRequestError("there is no such time zone", hint="name it as Asia/Shanghai is named") from error
 
 
 def _formats(settings: Settings) -> dict[str, Format]:

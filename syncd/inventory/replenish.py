@@ -1,11 +1,11 @@
 """What to hold: from past demand to a target for each product; a pure calculation. Called by restock, and tried against
 other policies by `make bench-replenish`.
 
-How much is asked for is learned in two steps. Slowly: a rate, and how it differs by hour of the day, day and hour of the
-week, each leaning on the coarser one the more, the less they differ beyond chance. Quickly: how far the last day is above
-or below that, and whether the last hour is beyond what chance explains, a peak. What may be asked for until a purchase
-has arrived is then a distribution, of orders whose number is not sure either; the target is the stock with which the
-wanted share of orders finds its keys.
+How much is asked for is learned in two steps. Slowly: a rate, and how it differs by hour of the day, day and hour of
+the week, each leaning on the coarser one the more, the less they differ beyond chance. Quickly: how far the last hours
+are above or below that, and whether the last one is beyond what chance explains, a peak. What may be asked for until a
+purchase has arrived is then a distribution, of orders whose number is not sure either; the target is the stock with
+which the wanted share of orders finds its keys.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _DAY: Final = 24
 _SLOW_HALF_H: Final = 2 * _WEEK
 _FAST_HALF_H: Final = 6
 _FAST_H: Final = 36
+"""After six half-lives there is nothing left of an hour."""
 _DAYS: Final = 28
 # How much what was believed before is worth against what is seen: hours, or orders.
 _LEAN_RATE_H: Final = 24
@@ -38,11 +39,12 @@ _PEAK: Final = 0.99999
 _PEAK_LEAST: Final = 6
 """Fewer orders are no peak, however few were expected."""
 _PEAK_LEAN: Final = 60
+"""A peak may have begun up to 1 / so many hours before its window."""
 _PEAK_SURE: Final = 20
+"""With so many orders the shortest window says enough."""
 _BETWEEN: Final = 0.75
-"""Of the time between two syncs, so much counts: with it the share of hits in the bench is what was asked for."""
+"""Of the time between two syncs, so much counts: the share of hits in the bench is then about what was asked for."""
 _EXACT: Final = 300.0
-_SPREAD = 20
 """Above so many orders the normal distribution serves as well."""
 _RARE_H: Final = _WEEK
 
@@ -73,7 +75,7 @@ class Season:
     factors: tuple[float, ...]
     """What each hour of the week makes of it."""
     lean: float
-    """So many orders of one day it is worth: the more, the less days differed from it."""
+    """So many orders of the last hours it is worth: the more, the less days differed from it."""
     hour: int
     """As of when it was learned (Unix time / 3600)."""
 
@@ -101,7 +103,7 @@ class Demand:
     sizes: Mapping[int, float]
     """Units of an order → the share of orders that have so many."""
     factor: float = 1.0
-    """How far the last day is above or below what is usual."""
+    """How far the last hours are above or below what is usual."""
     peak: str = ""
     """In words, when the last hour was beyond what chance explains."""
 
@@ -170,8 +172,11 @@ def forecast(history: History, usual: Season, now: float, length_s: float) -> De
         weight = 2.0 ** (-age / _FAST_HALF_H)
         recent += weight * history.units.get(hour - age, 0) / batch
         expected += weight * usual.at(hour - age) / batch
-    shape = usual.lean + recent
-    factor = shape / (usual.lean + expected)
+    lean = usual.lean
+    if not quantile(expected, lean, 1 - _PEAK) <= recent <= quantile(expected, lean, _PEAK):
+        lean = _LEAST_LEAN_DAY  # so far from what is usual that it is usual no more
+    shape = lean + recent
+    factor = shape / (lean + expected)
     mean = factor * usual.over(now, length_s) / batch
     now_rate, before = usual.at(hour) / batch, history.units.get(hour - 1, 0) / batch
     windows = (  # (orders, hours): the shortest that shows a peak well says best how high it is now
@@ -212,11 +217,8 @@ def served(demand: Demand) -> Iterator[float]:
         within.append(within[-1] + exactly[-1])
 
 
-def enough(demand: Demand, service: float, usual: float = 0.0) -> int:
+def enough(demand: Demand, service: float) -> int:
     """The smallest stock with which the share ``service`` of orders find their keys, while ``demand`` lasts."""
-    if usual and demand.mean:
-        miss = 1 - service
-        service = 1 - min(max(miss * usual / demand.units, miss / _SPREAD), miss * _SPREAD, 0.5)
     if demand.mean > _EXACT:
         squares = sum(size * size * share for size, share in demand.sizes.items())
         spread = math.sqrt(demand.mean * squares + demand.units**2 / demand.shape)
@@ -326,7 +328,7 @@ def _popular(cache: Cache, usual: Season, now: float, at: Situation, demand: Dem
         if demand.peak:
             why.append(f"a peak: {demand.peak}")
         elif not 0.8 < demand.factor < 1.25:  # noqa: PLR2004 - worth a word
-            why.append(f"the last day was {demand.factor:.1f} times what is usual")
+            why.append(f"the last hours were {demand.factor:.1f} times what is usual")
     bounds: list[tuple[float, str]] = []
     if at.life_s is not None:
         life = max(0.0, min(at.life_s, _DAYS * 86400.0))

@@ -119,13 +119,12 @@ class Restock:
         self._sold: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._resting: set[str] = set()
-        """Products that nobody would sell: tried again at the next tick."""
+        """Products that nobody would sell: tried again at the next tick, or listing."""
         self._buying: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         """Products that were found lacking while they were being bought."""
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._relisted: asyncio.Task[None] | None = None
         self._stopping = False
         self._record: Work[tuple[Job, int], int] = Work("demand", Lane.INGEST, self._run_record)
         self._miss: Work[Sequence[Asked], None] = Work("demand_missed", Lane.INGEST, self._run_miss)
@@ -141,9 +140,10 @@ class Restock:
             self._timer = asyncio.get_running_loop().call_later(_DEBOUNCE_S, self._look)
 
     def listed(self) -> None:
-        """A supplier's listing was taken: what could not be bought before it, or was not planned, is now."""
-        if not self._stopping and (self._relisted is None or self._relisted.done()):
-            self._relisted = self._spawn(self.tick())
+        """A supplier's listing was taken: what nobody would sell before it is looked at again."""
+        self._resting.clear()
+        if not self._stopping:
+            self._spawn(self._restore(self.plans))
 
     def refused(self, product: str, quantity: int, key: tuple[str, str]) -> None:
         """An order (its shop and its reference: ``key``) found too few keys and was sent away: a sale that was lost.
@@ -278,7 +278,7 @@ class Restock:
         return [self._record_one(tx, *payload) for payload in payloads]
 
     def _record_one(self, tx: Tx, job: Job, upto: int) -> int | BaseException:
-        """A chunk of deliveries, by their ids; forgets what is too old with the last one."""
+        """A chunk of deliveries, by their ids; of their products, what is too old is forgotten."""
         try:
             job.check(tx)
         except LeaseLostError as error:
@@ -297,9 +297,9 @@ class Restock:
             "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
             (_WATERMARK, str(rows[-1][0] if rows else after)),
         )
-        if len(rows) < _ROWS:
-            tx.execute("DELETE FROM demand WHERE hour < ?", (oldest,))
-            tx.execute("DELETE FROM demand_size WHERE week < ?", (oldest * HOUR_S // _WEEK_S,))
+        products = sorted({(row[1],) for row in rows})
+        tx.bulk(_FORGET_HOURS, "product text", products, (oldest,))
+        tx.bulk(_FORGET_SIZES, "product text", products, (oldest * HOUR_S // _WEEK_S,))
         return len(rows)
 
     def _run_miss(self, tx: Tx, payloads: Sequence[Sequence[Asked]]) -> list[None]:
@@ -469,6 +469,9 @@ _SIZES: Final = (
     "SELECT d.product, d.quantity, sum(d.orders) FROM rows JOIN demand_size d"
     " ON d.product = rows.product AND d.week >= rows.first GROUP BY d.product, d.quantity"
 )
+# By the primary key: of the whole table it would take too long.
+_FORGET_HOURS: Final = "DELETE FROM demand WHERE product IN (SELECT product FROM rows) AND hour < ?"
+_FORGET_SIZES: Final = "DELETE FROM demand_size WHERE product IN (SELECT product FROM rows) AND week < ?"
 _OWED: Final = (
     "SELECT sum(quantity - (SELECT count(*) FROM allotment WHERE delivery_id = delivery.id"
     " AND withdrawn_at IS NULL)) FROM delivery WHERE state = 'pending' AND product = ?"

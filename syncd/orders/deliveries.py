@@ -122,8 +122,8 @@ class Buying(Protocol):
         """An order waits for what is to be bought: see to it at once. Returns at once, on the event loop."""
 
 
-class Asked(Protocol):
-    """Who wants to know what is asked for. Both return at once, on the event loop."""
+class Restocking(Protocol):
+    """What keeps products in stock, and wants to know what is asked for. Both return at once, on the event loop."""
 
     def sold(self, product: str) -> None:
         """An order was taken: there is less of the product now."""
@@ -188,7 +188,7 @@ class Deliveries:
         """For how many seconds a request waits for keys that are being bought, unless it says how long."""
         self.buying: Buying | None = None
         """What buys what orders lack; None: nothing can be bought."""
-        self.asked: Asked | None = None
+        self.restocking: Restocking | None = None
         self._stopping = False
         self._waiters: dict[asyncio.Event, int] = {}
         """What each request that waits is told by → the id of its delivery."""
@@ -221,13 +221,13 @@ class Deliveries:
             allotted = await self._writer.submit(self._allot, request)
         except InsufficientStockError:
             if shortage != "buy" or not await asyncio.to_thread(self.buyable, product, quantity):
-                if self.asked is not None:
-                    self.asked.refused(product, quantity, (shop, order_ref))
+                if self.restocking is not None:
+                    self.restocking.refused(product, quantity, (shop, order_ref))
                 raise
             request = replace(request, waits=True)
             allotted = await self._writer.submit(self._allot, request)
-        if self.asked is not None and not allotted.repeat:
-            self.asked.sold(product)
+        if self.restocking is not None and not allotted.repeat:
+            self.restocking.sold(product)
         answer = await self.opened(order_ref, allotted, request.min_life)
         if answer.state != DeliveryState.PENDING:
             return answer
@@ -294,11 +294,17 @@ class Deliveries:
         """Tell those who wait that their delivery is pending no longer: one look for all of them, however many."""
         while self._waiters:
             await asyncio.sleep(_LOOK_S)
-            with contextlib.suppress(SQLAlchemyError):  # the database is away: they go on waiting
-                settled = await asyncio.to_thread(self._settled, set(self._waiters.values()))
-                for told, delivery_id in self._waiters.items():
-                    if delivery_id in settled:
-                        told.set()
+            await self._tell()
+
+    async def _tell(self) -> None:
+        """Look which of those that somebody waits for are pending no longer."""
+        if not self._waiters:
+            return
+        with contextlib.suppress(SQLAlchemyError):  # the database is away: they go on waiting
+            settled = await asyncio.to_thread(self._settled, set(self._waiters.values()))
+            for told, delivery_id in self._waiters.items():
+                if delivery_id in settled:
+                    told.set()
 
     def _settled(self, ids: Collection[int]) -> set[int]:
         """Which of these deliveries are pending no longer."""
@@ -345,6 +351,7 @@ class Deliveries:
             filled += some
         if filled:
             log.info("pending_deliveries_filled", product=product, deliveries=filled)
+            await self._tell()
         return filled
 
     async def look_at_fence(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from syncd.model import ReservationState
-from syncd.store.database import Change, Question, Row, Tx
+from syncd.store.database import Change, Row, Tx
 
 
 @dataclass(slots=True, repr=False)
@@ -112,14 +112,3 @@ def set_free(tx: Tx, held: Collection[Hold], state: ReservationState) -> None:
     """End reservations and make their keys available."""
     end(tx, [one.id for one in held], state)
     let_go(tx, [key[0] for one in held for key in one.keys])
-
-
-def promised(products: Collection[str]) -> Question:
-    """(product, units held, units of them that are to be bought) over reservations, of those that have any."""
-    return Question(
-        "SELECT r.product, sum(r.quantity) AS units, sum(r.promised) AS promised FROM rows"
-        " JOIN reservation r ON r.product = rows.product WHERE r.state = 'held' GROUP BY r.product",
-        "product text, units int, promised int",
-        "product text",
-        [(product,) for product in sorted(products)],
-    )

@@ -142,7 +142,16 @@ class Reservations:
             limits.per_customer,
             limits.per_product,
         )
-        return await self._writer.submit(self._reserve, asked)
+        restocking = self._deliveries.restocking
+        try:
+            held = await self._writer.submit(self._reserve, asked)
+        except InsufficientStockError:
+            if restocking is not None:
+                restocking.refused(product, quantity, (shop, order_ref))
+            raise
+        if restocking is not None and not held.repeat:
+            restocking.sold(product)
+        return held
 
     def _at_suppliers(self, product: str, quantity: int) -> int:
         """How many units suppliers could serve; none when what this one takes could not be bought."""
@@ -206,16 +215,16 @@ class Reservations:
         if refused is not None:
             return refused
         stock, free = self._deliveries.spare(tx, asked.product, asked.min_life, asked.quantity)
-        ((total, promised),) = [row[1:] for row in tx.ask(holds.promised([asked.product]))[0]] or [(0, 0)]
+        total, promised = (int(units or 0) for units in tx.query(_HELD, (asked.product,))[0])
         keys = [stock.pop() for _ in range(max(0, min(free, asked.quantity)))]
         lacks = asked.quantity - len(keys)
         # What paid orders lack, beyond what is on its way for them, is bought first.
         behind = max(0, -free - (_number(tx, _ON_ORDER, asked.product) if free < 0 else 0))
-        if lacks > max(0, asked.upstream - int(promised) - behind):
+        if lacks > max(0, asked.upstream - promised - behind):
             return InsufficientStockError(
                 "there are not enough keys of this product", hint="nothing was recorded: try again later"
             )
-        if not _within(tx, asked, int(total), int(promised), behind):
+        if not _within(tx, asked, total, promised, behind):
             return ReservationLimitError(
                 "as much of this product is reserved as may be", hint="deliver what is paid; reserve again later"
             )
@@ -247,6 +256,7 @@ class Reservations:
         return made
 
 
+_HELD: Final = "SELECT sum(quantity), sum(promised) FROM reservation WHERE state = 'held' AND product = ?"
 _ON_ORDER: Final = (
     "SELECT sum(quantity - received) FROM purchase WHERE closed_at IS NULL AND state <> 'unknown' AND product = ?"
 )

@@ -33,8 +33,7 @@ class Buyers:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         while not self.stopping.is_set():
-            body = json.dumps({"product": product, "quantity": 1})
-            connection.request("POST", "/v1/purchases", body, headers)
+            connection.request("POST", f"/v1/products/{product}/buy", json.dumps({"quantity": 1}), headers)
             response = connection.getresponse()
             said = response.read()
             if response.status >= 300:
@@ -70,7 +69,7 @@ def buying(make: Any, load: Any, folder: Path, engine: str, rounds: int, show: A
     """``make`` starts a daemon in a folder, ``load`` is the benchmark's."""
     with Hawker() as site:
         folder.mkdir(parents=True)
-        supplied(SimpleNamespace(folder=folder), site, "concurrency = 32\n")
+        supplied(SimpleNamespace(folder=folder), site, "concurrency = 32\n", patience="10s")
         (folder / "conf.d" / "products.toml").write_text(products(site))
         daemon = make(folder)
         try:

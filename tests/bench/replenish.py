@@ -1,11 +1,10 @@
 """`make bench-replenish`: policies of what to hold, tried on simulated demand: hits against money tied up.
 
-Seeded, and with nothing but the pure parts: the same table comes out everywhere. Every policy is asked at each sync, and
-what is then ordered arrives after the lead time; a hit is an order that finds all its keys in the vault; one that does not goes elsewhere. Money is
-what lies in keys, held and on order, on average over time, in units. At an equal hit rate: every policy's targets are
-scaled until it hits as often as the default does unscaled. Five weeks; in the first all of them learn, it is not counted.
-
-The seeds here were not looked at when the default was made.
+Seeded, and with nothing but the pure parts: the same table comes out everywhere. Every policy is asked at each sync,
+and what is then ordered arrives after the lead time; a hit is an order that finds all its keys in the vault; one that
+does not goes elsewhere. Money is what lies in keys, held and on order, on average over time, in units. At an equal hit
+rate: every policy's targets are scaled until it hits as often as the default does unscaled. Five weeks; in the first
+all of them learn, it is not counted. The seeds here were not looked at while the default was made.
 """
 
 from __future__ import annotations
@@ -192,9 +191,7 @@ def default(sync_s: float = SYNC_S, lead_s: float = LEAD_S) -> Policy:
         if not usual or usual[0].hour != int(now) // HOUR_S:
             usual[:] = [replenish.season(history, now)]
         length = replenish.horizon(lead_s, sync_s)
-        demand = replenish.forecast(history, usual[0], now, length)
-        avg = {0: 0.0, 1: usual[0].rate * length / 3600, 2: usual[0].rate * length / 3600 * demand.factor}[LAG]
-        return replenish.enough(demand, SERVICE, avg)
+        return replenish.enough(replenish.forecast(history, usual[0], now, length), SERVICE)
 
     return target
 
@@ -205,9 +202,6 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
     "croston": croston,
     "default": default,
 }
-
-
-LAG = 0
 
 
 def targets(policy: Policy, orders: Iterable[Order]) -> list[float]:

@@ -59,6 +59,24 @@ def test_explain_reads_a_declared_charset_and_a_workbook(syncd: Any, config: Pat
     assert [card["outcome"] for card in found["cards"]] == ["read"]
 
 
+def test_explain_reads_dates_in_the_zone_that_is_given_or_the_products_suppliers(
+    syncd: Any, config: Path, sample: Path
+) -> None:
+    sample.write_text("卡密：A0011-XYZ 有效期：2031-12-31\n")
+
+    def expires(*words: str) -> str:
+        (card,) = syncd("formats", "explain", sample, *words, "--json").json["cards"]
+        return str(card["expires"])
+
+    assert expires().startswith("2031-12-31T15:59:59")  # Asia/Shanghai, if nothing says otherwise
+    assert expires("--timezone", "UTC").startswith("2031-12-31T23:59:59")
+    wang = '[suppliers.wang]\nadapter = "feed"\nfolder = "feeds"\ntimezone = "America/New_York"\n'
+    served = 'title = "Steam"\noffers = [{ supplier = "wang", sku = "1" }]'
+    config.write_text(config.read_text().replace('title = "Steam"', served) + wang)
+    assert expires("--product", "steam", "--format", "auto").startswith("2032-01-01T04:59:59")
+    assert expires("--product", "steam", "--format", "auto", "--timezone", "UTC").startswith("2031-12-31T23:59:59")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -66,6 +84,8 @@ def test_explain_reads_a_declared_charset_and_a_workbook(syncd: Any, config: Pat
         (("--split", "{a}{b}"), "no such splitter"),
         (("--charset", "ebcdic"), "charset is not known"),
         (("--product", "nope"), "no product has the sku"),
+        (("--timezone", "Mars/Olympus"), "no such time zone"),
+        (("--timezone", "../etc"), "no such time zone"),
     ],
 )
 def test_explain_refuses_what_there_is_not(

@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from tests.world.site import Hawker, sold_by, supplied, wait_for
 
 KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "4"))
 SEED = int(os.environ.get("SYNCD_WORLD_SEED", "1"))
-PLANTED = Path(__file__).with_name("planted.py")
+SCRIPT = Path(__file__).parents[1] / "world" / "real.py"
 SHOPS = 3
 WILD = 0.15
 """How often a request to the supplier goes wrong."""
@@ -82,10 +84,10 @@ class Orders:
             shop.join()
 
 
-def killed(daemon: Any, site: Hawker, orders: Orders, times: int, script: Path | None = None) -> None:
+def killed(daemon: Any, site: Hawker, orders: Orders, times: int) -> None:
     """Start, sell, kill; again and again."""
     for _ in range(times):
-        daemon.launch(script=script)
+        daemon.launch(script=SCRIPT)
         assert daemon.ready(60), daemon.log.read_text()
         if not orders.asked:
             wait_for(
@@ -103,7 +105,7 @@ def quiet(daemon: Any, site: Hawker, orders: Orders, seconds: float = 60) -> lis
     """All faults are over: every order gets its answer, every purchase its end. The purchases."""
     site.wild = 0.0
     site.faults.clear()
-    daemon.start()
+    daemon.start(script=SCRIPT)
     deadline = time.monotonic() + seconds
     left = [order for order in orders.asked if orders.recorded(order[0])]
     while True:
@@ -139,20 +141,29 @@ def balanced(daemon: Any, site: Hawker, orders: Orders, purchases: list[dict[str
     assert "whole" in daemon.syncd("audit", "verify")
 
 
-def run(install: Any, url: str, times: int, seed: int, script: Path | None = None) -> int:
-    """One world: how many keys were sold in it."""
-    with Hawker(seed=seed, pace=0.8) as site:
+def run(install: Any, url: str, times: int) -> int:
+    """One world: how many orders were served in it."""
+    with Hawker(seed=SEED, pace=0.8) as site:
         hot, rare = site.stocked(11, "8.00", 5000), site.stocked(21, "5.00", 5000, product=2)
-        daemon = install(
-            "d", url, sold_by(hot, "hot", 'on_shortage = "buy"\n') + sold_by(rare, "rare", 'on_shortage = "buy"\n')
-        )
+        buys = 'on_shortage = "buy"\n'
+        daemon = install("d", url, sold_by(hot, "hot", buys) + sold_by(rare, "rare", buys))
         supplied(daemon, site, '[purchases]\nsettle = "1s"\n')
-        orders = Orders(daemon, seed)
-        killed(daemon, site, orders, times, script)
+        site.delay = 0.2  # so that a kill finds an order under way
+        orders = Orders(daemon, SEED)
+        killed(daemon, site, orders, times)
         balanced(daemon, site, orders, quiet(daemon, site, orders))
         assert daemon.stop() == 0
         return len(orders.answers)
 
 
 def test_M1_M2_a_daemon_that_is_killed_while_it_buys_keeps_its_books(install: Any, engine_url: str) -> None:
-    assert run(install, engine_url, KILLS, SEED) > KILLS, "it has sold next to nothing: this shows little"
+    assert run(install, engine_url, KILLS) > KILLS, "it has sold next to nothing: this shows little"
+
+
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
+def test_control_a_daemon_that_forgets_what_it_sent_does_not(
+    install: Any, engine_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED", "forgets_what_was_sent")
+    with pytest.raises(AssertionError, match="is refused, and got 0 of"):
+        run(install, engine_url, 3)

@@ -9,7 +9,7 @@ import pytest
 
 from syncd.inventory.formats import Survey, load_formats, read
 from syncd.inventory.formats import document as document_module
-from syncd.inventory.formats import slices as slices_module
+from syncd.inventory.formats import parts as parts_module
 from syncd.model import NEVER
 
 FORMATS = load_formats([Path(__file__).parents[2] / "config" / "formats.toml"])
@@ -48,7 +48,7 @@ def test_a_date_of_what_has_happened_is_a_note(name):
     assert dates(f"code,{name},title\nA0011-X1,2020-01-02,a\nA0012-X1,2020-01-03,b\n", media="csv") == ["", ""]
 
 
-@pytest.mark.parametrize("text", ["purchase_expiry", "expiry_created"])
+@pytest.mark.parametrize("text", ["purchase_expiry", "expiry_created", "on_sale_until", "last_order_day"])
 def test_a_name_that_says_both_holds_the_card(text):
     assert dates(f"code,{text},title\nA0011-X1,{LAST},a\nA0012-X1,{LAST},b\n", media="csv") == ["bad_expiry"] * 2
 
@@ -83,7 +83,7 @@ def test_a_sentence_gives_the_expiry_of_all_keys_or_holds_them():
 
 
 def test_negative_control_a_reader_that_drops_what_it_does_not_know_is_seen(monkeypatch):
-    for module in (slices_module, document_module):
+    for module in (parts_module, document_module):
         monkeypatch.setattr(module, "may_be_date", lambda _: False)
     with pytest.raises(AssertionError):
         test_a_date_under_a_name_that_nobody_knows_holds_the_card("good", LAST)

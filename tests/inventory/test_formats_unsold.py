@@ -19,7 +19,7 @@ A, B = "ABCDE-12345-FGHIJ", "ABCDE-12345-FGHIK"
 def found(text, fmt="auto", media="text"):
     survey = Survey(media)
     survey.feed(text.encode())
-    cards = read([text.encode()], survey.decide(), FORMATS[fmt], timezone=UTC)
+    cards = read([text.encode()], survey.decide(FORMATS[fmt].splitter(None)), FORMATS[fmt], timezone=UTC)
     return [tuple(card.key.fields.values()) if card.key else card.reason for card in cards]
 
 
@@ -64,7 +64,8 @@ def test_a_word_to_the_customer_is_no_such_heading(line):
 
 
 @pytest.mark.parametrize(
-    "line", ["❌ {}", "OLD: {}", "~~{}~~", "{} (used)", "{} // sold", "Example: {}", "Refund code {}"]
+    "line",
+    ["❌ {}", "OLD: {}", "~~{}~~", "{} (used)", "{} (OLD)", "{} (BAD)", "{} // sold", "Example: {}", "Refund code {}"],
 )
 def test_a_key_with_such_a_word_beside_it_is_held(line):
     assert found(f"{line.format(A)}\n{B}\nABCDE-12345-FGHIL\n", "steam")[0] != (A,)
@@ -101,6 +102,12 @@ def test_links_and_codes_by_turns_are_no_keys_of_their_own():
 )  # fmt: skip
 def test_parts_with_marks_around_them(text, wanted):
     assert found(text) == wanted
+
+
+def test_goods_that_are_text_may_say_what_they_like():
+    assert found(f"{A}\n可重复使用\n以上已售\n", "prose") == [(A,), ("可重复使用",), ("以上已售",)]
+    assert set(found(f"本商品为循环卡密\n{A}\n")) == {"unreadable_shape"}
+    assert found(f"不可重复使用\n{A}\n")[1] == (A,)
 
 
 def test_negative_control_a_reader_that_knows_no_word_for_spent_is_seen(monkeypatch):

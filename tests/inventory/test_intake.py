@@ -8,7 +8,7 @@ import logging
 import re
 import sqlite3
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openpyxl
@@ -305,6 +305,65 @@ def test_a_kill_after_any_commit_loses_no_key_and_doubles_none(
 ) -> None:
     kills = killed_everywhere(make_house, payload, acknowledged=acknowledged)
     assert kills >= 6  # the begin, four chunks, the end
+
+
+def steam(number: int) -> str:
+    return f"ABCDE-{number:05d}-FGHIJ"
+
+
+def several_on_a_line() -> tuple[str, list[str]]:
+    """Twelve lines of Steam keys, each with one to four of them, and every key in order."""
+    keys = [steam(number) for number in range(30)]
+    cut, at = [], 0
+    for size in (1, 3, 2, 4, 1, 4, 3, 2, 4, 1, 3, 2):
+        cut.append(", ".join(keys[at : at + size]))
+        at += size
+    return text(cut), keys
+
+
+def killed_with_several(make_house: Callable[..., Any], payload: Any, commits: int, *, acknowledged: bool) -> None:
+    """Lines with several keys, taken until a kill after so many commits, and then to the end: every key once."""
+    content, keys = several_on_a_line()
+    house = make_house()
+    house.kill_after(commits, acknowledged=acknowledged)
+    with pytest.raises(UnavailableError):
+        house.take(payload("steam-1", content))
+    house.stop()
+    house = make_house()
+    house.take(payload("steam-1", content))
+    found = house.keys("steam-1")
+    assert sorted(set(keys) - set(found)) == [], "lost"
+    assert len(found) == len(set(found)) == len(keys), "twice"
+    row = house.source("keys.txt")
+    assert (row["state"], row["sealed"], row["quarantined"]) == ("taken", len(keys), 0)
+    assert (row["consumed"], row["position"]) == (row["size"], 12), "the mark"
+    house.stop()
+
+
+@SQLITE
+@pytest.mark.parametrize(("commits", "acknowledged"), [(2, True), (3, False), (5, True)])
+def test_a_kill_among_lines_of_several_keys_loses_none_and_doubles_none(
+    make_house: Callable[..., Any], payload: Any, small_chunks: int, commits: int, acknowledged: bool
+) -> None:
+    killed_with_several(make_house, payload, commits, acknowledged=acknowledged)
+
+
+@SQLITE
+def test_planted_bug_a_mark_in_the_midst_of_a_line_of_several_keys_is_caught(
+    make_house: Callable[..., Any], payload: Any, small_chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = intake_module.read
+
+    def behind_the_line(*words: Any, **more: Any) -> Iterator[Any]:
+        cards = list(real(*words, **more))
+        ends = {card.position: (card.end, card.line_end) for card in cards}
+        for card in cards:
+            card.end, card.line_end = ends[card.position]
+            yield card
+
+    monkeypatch.setattr(intake_module, "read", behind_the_line)
+    with pytest.raises(AssertionError, match="lost"):
+        killed_with_several(make_house, payload, 2, acknowledged=True)
 
 
 @pytest.mark.parametrize("media", ["csv", "xlsx"])

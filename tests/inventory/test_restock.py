@@ -1,4 +1,4 @@
-"""`syncd.inventory.restock`: demand is recorded once, targets follow, and what lacks is bought once, on both engines."""
+"""`syncd.inventory.restock`: demand is recorded once, targets follow, what lacks is bought once; on both engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from syncd.errors import LeaseLostError, NotFoundError
 from syncd.inventory import restock as module
 from syncd.inventory.restock import Restock
 from syncd.model import id_at
-
 from tests.inventory.test_purchase import CONFIGURATION, Clockwork, Desk, Seller, refuses
 
 CACHED = CONFIGURATION.replace('on_shortage = "buy"', 'on_shortage = "buy"\ncache = { mode = "fixed", min = 5 }')
@@ -131,9 +130,10 @@ async def test_what_is_old_is_forgotten(shelf: Any) -> None:
     one.order(one.clock.now() - 7200)
     await one.restock.tick()
     one.clock.wait(9 * 7 * 86400)
+    one.order(one.clock.now() - 7200)
     await one.restock.tick()
     await one.bought()
-    assert one.house.rows("SELECT * FROM demand") == one.house.rows("SELECT * FROM demand_size") == []
+    assert one.house.rows("SELECT ordered FROM demand") == one.house.rows("SELECT orders FROM demand_size") == [(1,)]
 
 
 async def test_D3_what_was_taken_over_records_nothing_more(shelf: Any) -> None:
@@ -225,6 +225,21 @@ async def test_what_nobody_sells_is_left_alone_until_the_next_minute(shelf: Any)
     await one.restock.tick()
     await one.bought()
     assert one.available == 5
+
+
+async def test_a_listing_is_when_it_is_looked_at_again_whoever_holds_the_lease(shelf: Any) -> None:
+    one = shelf(Seller())
+    other = one.another()
+    one.list("alpha", "a", None)
+    await other.tick()
+    await one.restock.tick()
+    await one.bought()
+    assert one.available == 0
+    one.list("alpha", "a", "2")
+    one.restock.listed()
+    await one.bought()
+    assert one.available == 5
+    await other.stop()
 
 
 async def test_what_orders_wait_for_is_bought_beside_the_target(shelf: Any) -> None:

@@ -10,6 +10,9 @@ import pytest
 
 from syncd.orders.deliveries import InsufficientStockError
 
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what no engine has a part in."""
+
 
 class Seller:
     """Buys as it is told: ``most`` units can be had."""
@@ -54,6 +57,7 @@ async def test_M2_what_is_bought_for_an_order_is_delivered_in_the_same_request(s
     stack.verified()
 
 
+@SQLITE
 async def test_M2_what_nobody_sells_is_refused_and_not_recorded(stack: Any, seller: Seller) -> None:
     seller.most = 0
     with pytest.raises(InsufficientStockError):
@@ -80,6 +84,7 @@ async def test_what_was_promised_to_others_has_to_be_had_too(stack: Any, seller:
     assert seller.wanted == ["steam", "steam"]
 
 
+@SQLITE
 async def test_a_request_waits_as_long_as_is_configured_and_then_says_so(stack: Any, seller: Seller) -> None:
     first = await stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=None)
     again = await stack.deliveries.deliver("demo", "o1", "steam", 1, wait_s=None)
@@ -95,6 +100,7 @@ async def test_a_request_waits_as_long_as_is_configured_and_then_says_so(stack: 
     assert await stack.deliveries.look("demo", "o9", wait_s=20) is None
 
 
+@SQLITE
 async def test_requests_that_wait_are_answered_when_the_daemon_stops(stack: Any, seller: Seller) -> None:
     waiting = [
         asyncio.create_task(stack.deliveries.deliver("demo", f"o{number}", "steam", 1, wait_s=30))
@@ -110,6 +116,7 @@ async def test_requests_that_wait_are_answered_when_the_daemon_stops(stack: Any,
     assert (late.state, late.repeat) == ("pending", True)
 
 
+@SQLITE
 async def test_a_bad_key_with_none_left_is_bought_anew(stack: Any, seller: Seller) -> None:
     from syncd.orders.replacements import Replacements
 

@@ -672,3 +672,14 @@ async def test_asking_after_an_order_that_waits_leaves_no_trace_and_after_its_ke
     await stack.deliveries.fill("steam")
     assert texts(await stack.deliveries.look("demo", "o1", reveal=True)) == ["A-1"]
     assert stack.rows("SELECT count(*) FROM audit WHERE kind = 'delivery.repeated'") == [(1,)]
+
+
+async def test_what_is_sold_and_what_is_refused_is_told_to_what_restocks(stack: Any) -> None:
+    told: list[Any] = []
+    stack.deliveries.restocking = SimpleNamespace(sold=told.append, refused=lambda *what: told.append(what))
+    stack.add("steam", "AAAA-1")
+    for _ in range(2):
+        await stack.deliveries.deliver("demo", "order-1", "steam", 1)
+    with pytest.raises(InsufficientStockError):
+        await stack.deliveries.deliver("demo", "order-2", "steam", 3)
+    assert told == ["steam", ("steam", 3, ("demo", "order-2"))]

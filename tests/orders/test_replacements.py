@@ -15,6 +15,8 @@ from syncd.errors import ConflictError, NotFoundError
 from syncd.orders.deliveries import InsufficientStockError, pending_deliveries
 from syncd.orders.replacements import ReplacementLimitError, Replacements, claims_asking, defects
 
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what no engine has a part in."""
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
@@ -77,6 +79,7 @@ async def test_M2_a_bad_key_is_replaced_in_its_unit_once_and_the_others_stay(sta
     stack.verified()
 
 
+@SQLITE
 async def test_a_key_of_another_order_or_shop_is_not_there(stack: Any) -> None:
     stack.add("steam", "A-1", "A-2", "A-3")
     one = await stack.deliveries.deliver("demo", "o1", "steam", 1)
@@ -110,6 +113,7 @@ async def test_M2_with_none_left_it_waits_is_owed_and_goes_before_all_that_wait(
     assert (await stack.deliveries.deliver("demo", "o2", "steam", 1)).state == "pending"
 
 
+@SQLITE
 async def test_a_second_key_may_turn_out_bad_while_the_first_one_is_waited_for(stack: Any) -> None:
     stack.add("steam", "A-1", "A-2")
     got = await stack.deliveries.deliver("demo", "o1", "steam", 2)
@@ -123,6 +127,7 @@ async def test_a_second_key_may_turn_out_bad_while_the_first_one_is_waited_for(s
     assert sorted(texts(await stack.deliveries.deliver("demo", "o1", "steam", 2))) == ["B-1", "B-2"]
 
 
+@SQLITE
 async def test_a_shop_has_a_limit_and_the_operator_has_none(stack: Any) -> None:
     stack.add("steam", *[f"A-{n}" for n in range(6)])
     key = (await stack.deliveries.deliver("demo", "o1", "steam", 1)).keys[0].id
@@ -176,6 +181,7 @@ async def test_a_claim_gives_keys_back_once_an_order_and_is_never_made_twice(sta
     stack.verified()
 
 
+@SQLITE
 async def test_what_is_not_taken_back_is_complained_of_without_a_word_of_the_key(stack: Any) -> None:
     stack.add("steam", "SECRET-1", "SECRET-2")
     bought(stack)
@@ -191,6 +197,7 @@ async def test_what_is_not_taken_back_is_complained_of_without_a_word_of_the_key
     assert claims(stack) == [("complained", "complaint C-7")]
 
 
+@SQLITE
 @pytest.mark.parametrize(
     ("verbs", "answer", "state", "asked"),
     [
@@ -229,6 +236,7 @@ async def test_a_lost_answer_waits_for_a_person_and_a_plain_one_ends_it(
         await made.settle(1, "open", "user root")
 
 
+@SQLITE
 async def test_what_was_surely_not_sent_is_sent_again_ever_later(stack: Any) -> None:
     stack.add("steam", "A-1", "A-2")
     bought(stack)
@@ -243,6 +251,7 @@ async def test_what_was_surely_not_sent_is_sent_again_ever_later(stack: Any) -> 
     assert claims(stack) == [("returned", "")]
 
 
+@SQLITE
 async def test_what_has_no_supplier_to_ask_is_said_to_have_none(stack: Any) -> None:
     stack.add("steam", "A-1", "A-2")
     bought(stack, supplier="import")
@@ -252,6 +261,7 @@ async def test_what_has_no_supplier_to_ask_is_said_to_have_none(stack: Any) -> N
     assert claims(stack)[0][0] == "impossible"
 
 
+@SQLITE
 async def test_T3_a_claim_is_not_made_again_after_a_restore(stack: Any) -> None:
     from syncd.inventory.quarantine import Quarantine
 
@@ -286,6 +296,7 @@ async def test_the_age_of_what_waits_is_since_it_has_waited(stack: Any) -> None:
         assert pending_deliveries(connection) == ({"steam": 1, "xbox": 1}, 1_800_004_000)
 
 
+@SQLITE
 async def test_control_a_claim_that_is_sent_before_it_is_recorded_is_sent_twice(
     stack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

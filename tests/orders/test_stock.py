@@ -13,6 +13,8 @@ from syncd.orders.deliveries import UnknownProductError
 from syncd.orders.stock import Stock
 
 TODAY = 1_800_000_000
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what no engine has a part in."""
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
@@ -168,6 +170,7 @@ async def test_what_is_upstream_is_told_but_not_sold_and_its_age_is_not_in_the_e
     assert changed != tag
 
 
+@SQLITE
 @pytest.mark.parametrize(
     ("upstream", "sellable"),
     [

@@ -151,6 +151,7 @@ MUTATIONS = [
                 '        body = (await self.http.get("/v1/account")).object()\n        return money'
             ),
         ),
+        also="its-examples-fit",
     ),
     acme("situations-end-as-documented", ('raise NotForSale(f"{sku} is gone"', 'raise BadResponse(f"{sku} is gone"')),
     # what is bought
@@ -384,6 +385,14 @@ WORSE = {
             '[[exchange]]\nverb = "get_balance"\nrequest = "GET /v1/wallet"\n\n[[exchange]]\nverb = "fetch_keys"',
         ),
     ),
+    "an example of another address": (
+        "its-examples-fit its-balance-can-be-asked check-says-whether-it-works",
+        ('request = "GET /v1/account"', 'request = "GET /account"'),
+    ),
+    "an error that nobody has documented, read as no such order": (
+        "a-refusal-is-not-no-such-order",
+        ('if body.get("error") is not None', 'if body.get("error") == "busy"'),
+    ),
     "an expectation that nothing is compared with": (
         "its-examples-fit check-says-whether-it-works",
         ("async def check", "async def _check"),
@@ -436,6 +445,10 @@ LEAKS = {
     "a log line": (PLACED, f'        __import__("logging").getLogger("acme").info("%s", answer.content)\n{PLACED}'),
     "a print": (PLACED, f"        print(answer.content)\n{PLACED}"),
     "an error's text": ('("the order is refused", hint', '(f"refused: {found}", hint'),
+    "an error's text, where nobody has documented the error": (
+        'raise Transient("the orders cannot be looked at now")',
+        'raise Transient("not now" if body["error"] == "busy" else str(body))',
+    ),
     "an error's text, of an answer without keys": ('f"{sku} is gone"', 'f"{sku} is gone: {answer.content!r}"'),
     "an error's hint": ('hint="see the account\'s page")', "hint=str(found))"),
     "a repr": (

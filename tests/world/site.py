@@ -59,8 +59,8 @@ class Hawker(Site):
         super().serve(handler, asked)
 
 
-def supplied(daemon: Any, site: Hawker, more: str = "", *, name: str = "site", poll: str = "200ms") -> None:
-    """Let an installation buy from a site."""
+def supplied(daemon: Any, site: Hawker, more: str = "", *, name: str = "site", patience: str = "2s") -> None:
+    """Let an installation buy from a site. ``patience`` is how long it waits for an answer."""
     folder = daemon.folder / "conf.d"
     folder.mkdir(exist_ok=True)
     for file, text in ((f"{name}.key", site.key), (f"{name}.secret", site.secret)):
@@ -69,7 +69,8 @@ def supplied(daemon: Any, site: Hawker, more: str = "", *, name: str = "site", p
     (folder / f"{name}.toml").write_text(
         f'[suppliers.{name}]\nadapter = "dujiao_next"\nsite = "{site.url}"\n'
         f'key = {{ file = "conf.d/{name}.key" }}\nsecret = {{ file = "conf.d/{name}.secret" }}\n'
-        f'interval = "2s"\njitter = "0s"\nrate = "500/s"\nread_timeout = "2s"\npoll = "{poll}"\npoll_max = "1s"\n{more}'
+        f'interval = "2s"\njitter = "0s"\nrate = "500/s"\nread_timeout = "{patience}"\n'
+        f'poll = "200ms"\npoll_max = "1s"\n{more}'
     )
 
 

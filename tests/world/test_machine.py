@@ -17,7 +17,7 @@ from tests.world.bugs import forgets_what_was_sent
 from tests.world.machine import WorldMachine
 
 EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "20"))
-STEPS = int(os.environ.get("SYNCD_WORLD_STEPS", "60"))
+STEPS = int(os.environ.get("SYNCD_WORLD_STEPS", "50"))
 SEED = os.environ.get("SYNCD_WORLD_SEED")
 
 

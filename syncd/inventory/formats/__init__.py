@@ -21,10 +21,10 @@ from syncd.inventory.formats.count import Count, check_count
 from syncd.inventory.formats.expiry import parse_expiry
 from syncd.inventory.formats.given import read_fields, read_image
 from syncd.inventory.formats.loading import load_formats
+from syncd.inventory.formats.parts import Card
 from syncd.inventory.formats.reader import read, read_one, read_rows
 from syncd.inventory.formats.reading import SPLITS, Reading, is_split
 from syncd.inventory.formats.rules import AUTO, OPAQUE, FieldRule, Format
-from syncd.inventory.formats.slices import Card
 from syncd.inventory.formats.survey import CHARSETS, Survey, survey_rows
 from syncd.inventory.formats.text import dedupe_form
 

@@ -10,7 +10,7 @@ from syncd.inventory.formats.text import dedupe_form
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from syncd.inventory.formats.slices import Card
+    from syncd.inventory.formats.parts import Card
 
 _BESIDE: Final = "prose"
 """The reason of lines that are no card at all: greetings, notes, apologies."""

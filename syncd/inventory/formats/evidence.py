@@ -305,7 +305,7 @@ class Evidence:
             self.notes += 1
             said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
             said = list(filter(None, said))
-            self._said.update(expiry_in(text) for text in said if _OF_ALL.search(text))
+            self._said.update(filter(None, (expiry_in(text) for text in said if _OF_ALL.search(text))))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
         self._gap, self._waits, self._held = False, not items[-1].text, ""
@@ -393,9 +393,9 @@ class Evidence:
         if len(self._named) > 1 and reading.splitter == "line" and not reading.candidates:
             named = tuple(sorted(self._named))
             reading = replace(reading, problem=f"names on lines of their own ({', '.join(named)})")
-        if self.again:
+        if self.again and split != "line":
             reading = replace(reading, problem="a card that is sold again and again cannot be counted")
-        if self.spent:
+        if self.spent and split != "line":  # there, each line is a key, whatever it says
             reading = replace(reading, problem="a heading that says that some of the cards are used or void")
         expires = self.expires(labelled=reading.splitter == "labelled")
         if reading.splitter == "template" or reading.candidates:

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from syncd.inventory.formats.parts import Card
 from syncd.inventory.formats.reading import Reading, pair_name
-from syncd.inventory.formats.slices import Card
 from syncd.inventory.formats.text import dedupe_form
 from syncd.model import NEVER, utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from syncd.inventory.formats.parts import Card
     from syncd.inventory.formats.rules import FieldRule, Format
-    from syncd.inventory.formats.slices import Card
 
 
 @dataclass(frozen=True, slots=True)

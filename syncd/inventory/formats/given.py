@@ -13,9 +13,10 @@ from syncd.inventory.formats.document import (
 )
 from syncd.inventory.formats.image import data_uri
 from syncd.inventory.formats.image import media_type as type_of_image
+from syncd.inventory.formats.parts import Card
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import Format, Refusal
-from syncd.inventory.formats.slices import Card, Slices
+from syncd.inventory.formats.slices import Slices
 from syncd.inventory.formats.survey import Survey
 from syncd.inventory.formats.words import (
     EXPIRES,

@@ -19,9 +19,11 @@ from syncd.inventory.formats.document import (
 )
 from syncd.inventory.formats.evidence import header_like, is_gap
 from syncd.inventory.formats.expiry import expiry_in
+from syncd.inventory.formats.lines import Quick
+from syncd.inventory.formats.parts import Card, Result
 from syncd.inventory.formats.reading import Reading
 from syncd.inventory.formats.rules import MAX_KEY, FieldRule, Format, Refusal, default_display
-from syncd.inventory.formats.slices import Card, Quick, Result, Slices
+from syncd.inventory.formats.slices import Slices
 from syncd.inventory.formats.split import (
     PIECE,
     Line,

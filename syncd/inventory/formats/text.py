@@ -169,7 +169,7 @@ def is_masked(text: str) -> bool:
 _DENY: Final = re.compile(
     "[❌✗✘✖🚫⛔]|已|曾|旧|作废|失效|无效|循环|重复|通用|示例|样例|例如|格式|错误|退款|补发|更换|换|仅|只能|冻结|锁|假|不可|不能|未付|模板"
     r"|\b(?:used|redeemed|invalid|void|revoked|blocked|cancel\w*|refund\w*|sold|wrong|error|example|sample|format|demo"
-    r"|test|e\.?g|not|old|replac\w*|reusable|expired|banned|fake|template|instead|previous|was)\b",
+    r"|test|e\.?g|not|old|bad|dead|off|replac\w*|reusable|expired|banned|fake|template|instead|previous|was)\b",
     re.IGNORECASE,
 )
 

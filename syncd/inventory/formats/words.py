@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from syncd.inventory.formats.expiry import DATED, WRITTEN, expiry_in
-from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, is_link, is_prose, mask_links, strip
+from syncd.inventory.formats.text import LINK, ZERO_WIDTH_CLASS, denies, is_link, is_prose, mask_links, strip
 
 KEY_ROLES: Final = (
     "number",
@@ -170,7 +171,12 @@ MAX_NAME: Final = 40
 
 def normal(name: str) -> str:
     """A header or label as it is compared: NFKC, lower case, without spaces, underscores, dots and hyphens."""
-    plain = _SQUEEZE.sub("", unicodedata.normalize("NFKC", name[:MAX_NAME])).casefold().strip("*:\"'()[]【】")
+    return _normal(name[:MAX_NAME])
+
+
+@lru_cache(4096)
+def _normal(name: str) -> str:
+    plain = _SQUEEZE.sub("", unicodedata.normalize("NFKC", name)).casefold().strip("*:\"'()[]【】")
     return plain if plain.isascii() else plain.translate(_TRADITIONAL)
 
 
@@ -230,9 +236,12 @@ _HAPPENED: Final = re.compile(
 )
 
 
+_TO_COME: Final = re.compile("until|till|end|last|due|截止|最后", re.IGNORECASE)
+
+
 def dates_the_past(name: str) -> bool:
     """Whether a name says that its date is not an expiry, but of something that has happened: ``purchased_on``."""
-    return _HAPPENED.search(name) is not None and EXPIRY_WORDS.search(name) is None
+    return _HAPPENED.search(name) is not None and not (EXPIRY_WORDS.search(name) or _TO_COME.search(name))
 
 
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
@@ -296,6 +305,11 @@ def _label_pattern() -> re.Pattern[str]:
                 cjk.append(name)
             else:
                 latin.append(name.lower())
+    # One look at the first character spares most places the whole alternation.
+    first = [
+        "".join(sorted({re.escape(char) for name in names for char in (name[0].lower(), name[0].upper())}))
+        for names in ([*cjk, *"您你本购中电移联盛骏京天苏美携腾网完巨征任QSPXA"], latin)
+    ]
     either = [_any_of(cjk, inside), _any_of(latin, "")]
     gap = f"[\\s{ZERO_WIDTH_CLASS}]{{0,8}}"
     says = "(?:[:=→]|->)"
@@ -303,8 +317,9 @@ def _label_pattern() -> re.Pattern[str]:
     count = f"\\d{{1,3}}(?={gap}[】\\])]?{gap}[:=])"  # the cards of a list: 卡号1, 卡号2
     return re.compile(
         f"(?P<open>[【\\[({{]?){gap}(?:"
-        f"(?<![\u4e00-\u9fff])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:{says}|(?=[A-Za-z0-9]))"
-        f"|(?<![\\w@./\\-])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}(?:{other})?[\\])]?{gap}{says})",
+        f"(?<![\u4e00-\u9fff])(?=[{first[0]}])(?:[您你]的|{_LEAD}的?)?(?:{_BRAND}的?)?(?P<cjk>{either[0]})(?:{count}|为|是)?{gap}(?:{other})?(?P<close>[】\\])]?){gap}(?:{says}|(?=[A-Za-z0-9]))"
+        f"|(?<![\\w@./\\-])(?=[{first[1]}])(?P<latin>{either[1]})[.#]?(?: ?{count}| is| are)?{gap}"
+        f"(?:{other})?[\\])]?{gap}{says})",
         re.IGNORECASE,
     )
 
@@ -312,6 +327,7 @@ def _label_pattern() -> re.Pattern[str]:
 _LABEL: Final = _label_pattern()
 # One for one, so that positions in the folded text are positions in the text itself.
 _SAME_LENGTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0xA0: 0x20}
+_SEARCHED: Final = _SAME_LENGTH | _TRADITIONAL
 _CIRCLED: Final = "\u2460-\u2473\u24f5-\u24fe\u2776-\u2793"
 _ORDINAL: Final = (
     f"(?:[{_CIRCLED}]|(?:no\\.?|卡|第|card|key|#)? ?#?\\d{{1,5}} ?(?:[张个条组份]卡?[.、:)\\]】]?|[.、:)\\]】])"
@@ -404,7 +420,8 @@ def labels_in(text: str) -> tuple[str, list[Item]]:
     """
     if not _MAYBE.search(text):
         return text, []
-    searched = plain_width(mask_links(text)).translate(_TRADITIONAL)
+    searched = mask_links(text)
+    searched = searched if searched.isascii() else searched.translate(_SEARCHED)
     matches = [match for match in _LABEL.finditer(searched) if _is_label(match)]
     if not matches:
         return text, []
@@ -475,7 +492,8 @@ def cut_notes(text: str) -> tuple[str, list[Item]]:
     line does not end so.
     """
     for aside in (_REGION, _PRICED):
-        text = text[: found.start()] if (found := aside.search(plain_width(text))) and found.start() else text
+        found = aside.search(plain_width(text))
+        text = text[: found.start()] if found and found.start() and not denies(found[0]) else text
     head, items = labels_in(text)
     if not items and (match := _ASIDE.search(text)) and _is_title(match[1]) and not hides_a_key(match[1]):
         return strip(text[: match.start()]), [Item(f"{NOTE}:{normal('备注')}", match[1])]
@@ -514,9 +532,7 @@ def has_code(text: str) -> bool:
     return _MAY_BE_CODE.search(DATED.sub(" ", text)) is not None
 
 
-_REGION: Final = re.compile(
-    r"\s{0,3}\((?:[A-Z]{2,3}|global|row|asia|europe)(?: only| region| key| version)?\)$", re.IGNORECASE
-)
+_REGION: Final = re.compile(r"\s{0,3}\((?:[A-Z]{2,3}|[Gg]lobal|GLOBAL|Asia|Europe)(?: only| region| key| version)?\)$")
 _PRICED: Final = re.compile(
     r"(?:\s{1,3}(?:面值|面额|成本|价格|售价|单价|金额)\s?[¥￥$]?\d{1,6}(?:\.\d{1,2})?\s?(?:元|块)?){1,3}$"
 )

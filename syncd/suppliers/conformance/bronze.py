@@ -144,10 +144,12 @@ def _unused(kit: Kit) -> Found:
     """Exchanges that nothing asks for, of the verbs that work on the examples."""
     used: list[Any] = []
     lame: set[str] = set()
+    told: list[str] = []
 
     def tried(verb: str, *args: Any) -> Any:
         outcome = session.call(verb, *args)
         lame.update({verb} if outcome.error is not None or session.script.unfit else ())
+        told.extend(session.script.unfit if verb != "list_offers" else ())  # which has a check of its own
         session.script.unfit.clear()
         return outcome.value
 
@@ -170,6 +172,7 @@ def _unused(kit: Kit) -> Found:
             for verb in sorted(kit.verbs & {"find_order", "fetch_keys", "return_keys", "complain"}):
                 tried(verb, *(arguments.get(verb) or kit.arguments(verb)))
         used += session.script.used
+    yield from ((text, "correct the request, or the exchange") for text in told)
     for number, one in enumerate(kit.examples.exchange, 1):
         asked = set(one.verb or kit.verbs) & kit.verbs
         if one not in used and asked and not asked & lame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
@@ -39,6 +40,8 @@ from syncd.suppliers.conformance.script import (
 
 _LOST: Final = ("timeout", "reset", "truncated")
 _NEVER_LEFT: Final = ("dns", "refused", "connect_timeout", "tls", "pool")
+_PROSE: Final = re.compile("msg|message|desc|text|info", re.IGNORECASE)
+"""How a member is called that holds words for people, of which any may stand there."""
 _OVER: Final = frozenset({"canceled", "refunded"})
 _HANDING: Final = ("place_order", "get_order", "fetch_keys")
 
@@ -505,34 +508,34 @@ def _scalars(body: bytes) -> dict[str, Any]:
     return {name: one for name, one in members if not isinstance(one, dict | list)}
 
 
-def _errors_in_bodies(kit: Kit) -> list[tuple[Situation, Situation]]:
-    """(no such order, a refusal) where the one has what says that all went well, and the other says otherwise."""
+def _errors_in_bodies(kit: Kit) -> list[tuple[Situation, Situation, str]]:
+    """(no such order, a refusal, a member) where that member says in the one that all went well, in the other not."""
     known = [one for answer in of_verb(kit, "find_order") for one in _scalars(answer.body).items()]
     nothing = [one for one in kit.examples.situation if one.verb == "find_order" and one.gives and one.gives.nothing]
     return [
-        (empty, one)
+        (empty, one, name)
         for empty in nothing
         for one in kit.examples.situation
-        if one.raises
-        and any(
-            (name, well) in known and _scalars(one.body).get(name, well) != well
-            for name, well in _scalars(empty.body).items()
-        )
+        for name, well in _scalars(empty.body).items()
+        if one.raises and (name, well) in known and _scalars(one.body).get(name, well) != well
     ]
 
 
 @check("silver", "find_order", unless=lambda kit: "" if _errors_in_bodies(kit) else "no refusal is told by a body")
 def a_refusal_is_not_no_such_order(kit: Kit) -> Found:
     """None closes the purchase as not bought: an error of the supplier's that is read as None buys the key twice."""
-    for empty, one in _errors_in_bodies(kit):
-        said = {name: value for name, value in tree_of(one.body).items() if value is not None}
-        both = bytes_of({**tree_of(empty.body), **said})
-        outcome, _ = kit.call("find_order", change=within(kit, empty, reply(both, one.status)))
-        if outcome.error is None:
-            yield (
-                f"the fields of {one.about!r} in the answer of {empty.about!r}: find_order answers {outcome}",
-                "look at what says that all went well before the order is looked for; else raise",
-            )
+    for empty, one, name in _errors_in_bodies(kit):
+        said = {member: value for member, value in tree_of(one.body).items() if value is not None}
+        cases = [(f"the fields of {one.about!r}", said)]
+        cases += [] if _PROSE.search(name) else [(f"an unknown {name}", {name: invented(said.get(name))})]
+        for what, fields in cases:
+            both = reply(bytes_of({**tree_of(empty.body), **fields}), one.status)
+            outcome, _ = kit.call("find_order", change=within(kit, empty, both))
+            if outcome.error is None:
+                yield (
+                    f"{what} in the answer of {empty.about!r}: find_order answers {outcome}",
+                    "look at what says that all went well before the order is looked for; else raise",
+                )
 
 
 # --- references, cancellation -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from syncd.metrics import Metrics
 from syncd.suppliers.conformance.buying import with_keys, within
 from syncd.suppliers.conformance.checks import Found, check
 from syncd.suppliers.conformance.examples import Signature, WebhookExample
-from syncd.suppliers.conformance.reading import at, of_verb
+from syncd.suppliers.conformance.reading import at, invented, of_verb
 from syncd.suppliers.conformance.rig import Kit, Session, instead
 from syncd.suppliers.conformance.script import Change, bytes_of, places, put, reply, texts_replaced, tree_of
 
@@ -89,7 +89,11 @@ def _mishaps(kit: Kit, verb: str, canaries: dict[str, str]) -> Iterator[Change]:
     for one in kit.examples.situation:
         tree = tree_of(one.body)
         if one.verb == verb and isinstance(tree, dict):
-            yield within(kit, one, reply(bytes_of({"kit": f"{CANARY}e", **tree}), one.status))
+            strange = {
+                name: one if isinstance(one, dict | list | None) else invented(one) for name, one in tree.items()
+            }
+            for fields in (tree, strange):
+                yield within(kit, one, reply(bytes_of({"kit": f"{CANARY}e", **fields}), one.status))
         for place, value in places(tree) if one.verb == verb else ():
             if isinstance(value, str) and not _WORD.fullmatch(value):  # prose, or a key: a code may be shown
                 yield within(kit, one, reply(bytes_of(put(tree, place, f"{value} {CANARY}d")), one.status))
