@@ -1050,7 +1050,7 @@ async def test_S4_no_key_is_seen_on_any_way_of_a_purchase(open_desk: Any, assert
     canary = "CANAR-YYYYY-12345"
     logs.configure("debug")  # as the daemon has it
     seller = Finder(promises=ONCE)
-    desk = open_desk(seller)
+    desk = open_desk(seller, configuration=with_limits(purchases="max_disputes = 9"))
     told: list[str] = []
     plans: list[Plan] = [
         lambda order: seller.sell(order, "completed", [canary]),
