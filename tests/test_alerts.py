@@ -193,10 +193,8 @@ CASES = [
         20,
         {KEYS: series((0, 2), (3, 40)), TARGET: series((5, 42))},  # bought ahead: SyncdVaultBelowTarget
     ),
-    level(
-        "SyncdClaimUnanswered", f'syncd_claims_asking{{{AT}, supplier="acme"}}', 2, 0, "2", held=60, supplier="acme"
-    ),
-    level(  # the time begins at 0: a success at -1560 is 1801 seconds old after minute 4
+    level("SyncdClaimUnanswered", f'syncd_claims_asking{{{AT}, supplier="acme"}}', 2, 0, "2", held=60, supplier="acme"),
+    level(  # time begins at 0: a success at -1560 is 31 minutes old in minute 5
         "SyncdSupplierNotSynced",
         f'syncd_sync_last_success_timestamp_seconds{{{AT}, supplier="acme"}}',
         -1560,
@@ -204,7 +202,14 @@ CASES = [
         "31m 0s",
         supplier="acme",
     ),
-    count("SyncdSyncFails", f'syncd_sync_failures_total{{{AT}, supplier="acme"}}', 60, most=3, instance="", supplier="acme"),
+    count(
+        "SyncdSyncFails",
+        f'syncd_sync_failures_total{{{AT}, supplier="acme"}}',
+        60,
+        most=3,
+        instance="",
+        supplier="acme",
+    ),
     level("SyncdSupplierDown", f'syncd_supplier_up{{{AT}, supplier="acme"}}', 0, 1, held=15, supplier="acme"),
     Case(  # down, as it is stopped: not twice
         "SyncdSupplierStopped",
