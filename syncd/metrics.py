@@ -314,7 +314,7 @@ class Metrics:
     def supplier_gone(self, supplier: str) -> None:
         """It is not configured any more: what it was like ends with it."""
         for labels in ((supplier,), *((supplier, reason) for reason in _STOPS)):
-            for gauge in (self._breaker, self._up) if len(labels) == 1 else (self._stopped,):
+            for gauge in (self._breaker, self._up, self._last_success) if len(labels) == 1 else (self._stopped,):
                 with contextlib.suppress(KeyError):
                     gauge.remove(*labels)
 

@@ -186,6 +186,13 @@ def test_o1_no_label_comes_from_a_request(metrics):
     assert len(found) - before < 50
 
 
+def test_o1_a_supplier_that_is_gone_is_not_late(metrics):
+    metrics.sync_ended("samples", seconds=1.0, succeeded_at=1.0)
+    assert ("syncd_sync_last_success_timestamp_seconds", "samples") in samples(metrics)
+    metrics.supplier_gone("samples")
+    assert ("syncd_sync_last_success_timestamp_seconds", "samples") not in samples(metrics)
+
+
 def test_pairs_begin_at_zero(metrics):
     found = samples(metrics)
     assert found["syncd_sync_failures_total", "samples"] == 0
