@@ -573,8 +573,8 @@ _OF_ALL: Final = re.compile(
     r"以[上下]|全部|所有|[两三四五六七八九十]张|均为?|都|相同|统一|\b(?:all|both|each|every)\b", re.IGNORECASE
 )
 _COMMON: Final = re.compile(
-    r"[^:：=]{0,24}(?:密码|口令|提取码|passwords?|passcodes?|pwd|pins?)\s?(?:都|均|全部|统一|相同|一样|for [a-z ]{3,20})?"
-    r"(?:是|为| is| are)?\s?[:：=]\s{0,8}[!-~]{3,}",
+    r"[^:：=]{0,24}(?:密码|口令|提取码|passwords?|passcodes?|pwd|pins?)\s?"
+    r"(?:都|均|全部|统一|相同|一样|for [a-z ]{3,20})?(?:是|为| is| are)?\s?[:：=]\s{0,8}[!-~]{3,}",
     re.IGNORECASE,
 )
 
