@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd.inventory.formats import Survey, load_formats, read
+from syncd.inventory.formats import Survey, load_formats, read, read_one, read_rows, survey_rows
 from syncd.inventory.formats import evidence as evidence_module
 from syncd.inventory.formats import words as words_module
 
@@ -108,6 +108,58 @@ def test_goods_that_are_text_may_say_what_they_like():
     assert found(f"{A}\n可重复使用\n以上已售\n", "prose") == [(A,), ("可重复使用",), ("以上已售",)]
     assert set(found(f"本商品为循环卡密\n{A}\n")) == {"unreadable_shape"}
     assert found(f"不可重复使用\n{A}\n")[1] == (A,)
+
+
+@pytest.mark.parametrize(
+    "line", ["👉 @keys_support_bot", "@shop24h", "TEST-TEST-TEST-TEST", "0000000000000000", "0000-0000-0000-0000"]
+)
+def test_a_handle_or_a_sample_among_keys_is_held(line):
+    codes = [f"ABCD{number}EFGH{number}" for number in range(1000, 1009)]
+    assert found("\n".join([*codes, line, ""]))[-1] in {"prose", "unreadable_shape"}
+    assert not isinstance(found(f"{A}\n00000-00000-00000\n{B}\n", "steam")[1], tuple)
+
+
+def test_zeros_that_a_pin_may_have_are_read():
+    assert found("A0001111----0000\nA0001112----0001\n") == [("A0001111", "0000"), ("A0001112", "0001")]
+    assert found("卡号：0000000000000000 密码：00000000\n") == ["prose"]
+    assert found("0000000000----A0001111\nA0001112----B0001112\n")[1] == PAIRS[1]
+    assert found("0000000000----A0001111\nA0001112----B0001112\n")[0] == "prose"
+
+
+def test_the_number_of_a_product_is_not_its_key():
+    key = "6HM8M-39J64-VH3DY-JXD9W-PD9QT"
+    got = found(f"Microsoft Office 2021\nProduct ID: 00414-50505-13103-AA857\nProduct key: {key}\n")
+    assert [card for card in got if isinstance(card, tuple)] == [(key,)]
+
+
+def test_a_cell_is_read_without_the_apostrophe_that_guards_its_zeros():
+    assert found("serial,pin\n'09322104083878,'023880\n", media="csv") == [("09322104083878", "023880")]
+    assert found("serial,pin\n'A9322104,'B23880\n", media="csv") == ["unreadable_shape"]
+    rows = [["serial", "pin"], ["'09322104083878", "'023880"]]
+    cards = list(read_rows(rows, survey_rows(rows), FORMATS["auto"], timezone=UTC))
+    assert [card.key and tuple(card.key.fields.values()) for card in cards] == [("09322104083878", "023880")]
+    again = read_one(cards[0].raw, survey_rows(rows), FORMATS["auto"], UTC)
+    assert again.key == cards[0].key
+
+
+@pytest.mark.parametrize(
+    "line", ["两卷解压密码均为：Ab3dG2", "所有卡密码：123456", "密码统一为：888888", "PIN for all cards: 1234"]
+)
+def test_cards_whose_one_password_stands_apart_are_not_sold_without_it(line):
+    links = [f"https://pan.example.com/s/1Ux{number} 提取码 5nn{number}" for number in (2, 3)]
+    for cards in (links, ["6220001111", "6220001112"]):
+        assert not [card for card in found("\n".join([*cards, line, ""])) if isinstance(card, tuple)]
+
+
+def test_a_date_or_a_price_of_all_cards_is_no_such_password():
+    for line in ("以上卡密有效期至：2031-12-31", "所有卡面值：100"):
+        assert found(f"{A}\n{B}\n{line}\n")[:2] == [(A,), (B,)]
+
+
+def test_negative_control_a_reader_that_does_not_look_for_a_common_password_is_seen(monkeypatch):
+    monkeypatch.setattr(evidence_module, "gives_all_a_part", lambda _: False)
+    with pytest.raises(AssertionError):
+        test_cards_whose_one_password_stands_apart_are_not_sold_without_it("两卷解压密码均为：Ab3dG2")
 
 
 def test_negative_control_a_reader_that_knows_no_word_for_spent_is_seen(monkeypatch):

@@ -32,9 +32,11 @@ from syncd.inventory.formats.words import (
     cut_expiry,
     cut_notes,
     expiry_said,
+    gives_all_a_part,
     has_code,
     header_columns,
     is_index,
+    is_of_all,
     labels_in,
     normal,
     number_mark,
@@ -63,9 +65,6 @@ STRONG: Final = (
     "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
 RECORD_PARTS: Final = 4
-_OF_ALL: Final = re.compile(
-    r"以[上下]|全部|所有|[两三四五六七八九十]张|均为?|都|相同|统一|\b(?:all|both|each|every)\b", re.IGNORECASE
-)
 _OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])[A-Za-z0-9-]{6,}|\d{9,}")
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
@@ -174,6 +173,7 @@ class Evidence:
         self.keyed = _Labels()  # of the lines that name a part of a key
         self.again = False  # a line says that the cards are sold again and again
         self.spent = False  # a heading says that some of the cards are no good any more
+        self.shared = False  # a line gives all cards one part
         self.notes = 0  # lines with labels of which none names a part of a key
         self.records = 0
         self.numbers = 0  # lines that are numbered 1, 2, 3 …
@@ -222,6 +222,7 @@ class Evidence:
             self._named.add(role)
         self.spent = self.spent or heads_spent(bare)
         self.again = self.again or says_reusable(bare)
+        self.shared = self.shared or gives_all_a_part(bare)
         if len(bare) > MAX_KEY or looks_like_image(bare):
             self.plain(1)
             return
@@ -305,7 +306,7 @@ class Evidence:
             self.notes += 1
             said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
             said = list(filter(None, said))
-            self._said.update(filter(None, (expiry_in(text) for text in said if _OF_ALL.search(text))))
+            self._said.update(filter(None, (expiry_in(text) for text in said if is_of_all(text))))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
         self._gap, self._waits, self._held = False, not items[-1].text, ""
@@ -395,6 +396,8 @@ class Evidence:
             reading = replace(reading, problem=f"names on lines of their own ({', '.join(named)})")
         if self.again and split != "line":
             reading = replace(reading, problem="a card that is sold again and again cannot be counted")
+        if self.shared and split != "line":
+            reading = replace(reading, problem="a part of the cards stands once, for all of them")
         if self.spent and split != "line":  # there, each line is a key, whatever it says
             reading = replace(reading, problem="a heading that says that some of the cards are used or void")
         expires = self.expires(labelled=reading.splitter == "labelled")

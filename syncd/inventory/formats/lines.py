@@ -124,10 +124,12 @@ class Lines(Parts):
         ):
             return result
         bare = self.without_tail(bare)
-        if self.strict:
-            head, items = labels_in(without_bullet(bare))
-            if items and not head and isinstance(key := self.items(items), CardKey):
+        head, items = labels_in(without_bullet(bare))
+        if items and not head:
+            if self.strict and isinstance(key := self.items(items), CardKey):
                 return key
+            if all(item.role.startswith(NOTE) for item in items):
+                return result
         found = shape.find(bare, fmt)
         if found is None:
             return result

@@ -28,6 +28,7 @@ from syncd.inventory.formats.split import (
     PIECE,
     Line,
     Liner,
+    cell_text,
     cuts,
     lines,
     records,
@@ -104,7 +105,7 @@ def read_rows(
     slices = Slices(reading, fmt, timezone)
     for row in rows:
         position += 1
-        stripped = [strip(cell) for cell in row]
+        stripped = [cell_text(cell) for cell in row]
         if not any(stripped) or (reading.header and position == 1 and header_like(stripped)):
             continue
         raw = "\t".join(row).encode("utf-8", "surrogatepass")
@@ -136,7 +137,7 @@ def read_one(raw: bytes, reading: Reading | None, fmt: Format, timezone: tzinfo)
         return slices.card(1, len(raw), 1, raw, slices.image(raw.decode("ascii", "replace")))
     if reading.media == "rows":
         text = raw.decode("utf-8", "replace")
-        result = slices.row([strip(cell) for cell in text.split("\t")], len(raw))
+        result = slices.row([cell_text(cell) for cell in text.split("\t")], len(raw))
         result = Refusal("ambiguous", "more than one card in the slice") if isinstance(result, tuple) else result
         return slices.card(1, len(raw), 1, raw, result)
     found = list(_first_two(read((raw,), reading, fmt, timezone=timezone)))

@@ -50,8 +50,10 @@ SPOILT: Final = re.compile(
 """What a spreadsheet makes of a code that it takes for a number or a date: ``6.22841E+15``, ``####``, ``1-Dec``."""
 _TAG: Final = re.compile("</?[A-Za-z][^<>]{0,40}>")
 _GAP: Final = "[- ]{0,3}"
-_DIGIT: Final = (
-    "(?=[^0-9]{0,64}[0-9])(?![^\\n]{0,300}(?:X{4}|x{4}))"  # keeps placeholders, which are words, off the short way
+_PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
+_NOUGHTS: Final = f"(?!0(?:-?0)*+{_PART_END})"
+_DIGIT: Final = (  # keeps placeholders, which are words or zeros, off the short way
+    f"(?=[^0-9]{{0,64}}[0-9])(?![^\\n]{{0,300}}(?:X{{4}}|x{{4}})){_NOUGHTS}"
 )
 _DROP_GAP: Final = {ord(" "): None, ord("-"): None}
 
@@ -296,6 +298,8 @@ class Format:
             return False
         if block.startswith(_ORDERS) or any(b"\n" + start in block for start in _ORDERS):
             return False
+        if b"0000" in block and _ZEROS.search(block):
+            return False
         return not any(start in block for start in _PICTURES) and self._light.fullmatch(text) is not None
 
     @cached_property
@@ -467,6 +471,8 @@ class Format:
             return Refusal("unreadable_shape", "full-width letters, where the alphabet is not known")
         if SPOILT.fullmatch(value):
             return Refusal("unreadable_shape", f"{name} is a number or a date that a spreadsheet has made of it")
+        if _GUARDED.fullmatch(value):
+            return Refusal("unreadable_shape", f"{name} has an apostrophe before it, perhaps a spreadsheet's")
         if _QUICK_AUTO.fullmatch(value):
             return None
         if (
@@ -507,14 +513,14 @@ _FIGURE: Final = re.compile(r"[$+-]?\d+[.]\d{1,2}|\d+(?:\.\d+)?[Ee]\+?\d+|\d{1,4
 _TWO_PARTS: Final = re.compile(r"(?=[^/=+#*&~_]*\d)[A-Za-z0-9-]{4,}[/=+#*&~_](?=.*\d)[A-Za-z0-9-]{4,}")
 # Four letters or digits and more, in groups, with a digit. Dates, numbers spoilt by a spreadsheet (1E17) and pictures
 # are left to the long way. The looks ahead stay inside the part, whatever hyphens follow it.
-_PART_END: Final = "(?![A-Za-z0-9]|-[A-Za-z0-9])"
 _AUTO_AHEAD: Final = (
-    r"(?![^\n]{0,300}(?:X{4}|x{4}))"
+    rf"(?![^\n]{{0,300}}(?:X{{4}}|x{{4}})){_NOUGHTS}"
     rf"(?!(?:INV|INVOICE|ORD|ORDER|TXN|REF|PO|SO)-\d|\d{{4}}-\d\d?-\d\d?{_PART_END}|\d+[Ee]\d+{_PART_END}|iVBORw0KGgo|R0lGOD|UklGR)"
     r"(?=(?:[A-Za-z]|-(?=[A-Za-z0-9])){0,64}\d)(?=[A-Za-z0-9](?:-?[A-Za-z0-9]){3})"
 )
 _AUTO_PART: Final = rf"{_AUTO_AHEAD}[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 _NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789\n"))
+_ZEROS: Final = re.compile(rb"^[0-]+$", re.MULTILINE)
 _FIGURES: Final = b"0123456789Ee-"
 _ORDERS: Final = (b"INV-", b"INVOICE-", b"ORD-", b"ORDER-", b"TXN-", b"REF-", b"PO-", b"SO-")
 _PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b"DATA:")
@@ -588,6 +594,7 @@ def _odd_shape(name: str, value: str) -> str:
         "is mostly punctuation": sum(map(str.isalnum, value)) < _SHORTEST,
         "reads as the number of an order or an error": _ORDER.match(value) is not None,
         "reads as an address": name != "number" and _ADDRESS.fullmatch(value) is not None,
+        "reads as somebody's name in a chat": name == "code" and _HANDLE.fullmatch(value) is not None,
         "reads as an encrypted text": name == "number" and _is_cipher(value),
         "reads as named parts": _PARTS.match(value) is not None,
         "reads as a word": value.replace("-", "").isalpha()
@@ -605,6 +612,8 @@ _ADDRESS: Final = re.compile(
     r"[^\s@/]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}|www\.\S+"
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
+_HANDLE: Final = re.compile("@[A-Za-z][A-Za-z0-9_]{3,31}")
+_GUARDED: Final = re.compile("'[A-Za-z0-9-]+")
 _PARTS: Final = re.compile(r"[A-Za-z_]+=[^&=]+&[A-Za-z_]+=")
 _FULL_WIDTH: Final = re.compile("[\uff21-\uff3a\uff41-\uff5a]")
 _BLOCK: Final = 16

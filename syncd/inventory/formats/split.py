@@ -247,22 +247,31 @@ def split_parts(text: str, separator: str) -> list[str]:
 
 
 _FORMULA: Final = re.compile(r'="([^"]*)"')
+_GUARDED: Final = re.compile(r"'(\d+)")
+
+
+def cell_text(cell: str) -> str:
+    """The text of a spreadsheet's cell, stripped: without the apostrophe that keeps it from turning digits into a
+    number.
+    """
+    bare = strip(cell)
+    return match[1] if (match := _GUARDED.fullmatch(bare)) else bare
 
 
 def cells(record: str, delimiter: str) -> list[str] | None:
     """The cells of one CSV record (RFC 4180), stripped; None if its quotes are broken.
 
-    A spreadsheet's way to keep leading zeros, ``="0123"``, is read as the text in it.
+    A spreadsheet's ways to keep leading zeros, ``="0123"`` and ``'0123``, are read as the text in them.
     """
     if '"' not in record:
-        return [strip(cell) for cell in record.split(delimiter)]
+        return [cell_text(cell) for cell in record.split(delimiter)]
     try:
         rows = list(csv.reader([record], delimiter=delimiter, strict=True))
     except csv.Error:
         return None
     if len(rows) != 1:
         return None
-    return [strip(match[1]) if (match := _FORMULA.fullmatch(cell)) else strip(cell) for cell in rows[0]]
+    return [strip(match[1]) if (match := _FORMULA.fullmatch(cell)) else cell_text(cell) for cell in rows[0]]
 
 
 def is_open(record: str, delimiter: str) -> bool:

@@ -20,6 +20,7 @@ from syncd.inventory.formats.split import (
     Cutter,
     Line,
     Recorder,
+    cell_text,
     cells,
     is_plain,
 )
@@ -278,7 +279,7 @@ def survey_rows(rows: Iterable[Sequence[str]], split: str = "auto") -> Reading:
     """How to read the rows of a spreadsheet: by its header, or, with a single column, as lines of text."""
     table, evidence = Table(), Evidence()
     for row in rows:
-        stripped = [strip(cell) for cell in row]
+        stripped = [cell_text(cell) for cell in row]
         table.add(stripped)
         if any(stripped):
             evidence.line(" ".join(filter(None, stripped)))

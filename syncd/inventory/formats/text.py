@@ -158,11 +158,13 @@ _KNOWN: Final = frozenset(map(_bare, _PLACEHOLDERS))
 
 
 _MASK: Final = re.compile(r"X{4}|x{4}|\*{2}|[•●…※□■]|^\*|\*$|-\*|\*-|#{3}|\?{2}|_{4}")
-_DRAWN: Final = re.compile(r"([A-Za-z])\1*(?:-([A-Za-z])\2*)+")
+_DRAWN: Final = re.compile(r"([A-Za-z])\1*(?:-([A-Za-z])\2*)+|([A-Za-z]{3,})(?:-\3)+|0(?:[ -]?0){5,}")
 
 
 def is_masked(text: str) -> bool:
-    """Whether a code is not shown, but masked or drawn: ``ABCD-XXXX-1234``, ``ABCD****``, ``AAAAA-BBBBB-CCCCC``."""
+    """Whether a code is not shown, but masked or drawn: ``ABCD-XXXX-1234``, ``ABCD****``, ``AAAAA-BBBBB-CCCCC``,
+    ``TEST-TEST-TEST``, nothing but zeros (of a pin's usual four or five, a pin may well be).
+    """
     return _MASK.search(text) is not None or _DRAWN.fullmatch(text) is not None
 
 

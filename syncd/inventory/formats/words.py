@@ -569,6 +569,26 @@ def names_a_part(text: str) -> bool:
     return match is not None and hides_a_key(match[1]) and not _SERVICE.search(match[1])
 
 
+_OF_ALL: Final = re.compile(
+    r"以[上下]|全部|所有|[两三四五六七八九十]张|均为?|都|相同|统一|\b(?:all|both|each|every)\b", re.IGNORECASE
+)
+_COMMON: Final = re.compile(
+    r"[^:：=]{0,24}(?:密码|口令|提取码|passwords?|passcodes?|pwd|pins?)\s?"
+    r"(?:都|均|全部|统一|相同|一样|for [a-z ]{3,20})?(?:是|为| is| are)?\s?[:：=]\s{0,8}[!-~]{3,}",
+    re.IGNORECASE,
+)
+
+
+def is_of_all(text: str) -> bool:
+    """Whether a text speaks of all cards of a payload."""
+    return _OF_ALL.search(text) is not None
+
+
+def gives_all_a_part(text: str) -> bool:
+    """Whether a line gives all cards one password, without which none of them is whole: ``密码均为：123456``."""
+    return _COMMON.fullmatch(text) is not None and is_of_all(text)
+
+
 _STATES: Final = frozenset({
     "status", "cardstatus", "codestatus", "keystatus", "voucherstatus", "redeemstatus", "state", "cardstate", "状态",
     "卡状态", "使用状态", "有效状态", "备注", "说明", "note", "notes", "remark", "remarks",
