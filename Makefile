@@ -5,8 +5,9 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 CONFIG ?= config/syncd.toml
 ARGS   ?=
-# A test waits as often as it works: one worker a processor.
-PYTEST := $(PY) -m pytest -n auto --dist worksteal
+# A test waits as often as it works: three workers for two processors.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n + (n + 1) / 2)))
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # --no-deps: a lock file names everything there is, so pip has nothing to resolve; --require-hashes checks every byte.
 INSTALL := $(PIP) install -qq --no-deps --require-hashes

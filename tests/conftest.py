@@ -30,7 +30,7 @@ pytest_plugins = ["pytester"]
 CI = os.environ.get("SYNCD_CI") == "1"
 
 hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=50)
 hypothesis.settings.load_profile("ci" if CI else "local")
 
 

@@ -214,7 +214,7 @@ class _Stage:
         return picks
 
     def rearranged(self, picks: list[Pick], short: int) -> list[Pick]:
-        """Another order's units go in part to an offer that sells no fewer at once, if that serves all; else as it was.
+        """Another order's units go in part to an order of no fewer than may be, if that serves all; else as it was.
 
         10 of one and 2 that nobody sells become 7 of the one, and 5 of an offer that sells 5 or more.
         """
@@ -225,7 +225,7 @@ class _Stage:
             for one in self.candidates:
                 least = _least(one.offer, short)
                 rest = self.most(given.candidate, given.quantity + short - least)
-                if one is given.candidate or rest is None or rest.quantity != given.quantity + short - least:
+                if rest is None or rest.quantity != given.quantity + short - least:
                     continue
                 self.use(rest)
                 more = self.most(one, least)

@@ -41,6 +41,9 @@ ROUTES: dict[tuple[str, str], tuple[set[str], str | None, bool]] = {
     ("POST", "/v1/shops/{shop}/deliveries/{order_ref}/retry"): ({"operate"}, OPERATOR, False),
     ("POST", "/v1/shops/{shop}/deliveries/{order_ref}/replacements"): ({"operate"}, OPERATOR, False),
     ("GET", "/v1/claims"): ({"operate"}, OPERATOR, False),
+    ("GET", "/v1/products/{sku}/explain"): ({"operate"}, OPERATOR, False),
+    ("GET", "/v1/replenish"): ({"operate"}, OPERATOR, False),
+    ("POST", "/v1/replenish"): ({"operate"}, OPERATOR, False),
     ("POST", "/v1/claims/{key}/settle"): ({"operate"}, OPERATOR, False),
     ("GET", "/v1/status"): ({"operate"}, OPERATOR, False),
     ("GET", "/v1/suppliers"): ({"operate"}, OPERATOR, False),
@@ -416,7 +419,7 @@ def as_documented(body: Any) -> bool:
     return True
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(body=near | json_values)
 def test_the_hot_route_takes_what_its_openapi_entry_says_and_never_fails(served: Any, body: Any) -> None:
     if isinstance(body, dict) and any(isinstance(body.get(name), float) for name in ("quantity", "wait_s")):
@@ -428,7 +431,7 @@ def test_the_hot_route_takes_what_its_openapi_entry_says_and_never_fails(served:
         DeliveryAnswer.model_validate(answer)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(route=st.sampled_from(sorted(ROUTES)), part=st.text(max_size=20), query=st.text(max_size=20), body=json_values)
 def test_no_route_fails_whatever_is_sent(served: Any, route: tuple[str, str], part: str, query: str, body: Any) -> None:
     method, path = route

@@ -21,7 +21,7 @@ import pytest
 
 from tests.world.site import Hawker, sold_by, supplied, wait_for
 
-KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "4"))
+KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "3"))
 SEED = int(os.environ.get("SYNCD_WORLD_SEED", "1"))
 SCRIPT = Path(__file__).parents[1] / "world" / "real.py"
 SHOPS = 3

@@ -24,10 +24,10 @@ import pytest
 KEYS = 240
 ORDERS = 40
 IMPORT_POINTS = {
-    "sqlite": [1, 2, 3, 5, 8, 12, 23, 38, 60],
-    "postgresql": [1, 2, 4, 7, 10, 14, 18, 22],
+    "sqlite": [1, 2, 4, 8, 15, 30, 60],
+    "postgresql": [1, 3, 6, 10, 15, 22],
 }
-LOAD_POINTS = {"sqlite": [4, 12, 40, 77, 130, 250], "postgresql": [3, 7, 17, 29, 50, 90]}
+LOAD_POINTS = {"sqlite": [4, 21, 77, 130, 250], "postgresql": [3, 10, 25, 50, 90]}
 CALL = {"sqlite": "pwrite64", "postgresql": "sendto"}
 PRODUCT = '[products.a]\ntitle = "a"\nformat = "opaque"\n'
 PLANTED = Path(__file__).with_name("planted.py")
@@ -209,7 +209,7 @@ def test_control_a_planted_bug_turns_the_sweep_red(
     expected = stocked(daemon, 10)
     monkeypatch.setenv("PLANTED", bug)
     books: Books = {}
-    points = [9, 21, 40, 60, 77, 100, 130, 165, 205, 250]
+    points = [21, 40, 60, 77, 100, 130, 165, 205]
     for point in points:
         daemon.launch(wrap=killer("sqlite", point), script=PLANTED)
         if daemon.ready(30):

@@ -257,6 +257,7 @@ def test_control_a_planted_bug_is_seen_side_by_side(
         side_by_side(install, engine_url, other_url, shop, PLANTED, patience=30)
 
 
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 def test_P1_an_operator_accepts_what_was_held(install: Any, engine_url: str, shop: Any) -> None:
     price = ["10.00"]
     hub = shop(lambda _turn: goods(price=price[0]))

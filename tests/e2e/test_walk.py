@@ -123,6 +123,7 @@ def refused(daemon: Any) -> str:
     return text
 
 
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 def test_S5_a_wrong_a_missing_or_an_altered_kek_is_exit_code_78(install: Any, engine_url: str) -> None:
     daemon = install("d", engine_url, '[products.a]\ntitle = "a"\n')
     daemon.start()
@@ -132,6 +133,7 @@ def test_S5_a_wrong_a_missing_or_an_altered_kek_is_exit_code_78(install: Any, en
     kek.unlink()
     assert "no KEK" in refused(daemon)
     assert not kek.exists(), "a new KEK would open nothing"
+    kek.touch(0o600)
     kek.write_text(kept[:-5] + "AAAA\n")
     assert "kek" in refused(daemon).lower()
     kek.write_text("nonsense\n")

@@ -155,7 +155,7 @@ async def test_P3_what_a_whole_payload_left_open_is_not_guessed_line_by_line(hou
 
 def test_a_splitter_that_was_configured_since_then_counts(make_house: Callable[..., Any], payload: Any) -> None:
     house = make_house("[products.cards-1]\n")
-    house.take(payload("cards-1", text(["A1B2----C3D4", "A1B3|C3D5", "A1B4----C3D6", "A1B5|C3D7"])))
+    house.take(payload("cards-1", text(["A10001----775533", "A10002|77,5544", "A10003----775555", "A10004|77,5566"])))
     assert house.keys("cards-1") == []
     house.stop()
     house = make_house('[products.cards-1]\nsplit = "pair:|"\n')
