@@ -158,7 +158,7 @@ def test_a_splitter_that_was_configured_since_then_counts(make_house: Callable[.
     house.take(payload("cards-1", text(["A10001----775533", "A10002|77,5544", "A10003----775555", "A10004|77,5566"])))
     assert house.keys("cards-1") == []
     house.stop()
-    house = make_house('[products.cards-1]\nsplit = "pair:|"\n')
+    house = make_house('[products.cards-1]\nsplit = "pair:----"\n')
     assert reread(house, Filter(product="cards-1")).keys == 2
 
 
