@@ -29,6 +29,7 @@ def balanced(daemon: Any, site: Hawker, sold: int) -> None:
     assert "whole" in daemon.syncd("audit", "verify")
 
 
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)  # test_buying_kill buys on both
 def test_a_popular_product_fills_up_drains_and_refills_and_a_rare_one_is_bought_in_the_request(
     install: Any, engine_url: str, site: Hawker
 ) -> None:

@@ -1,4 +1,4 @@
-"""A feed of a million keys streams: the daemon that takes it stays small."""
+"""A feed of hundreds of thousands of keys streams: the daemon that takes it stays small. `make bench` takes a million."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-KEYS = 1_000_000
+KEYS = 400_000
 MOST_MB = 200
 
 
 @pytest.mark.timeout(600)
-def test_a_million_keys_stream_through_a_small_daemon(install: Any, tmp_path: Path) -> None:
+def test_a_large_feed_streams_through_a_small_daemon(install: Any, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'd' / 'var' / 'syncd.db'}"
     daemon = install("d", url, '[products.a]\ntitle = "a"\nformat = "opaque"\n')
     (daemon.feeds / "a").mkdir()

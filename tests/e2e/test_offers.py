@@ -254,7 +254,7 @@ def test_control_a_planted_bug_is_seen_side_by_side(
 ) -> None:
     monkeypatch.setenv("PLANTED", bug)
     with pytest.raises(AssertionError):
-        side_by_side(install, engine_url, other_url, shop, PLANTED, patience=30)
+        side_by_side(install, engine_url, other_url, shop, PLANTED, patience=20)
 
 
 @pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)

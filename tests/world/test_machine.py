@@ -44,7 +44,7 @@ def run(machine: type[WorldMachine], fresh: Any, examples: int = EXAMPLES, **mor
 
 def test_M1_M2_M3_M4_P3_a_world_of_sins_and_crashes_keeps_its_books(fresh: Any, request: pytest.FixtureRequest) -> None:
     slower = request.node.callspec.params["fresh"] == "postgresql"
-    run(WorldMachine, fresh, EXAMPLES // 2 if slower else EXAMPLES, phases=(Phase.generate, Phase.shrink))
+    run(WorldMachine, fresh, EXAMPLES // 3 if slower else EXAMPLES, phases=(Phase.generate, Phase.shrink))
 
 
 class Deaf(WorldMachine):
