@@ -21,7 +21,7 @@ import pytest
 
 from tests.world.site import Hawker, sold_by, supplied, wait_for
 
-KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "3"))
+KILLS = int(os.environ.get("SYNCD_WORLD_KILLS", "2"))
 SEED = int(os.environ.get("SYNCD_WORLD_SEED", "1"))
 SCRIPT = Path(__file__).parents[1] / "world" / "real.py"
 SHOPS = 3
@@ -166,4 +166,4 @@ def test_control_a_daemon_that_forgets_what_it_sent_does_not(
 ) -> None:
     monkeypatch.setenv("PLANTED", "forgets_what_was_sent")
     with pytest.raises(AssertionError, match="is refused, and got 0 of"):
-        run(install, engine_url, 3)
+        run(install, engine_url, 2)

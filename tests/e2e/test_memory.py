@@ -1,4 +1,4 @@
-"""A feed of hundreds of thousands of keys streams: the daemon that takes it stays small. `make bench` takes a million."""
+"""A large feed streams: the daemon that takes it stays small. `make bench` takes a million keys."""
 
 from __future__ import annotations
 
