@@ -209,7 +209,7 @@ def test_control_a_planted_bug_turns_the_sweep_red(
     expected = stocked(daemon, 10)
     monkeypatch.setenv("PLANTED", bug)
     books: Books = {}
-    points = [21, 40, 60, 77, 100, 130, 165, 205]
+    points = [40, 60, 77, 100, 130, 165]
     for point in points:
         daemon.launch(wrap=killer("sqlite", point), script=PLANTED)
         if daemon.ready(30):

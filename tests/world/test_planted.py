@@ -18,6 +18,10 @@ def test_M3_control_a_planted_bug_is_found(
     make_world: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def often() -> None:
+        for _ in range(6):  # some are races, which are not lost every time
+            story(make_world)
+
     bug(monkeypatch)
     with pytest.raises(AssertionError):
-        story(make_world)
+        often()
