@@ -68,7 +68,14 @@ def test_a_new_adapter_overwrites_nothing_and_has_a_sound_name(syncd: Any, folde
 # --- list, show, docs -------------------------------------------------------------------------------------------------
 
 
-def test_K12_all_adapters_are_listed_and_a_broken_one_is_a_warning(syncd: Any, acme: Path) -> None:
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the list says of tiers takes seconds to find out, and is seen in one test."""
+    monkeypatch.setattr("syncd.cli.adapter._tier", lambda _place: "untried")
+
+
+def test_K12_all_adapters_are_listed_and_a_broken_one_is_a_warning(
+    syncd: Any, acme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = acme.with_name("broken.py")
     broken.write_text("ADAPTER = 1 / 0\n")
     broken.chmod(0o644)
@@ -80,13 +87,17 @@ def test_K12_all_adapters_are_listed_and_a_broken_one_is_a_warning(syncd: Any, a
     assert "drop-in" in rows["acme"]
     assert "broken.py" in listed.err
     assert "ZeroDivisionError" in listed.err
+    untried(monkeypatch)
     told = {row["name"]: row for row in syncd("adapter", "list", "--json").json}
     assert "place_order" in told["acme"]["capabilities"]
     assert told["feed"]["kind"] == "feed"
     assert told["broken"]["problem"]
 
 
-def test_without_any_configuration_the_bundled_ones_are_there(syncd: Any, folder: Path) -> None:
+def test_without_any_configuration_the_bundled_ones_are_there(
+    syncd: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untried(monkeypatch)
     assert {row["name"] for row in syncd("adapter", "list", "--json").json} == {
         one.name for one in registry.catalogue([])
     }
