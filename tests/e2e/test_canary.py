@@ -254,6 +254,7 @@ def test_control_a_key_that_can_be_read_is_found(walked: Any, engine_url: str) -
     seen("syncd.db")
 
 
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 def test_T3_what_a_restore_forgot_is_not_sold_again(install: Any, engine_url: str, tmp_path: Path) -> None:
     """Copy, deliver 20, restore the copy: not one of the 20 is delivered again."""
     daemon = install("d", engine_url, '[products.a]\ntitle = "a"\nformat = "opaque"\n')

@@ -286,6 +286,7 @@ def test_P1_an_operator_accepts_what_was_held(install: Any, engine_url: str, sho
     assert '"sku": "g-005"' in daemon.syncd("product", "suggest", "steam-50", "--json")
 
 
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 def test_a_hot_offer_is_asked_for_between_two_listings(install: Any, engine_url: str, shop: Any) -> None:
     stock = [5]
     hub = shop(lambda _turn: goods(stock=stock[0]))

@@ -142,6 +142,7 @@ def test_S5_a_wrong_a_missing_or_an_altered_kek_is_exit_code_78(install: Any, en
     daemon.start()
 
 
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 def test_a_schema_of_another_version_is_refused(install: Any, engine_url: str) -> None:
     daemon = install("d", engine_url, '[products.a]\ntitle = "a"\n')
     daemon.start()
