@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import msgspec
-from sqlalchemy import Connection
 
 from syncd.adapter import BadResponse, Page
 from syncd.config import Settings
@@ -65,7 +64,6 @@ _LENGTH: Final = struct.Struct("=I")
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Encoder(order="deterministic").encode
-_rows_of = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 @dataclass(slots=True)
@@ -289,7 +287,10 @@ class Offers:
         known: dict[str, bytes] = {}
         had, last = 0, ""
         while True:
-            rows = self._gather(_KNOWN, "sku text, hash bytes, had int, waits int", (supplier, last, _LOAD))
+            with self._database.read() as connection:
+                rows = self._database.gather(
+                    connection, _KNOWN, "sku text, hash bytes, had int, waits int", (supplier, last, _LOAD)
+                )
             for sku, stored, could, waits in rows:
                 known[sku] = b"" if waits else stored
                 had += could
@@ -594,11 +595,6 @@ class Offers:
                 outcomes.append(ConflictError(f"nothing of supplier {supplier} is held", hint="see: syncd status"))
         return outcomes
 
-    def _gather(self, sql: str, columns: str, params: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        """As `Tx.gather`, on a reader's connection."""
-        with self._database.read() as connection:
-            return _gathered(self._database, connection, sql, columns, params)
-
 
 class _Chunks:
     """Hands changes to the writer in units of a few milliseconds, each acknowledged before the next."""
@@ -642,17 +638,3 @@ def _before(row: Sequence[Any]) -> Before:
 
 def _whole(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: round(value, 6) for name, value in numbers.items()}
-
-
-def _gathered(
-    database: Database, connection: Connection, sql: str, columns: str, params: Sequence[Any]
-) -> Sequence[Sequence[Any]]:
-    if database.postgresql:
-        return [tuple(row) for row in connection.exec_driver_sql(database.marked(sql), tuple(params))]
-    ((document,),) = connection.exec_driver_sql(database.gathering(sql, columns), tuple(params)).all()
-    wide = [index for index, column in enumerate(columns.split(",")) if column.split()[1] == "bytes"]
-    found = _rows_of(document)
-    for row in found:
-        for index in wide:
-            row[index] = bytes.fromhex(row[index])
-    return found

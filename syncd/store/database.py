@@ -609,14 +609,16 @@ class Database:
         first, *others = sql.split("?")
         return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
 
-    def gathering(self, sql: str, columns: str) -> str:
-        """The statement of `Tx.gather` on SQLite."""
-        statement = self._bulk.get((sql, 0))
-        if statement is None:
-            named = [column.split() for column in columns.split(",")]
-            values = ", ".join(f"hex({name})" if kind == "bytes" else name for name, kind in named)
-            statement = self._bulk[sql, 0] = f"SELECT json_group_array(json_array({values})) FROM ({sql})"  # noqa: S608
-        return statement
+    def gather(self, connection: Connection, sql: str, gives: str, params: Sequence[Any]) -> list[Row]:
+        """What a query gives, in no given order, on a connection that only reads; ``gives`` as in `Question`.
+
+        Many rows: on SQLite they come as one document, as in `Tx.ask`.
+        """
+        if self.postgresql:
+            return [tuple(row) for row in connection.exec_driver_sql(self.marked(sql), tuple(params))]
+        statement, bound = self.asked([Question(sql, gives, params=params)])
+        ((document,),) = connection.exec_driver_sql(statement, tuple(bound)).all()
+        return _rows(document, gives)
 
 
 def _first(result: Any) -> list[str]:
