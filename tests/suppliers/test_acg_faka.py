@@ -34,7 +34,7 @@ from syncd.adapter import (
     Transient,
 )
 from tests.suppliers.loopback.acg_faka import BY_HAND, SNATCHED, Shop, php, signature
-from tests.suppliers.loopback.linked import linked
+from tests.suppliers.loopback.linked import FAULTS, linked
 
 SHOP = "https://shop.test"
 APP_KEY = SecretText("made-up-app-key")
@@ -598,10 +598,6 @@ def test_buying_from_listing_to_keys(real, ours):
     with pytest.raises(OutOfStock):
         ours.call("place_order", want(ours, "A1B2/月卡/区服=二区", reference="KT00000000000000002"))
     assert len(real.ledger.charges) == 1
-
-
-FAULTS = [("reset", 0), ("gone", 0), ("error", 0), ("page", 0)]
-FAULTS += [("lost", 1), ("broken", 1), ("html", 1), ("cut", 1), ("short", 1)]
 
 
 def ends_unknown_after_one_trade(shop, link, fault):

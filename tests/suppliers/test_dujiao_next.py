@@ -38,7 +38,7 @@ from syncd.adapter import (
 )
 from syncd.model import Clock
 from tests.suppliers.loopback.dujiao_next import ROOT, Site
-from tests.suppliers.loopback.linked import linked
+from tests.suppliers.loopback.linked import FAULTS, ends_unknown_after_one_request, linked
 
 SITE = "https://site.test"
 BASE = f"{SITE}{ROOT}"
@@ -634,32 +634,17 @@ def test_a_partial_delivery_is_partial_until_the_rest_comes(real, ours):
 
 
 BUY = f"{ROOT}/orders"
-FAULTS = [
-    ("reset", 0),
-    ("gone", 0),
-    ("error", 0),
-    ("page", 0),
-    ("lost", 1),
-    ("broken", 1),
-    ("html", 1),
-    ("cut", 1),
-    ("short", 1),
-]
 
 
-def ends_unknown_after_one_request(site, link, fault):
-    """The property: an order that goes wrong is asked for once, and is unknown."""
+def unknown(server, link, fault):
     wanted = want(link)
-    site.fail(BUY, fault)
-    with pytest.raises(OutcomeUnknown):
-        link.call("place_order", wanted)
-    assert site.times(BUY) == 1
+    ends_unknown_after_one_request(server, link, wanted, BUY, fault)
     return wanted
 
 
 @pytest.mark.parametrize(("fault", "charges"), FAULTS)
 def test_M1_an_answer_that_is_lost_is_one_request_and_the_same_reference_tells(real, ours, fault, charges):
-    wanted = ends_unknown_after_one_request(real, ours, fault)
+    wanted = unknown(real, ours, fault)
     assert len(real.ledger.charges) == charges
     again = OrderRequest(wanted.reference, wanted.offer, wanted.quantity, wanted.max_unit_cost, again=True)
     made = ours.call("place_order", again)
@@ -670,7 +655,7 @@ def test_M1_an_answer_that_is_lost_is_one_request_and_the_same_reference_tells(r
 
 
 def test_M1_sent_again_a_no_before_the_reference_is_looked_up_leaves_the_charge_in_doubt(real, ours):
-    wanted = ends_unknown_after_one_request(real, ours, "html")
+    wanted = unknown(real, ours, "html")
     assert len(real.ledger.charges) == 1
     inside = OrderRequest(wanted.reference, wanted.offer, wanted.quantity, callback_url="http://10.0.0.1/", again=True)
     with pytest.raises(OutcomeUnknown):
@@ -696,7 +681,7 @@ def test_M1_control_an_adapter_that_tries_again_is_caught(real):
 
     broken = linked("dujiao_next", site=real.url, key=KEY, secret=SECRET, variant=retrying)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        ends_unknown_after_one_request(real, broken, "lost")
+        unknown(real, broken, "lost")
     broken.close()
     assert real.times(BUY) == len(real.ledger.charges) == 2
 

@@ -37,7 +37,7 @@ from syncd.adapter import (
     Webhook,
 )
 from tests.suppliers.loopback.kinguin import GIF, ROOT, Kinguin
-from tests.suppliers.loopback.linked import linked
+from tests.suppliers.loopback.linked import FAULTS, ends_unknown_after_one_request, linked
 
 BASE = "https://gateway.kinguin.net/esa/api"
 KEY, SECRET = SecretText("made-up-store-key"), SecretText("made-up-event-secret")
@@ -777,26 +777,9 @@ def test_M4_a_price_that_changes_between_the_look_and_the_order_buys_nothing(rea
     assert (real.times(BUY), real.ledger.charges) == (1, [])
 
 
-FAULTS = [
-    ("reset", 0),
-    ("gone", 0),
-    ("error", 0),
-    ("page", 0),
-    ("lost", 1),
-    ("broken", 1),
-    ("html", 1),
-    ("cut", 1),
-    ("short", 1),
-]
-
-
-def ends_unknown_after_one_request(store, link, fault):
-    """The property: an order that goes wrong is asked for once, and is unknown."""
+def unknown(server, link, fault):
     wanted = want(link)
-    store.fail(BUY, fault)
-    with pytest.raises(OutcomeUnknown):
-        link.call("place_order", wanted)
-    assert store.times(BUY) == 1
+    ends_unknown_after_one_request(server, link, wanted, BUY, fault)
     return wanted
 
 
@@ -805,7 +788,7 @@ def ends_unknown_after_one_request(store, link, fault):
 def test_M1_an_answer_that_is_lost_is_one_request_and_the_search_tells(real, ours, fault, charges, duplicates):
     """Whatever the supplier does with a reference that comes again: it never comes again."""
     real.duplicates = duplicates
-    wanted = ends_unknown_after_one_request(real, ours, fault)
+    wanted = unknown(real, ours, fault)
     assert len(real.ledger.charges) == charges
     found = ours.call("find_order", wanted.reference)
     assert (found and found.id) == (real.ledger.charges[0].order_id if charges else None)
@@ -819,7 +802,7 @@ def test_M1_an_answer_that_is_lost_is_one_request_and_the_search_tells(real, our
 
 def test_M1_a_search_that_lags_leads_to_no_second_order(real, ours):
     real.hidden = True
-    wanted = ends_unknown_after_one_request(real, ours, "lost")
+    wanted = unknown(real, ours, "lost")
     with pytest.raises(OutcomeUnknown):
         ours.call("place_order", replace(wanted, again=True))
     assert real.ledger.most() == 1
@@ -864,14 +847,14 @@ def retrying(kind):
 def test_M1_control_an_adapter_that_tries_again_is_caught(real):
     broken = at(real, retrying)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        ends_unknown_after_one_request(real, broken, "lost")
+        unknown(real, broken, "lost")
     broken.close()
     assert real.ledger.most() == real.times(BUY) == 2
 
 
 def test_M1_control_an_adapter_that_sends_again_without_a_look_is_charged_twice(real):
     broken = at(real, hasty)
-    wanted = ends_unknown_after_one_request(real, broken, "lost")
+    wanted = unknown(real, broken, "lost")
     broken.call("place_order", replace(wanted, again=True))
     broken.close()
     assert real.ledger.most() == 2
