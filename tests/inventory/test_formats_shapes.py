@@ -252,7 +252,7 @@ def test_named_parts_mean_what_they_mean_in_a_document():
     one = read_fields({"secret": "A0011----P0011"}, AUTO, timezone=ZONE)
     assert dict(one.key.fields) == {"number": "A0011", "pin": "P0011"}
     assert read_fields({"code": "库存不足"}, AUTO, timezone=ZONE).reason == "prose"
-    assert read_fields({"code": "A0011", "cvv": "1"}, AUTO, timezone=ZONE).reason == "ambiguous"
+    assert read_fields({"code": "A0011", "secure_token": "1"}, AUTO, timezone=ZONE).reason == "ambiguous"
     assert read_fields({}, AUTO, timezone=ZONE).reason == "missing_field"
 
 

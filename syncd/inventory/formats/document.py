@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_DOCUMENT: Final = 8 << 20
 """Bytes of the largest JSON document that is read; a larger one is quarantined in pieces."""
 _DEEPEST: Final = 8
+_SHORT: Final = 3  # digits that only an answer's number has
 _SPACE: Final = re.compile(r"[ \t\r\n\ufeff]*")
 _JSON_START: Final = re.compile(r'[\s\ufeff]*(?:\{\s*["}]|\[\s*["{\[\]])')
 _STATUS: Final = re.compile(r"-?\d{1,6}|[A-Za-z_ ]{1,20}")
@@ -283,8 +284,9 @@ def _is_answer(role: str, value: object, members: Object) -> bool:
     """Whether this is the number of an answer (``code: 0``) beside the text that is its content."""
     if role != "code" or not isinstance(value, Number) or not _STATUS.fullmatch(value):
         return False
+    roles = {"code"} if len(value) > _SHORT else {"code", "pin", "password", "link", "serial"}
     return any(
-        isinstance(other, str) and not isinstance(other, Number) and _role(normal(name)) == "code" and other
+        isinstance(other, str) and not isinstance(other, Number) and _role(normal(name)) in roles and other
         for name, other in members
     )
 

@@ -22,7 +22,16 @@ from syncd.inventory.formats.split import (
     split_parts,
 )
 from syncd.inventory.formats.template import is_template
-from syncd.inventory.formats.text import fold, heads_spent, is_link, is_prose, is_prose_line, says_reusable, strip
+from syncd.inventory.formats.text import (
+    fold,
+    heads_spent,
+    is_link,
+    is_prose,
+    is_prose_line,
+    is_ruled,
+    says_reusable,
+    strip,
+)
 from syncd.inventory.formats.words import (
     EXPIRES,
     EXPIRY_WORDS,
@@ -69,6 +78,7 @@ _OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
 _NAME: Final = 32
+_IDLE: Final = re.compile(r"[A-Z]?[a-z']{2,}(?: [A-Z]?[a-z']+){0,5}[.!]?|[A-Z][a-z'A-Z]+(?: [A-Z]?[A-Za-z']+){1,5}")
 _PAIR: Final = 2
 _ENOUGH: Final = 4
 _REMEMBERED: Final = 4096  # numbers, to see one that comes again
@@ -168,6 +178,7 @@ class Evidence:
     def __init__(self) -> None:
         self.total = 0  # lines that say something: not blank, not prose, not decoration
         self.prose = 0
+        self.idle = 0  # lines that no key has: a word or two, without a digit
         self.parts: dict[str, Counter[int]] = {name: Counter() for name in SEPARATORS}
         self.labels = _Labels()
         self.keyed = _Labels()  # of the lines that name a part of a key
@@ -257,7 +268,8 @@ class Evidence:
         bare = cut_trailing(bare)
         counts = count_parts(bare)
         # A text in a separated part does not make the line prose; nor are the words of a header.
-        structured = any(name in counts for name in _STRUCTURAL) or (self.total == 0 and _is_header(bare, counts))
+        apart = not is_ruled(bare) and any(name in counts for name in _STRUCTURAL)
+        structured = apart or (self.total == 0 and _is_header(bare, counts))
         if prose and (not structured or not is_prose(bare)):
             self.prose += 1
             self._gap = gap
@@ -266,6 +278,7 @@ class Evidence:
                 self._said.add("?" if one else said)
             return
         self.total += 1
+        self.idle += not items and _IDLE.fullmatch(bare) is not None
         if not counts and len(self._lengths) < _KINDS:
             self._lengths[len(bare)] += 1
         for name, count in counts.items():
@@ -419,11 +432,7 @@ class Evidence:
             return self._pair(encoding, media, separator_of(split) if ":" in split else "")
         if split == "line":
             return replace(self._line_reading(encoding, media), whole=True)
-        total, lines = self.total, self.labels.lines
-        if self.notes == lines or self._is_heading():  # labels, but none that names a key on its line
-            total, lines = total - lines, 0
-        elif total - self.notes == self.keyed.lines:  # notes over the cards
-            total, lines = total - self.notes, lines - self.notes
+        total, lines = self._counted()
         labelled = lines / total if total else 0.0
         shares = {
             name: max((count for parts, count in counts.items() if parts > 1), default=0) / total if total else 0.0
@@ -454,6 +463,15 @@ class Evidence:
             return self._line_reading(encoding, media)
         named = [*(["labelled"] if labelled > _RARE else []), *others]
         return Reading(encoding, media=media, candidates=("line", *named))
+
+    def _counted(self) -> tuple[int, int]:
+        """(lines that say how the payload is laid out, those of them with labels)."""
+        total, lines = self.total, self.labels.lines
+        if self.notes == lines or self._is_heading():  # labels, but none that names a key on its line
+            return total - lines, 0
+        if total - self.notes == self.keyed.lines:  # notes over the cards
+            return total - self.notes, lines - self.notes
+        return total - (self.idle if self.keyed.lines else 0), lines  # words beside labelled cards are none of them
 
     def _lone_strong(self, total: int) -> list[str]:
         """The one strong separator that there is, if most lines have it: what has none, or fewer, is held line by

@@ -94,6 +94,7 @@ _MONTH_FIRST: Final = re.compile(r"(0?[1-9]|1[0-2])([-/])(1[3-9]|2\d|3[01])\2(\d
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
+_REMARK: Final = re.compile(r"(?<=[\d日])\s?[,;.。(][^\d]{2,40}$")  # behind a date, without one of its own
 _LONGEST: Final = 64
 _YEARS: Final = range(1970, 10000)
 
@@ -110,7 +111,7 @@ def parse_expiry(text: str, zone: tzinfo) -> int | None:
     folded = unicodedata.normalize("NFKC", text).strip()
     if folded.casefold() in _NEVER_WORDS or _AFTER_USE.fullmatch(folded):
         return NEVER
-    folded = _AROUND.sub("", folded)
+    folded = _AROUND.sub("", _REMARK.sub("", folded))
     if dotted := _DOTTED.fullmatch(folded):
         folded = dotted[1]
     if len(ends := _RANGE.split(folded)) == 2 and looks_like_date(ends[0]):  # noqa: PLR2004 -- from … to …

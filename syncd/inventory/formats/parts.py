@@ -26,11 +26,14 @@ from syncd.inventory.formats.split import (
 from syncd.inventory.formats.text import denies, fold, is_link, is_prose_line, strip
 from syncd.inventory.formats.words import (
     EXPIRES,
+    KEY_ROLES,
     NOTE,
+    VAGUE,
     Item,
     cut_expiry,
     dates_the_past,
     expiry_said,
+    find_labels,
     hides_a_key,
     role_of,
     says_spent,
@@ -90,7 +93,8 @@ class Parts:
         self.strict = shape.is_strict(fmt)
         self._common = NEVER if not reading.expires else self._expiry(reading.expires)
         self._dated = [
-            not role and not dates_the_past(name) for name, role in zip(reading.columns, self.roles, strict=True)
+            (not role and not dates_the_past(name)) or name in VAGUE
+            for name, role in zip(reading.columns, self.roles, strict=True)
         ]
         self._hidden = any(
             not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
@@ -202,12 +206,12 @@ class Parts:
         return None
 
     def _is_odd_size(self, parts: Sequence[str]) -> bool:
-        """Whether a part is not of the digits that nearly all other lines have there."""
+        """Whether a part has not the digits that nearly all other lines have there, or fewer letters and digits."""
         sizes = self.reading.sizes
         if self.strict or len(parts) > len(sizes):
             return False
         return any(
-            size > 0 and (len(part) != size or not part.isdigit())
+            (len(part) != size or not part.isdigit()) if size > 0 else len(part) < -size
             for part, size in zip(map(fold, parts), sizes, strict=False)
         )
 
@@ -233,11 +237,21 @@ class Parts:
         if any(map(may_be_date, strange)):
             return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
         lone = [role for role in roles if role != EXPIRES]
+        if len(lone) == 1 and lone[0] in _CODES and (items := self._labelled_cell(roles[lone[0]])):
+            result = self.items(items)
+            return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
         alone = self.reading.media == "csv" and lone == ["code"] and _QUOTED_CODE.fullmatch(roles["code"])
         return self.named(roles, whole=bool(alone))
+
+    @staticmethod
+    def _labelled_cell(cell: str) -> list[Item]:
+        """The labelled values of a cell that is a whole card, on one line or several; none if it is anything else."""
+        lines = [find_labels(line) for line in cell.splitlines() if strip(line)]
+        items = [item for line in lines for item in line or []]
+        return items if all(lines) and any(item.role in KEY_ROLES for item in items) else []
 
     def _inside(self, cell: str) -> list[str]:
         """The parts of a cell that is a whole card, if it is one: ``number----pin`` in a column of its own."""
@@ -250,10 +264,14 @@ class Parts:
         parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
         return parts if len(parts) == (len(self.fmt.fields) or 2) else []
 
-    def named(self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False) -> CardKey | Refusal:
-        """Texts under their roles, the expiry among them."""
+    def named(
+        self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False, absent: frozenset[str] = frozenset()
+    ) -> CardKey | Refusal:
+        """Texts under their roles, the expiry among them; ``absent`` are the roles that the card says it does not
+        have.
+        """
         for role in self.reading.required:
-            if not roles.get(role):
+            if not roles.get(role) and role not in absent:
                 return Refusal("missing_field", f"{role} is missing")
         if any(len(text) > MAX_KEY and not looks_like_image(text) for text in roles.values()):
             return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
@@ -292,8 +310,10 @@ class Parts:
         if EXPIRES not in roles and (until := cut_expiry(roles.get(last, ""))[1]):
             roles |= {last: cut_expiry(roles[last])[0], EXPIRES: until}
         roles = {role: text for role, text in roles.items() if not role.startswith(NOTE)}
+        absent = _absent(roles)
+        roles = {role: text for role, text in roles.items() if role not in absent}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
-        return self.named(roles, free=free)
+        return self.named(roles, free=free, absent=absent)
 
     def _unmarked(self, items: Sequence[Item], roles: dict[str, str]) -> Refusal | None:
         """Take the separators from the ends of values; a mark that may be a value's own is not certain."""
@@ -322,6 +342,21 @@ class Parts:
         if image_of(text) is None:
             return Refusal("unreadable_shape", "an image that is cut off, too large or of an unknown kind")
         return self.fmt.key({"image": text})
+
+
+_ABSENT: Final = frozenset(
+    {"无", "没有", "无需", "不需要", "未绑定", "未开启", "未设置", "-", "--", "none", "n/a", "not required"}
+)
+_MAY_BE_ABSENT: Final = frozenset({"access", "email", "email_password", "secret", "unzip"})
+
+
+def _absent(roles: Mapping[str, str]) -> frozenset[str]:
+    """The parts that a card says it does not have, if it is whole without them."""
+    gone = frozenset(role for role, text in roles.items() if fold(text).casefold() in _ABSENT) - {EXPIRES}
+    left = roles.keys() - gone - {EXPIRES}
+    code_alone = len(left) == 1 and left <= {"pin", "password", "code"} and gone <= {"number", "serial"}
+    code_or_link = gone == {"pin"} and left and left <= {"code", "link"}
+    return gone if left and (gone <= _MAY_BE_ABSENT or code_alone or code_or_link) else frozenset()
 
 
 def _numbered(items: Sequence[Item]) -> Sequence[Item]:

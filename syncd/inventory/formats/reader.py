@@ -344,7 +344,8 @@ def _fails(match: re.Match[str], checked: list[tuple[int, FieldRule]]) -> bool:
 def _usual(match: re.Match[str] | None, sizes: tuple[int, ...]) -> bool:
     """Whether the parts have the lengths of nearly all other lines."""
     return match is not None and all(
-        size <= 0 or len(part) == size for part, size in zip(match.groups(), sizes, strict=False)
+        (len(part) == size if size > 0 else len(part) >= -size)
+        for part, size in zip(match.groups(), sizes, strict=False)
     )
 
 

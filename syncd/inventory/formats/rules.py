@@ -430,7 +430,12 @@ class Format:
     def _auto_key(self, given: dict[str, str], expires_at: int, *, named: bool) -> CardKey | Refusal:
         if frozenset(given) == {"image"}:
             return self._image_key(given["image"], expires_at)
-        names = _AUTO_SHAPES.get(frozenset(given))
+        extra = {role: role for role in ("secret", "unzip") if role in given}
+        names = _AUTO_SHAPES.get(frozenset(given.keys() - extra))
+        if names and extra and ("link" if "unzip" in extra else "password") in names.values():
+            names = names | extra
+        elif extra:
+            names = {"link": "link"} | extra if given.keys() - extra == {"link"} else None
         if frozenset(given) == {"code", "pin"} and len(strip(given["code"])) < _COMPLETE:
             names = None  # may be the code of an answer, or of a product
         if names is None:
@@ -462,6 +467,8 @@ class Format:
             return Refusal("too_long", f"{name} has {shape} characters")
         if name == "email":
             return None if _EMAIL.fullmatch(value) else Refusal("unreadable_shape", "email is not an e-mail address")
+        if name == "secret":  # base32, as authenticator apps take it (RFC 4648), in groups or not
+            return None if _BASE32.fullmatch(value) else Refusal("unreadable_shape", "secret is not base32")
         if name in _FREE_TEXT:  # named by a label, and chosen by a person: any visible characters do
             seen = all("!" <= char <= "~" for char in value)
             return None if seen else Refusal("unreadable_shape", f"{name} has a character that it should not have")
@@ -501,7 +508,7 @@ class Format:
 
 _SHORTEST: Final = 4
 _WORD: Final = 10
-_FREE_TEXT: Final = frozenset({"account", "password", "access", "email_password"})
+_FREE_TEXT: Final = frozenset({"account", "password", "access", "email_password", "unzip"})
 _ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d{1,5});")
 # Letters and digits both, or a word with capitals inside, and any marks between them: with a name of its own, a part.
 _NAMED: Final = re.compile(
@@ -528,7 +535,11 @@ _PICTURES: Final = (b"iVBOR", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"data:", b
 _OPAQUE_AHEAD: Final = "(?!data:|DATA:|iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR)"
 _QUICK_OPAQUE: Final = f"{_OPAQUE_AHEAD}{_DIGIT}[!-~]++"
 _QUICK_AUTO: Final = re.compile(_AUTO_PART)
-_ACCOUNTS: Final = (("account", "password", "email"), ("account", "password", "email", "email_password"))
+_ACCOUNTS: Final = (
+    ("account", "password", "email"),
+    ("account", "password", "email_password"),
+    ("account", "password", "email", "email_password"),
+)
 _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
     frozenset({"code"}): {"code": "code"},
     frozenset({"serial"}): {"serial": "code"},
@@ -553,6 +564,7 @@ _AUTO_SHAPES: Final[dict[frozenset[str], dict[str, str]]] = {
 _LABELS: Final = {
     "number": "Number", "pin": "PIN", "account": "Account", "password": "Password", "serial": "Serial", "code": "Code",
     "link": "Link", "access": "Access code", "email": "Email", "email_password": "Email password",
+    "secret": "2FA secret", "unzip": "Archive password",
 }  # fmt: skip
 
 
@@ -612,6 +624,7 @@ _ADDRESS: Final = re.compile(
     r"[^\s@/]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}|www\.\S+"
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
+_BASE32: Final = re.compile("(?:[A-Za-z2-7]{4} ?){3,15}[A-Za-z2-7]{1,4}={0,6}")
 _HANDLE: Final = re.compile("@[A-Za-z][A-Za-z0-9_]{3,31}")
 _GUARDED: Final = re.compile("'[A-Za-z0-9-]+")
 _PARTS: Final = re.compile(r"[A-Za-z_]+=[^&=]+&[A-Za-z_]+=")

@@ -236,16 +236,24 @@ def _are_words(tokens: list[str]) -> bool:
 
 _TITLE_WORD: Final = re.compile("[A-Z]?[a-z]{2,}")
 _GREETING: Final = re.compile(r"(?:[A-Za-z']{1,20}[ ,]{1,2}){0,5}[A-Za-z']{1,20}[,!.:?]{1,3}")
-_RULED: Final = re.compile(r"[-=*_~—─]{2,16} ?[^\x00-\x7f]{1,12} ?[-=*_~—─]{2,16}")
+_RULED: Final = re.compile(r"[-=*_~—─]{2,16} ?(?:[^\x00-\x7f]{1,12}|[^-=*_~—─\x00-\x1f]{0,40}) ?[-=*_~—─]{2,16}")
 
 
 def is_prose_line(text: str, more: frozenset[str] = frozenset()) -> bool:
     """Whether a whole line is prose: also a greeting (``Hello,``), a word between rules (``---完---``), or Chinese with
     hardly a letter or digit (``共2张``).
     """
-    if is_prose(text, more) or _GREETING.fullmatch(text) or _RULED.fullmatch(text):
+    if is_prose(text, more) or _GREETING.fullmatch(text) or is_ruled(text):
         return True
     return _ONE_CJK.search(text) is not None and sum(map(_is_plain_alnum, text)) < _FEW_WORDS
+
+
+def is_ruled(text: str) -> bool:
+    """Whether a line is a heading between rules (``—— 卡片 1 ——``), of which no word may be a code."""
+    return _RULED.fullmatch(text) is not None and _RUN.search(text) is None
+
+
+_RUN: Final = re.compile("[A-Za-z0-9]{6}|[0-9]{5}")
 
 
 def _is_plain_alnum(char: str) -> bool:

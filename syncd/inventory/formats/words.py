@@ -25,6 +25,8 @@ KEY_ROLES: Final = (
     "access",
     "email",
     "email_password",
+    "secret",
+    "unzip",
     "image",
 )
 EXPIRES: Final = "expires"
@@ -33,7 +35,8 @@ NOTE: Final = "note"
 # Latin names are written with spaces where a space, an underscore, a hyphen or nothing may stand.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "number": (
-        "卡号", "卡号码", "充值卡号", "卡片号码", "卡号账号", "号码", "card", "card no", "card number", "card num",
+        "卡号", "卡号码", "充值卡号", "卡片号码", "卡号账号", "号码", "card", "card no", "card number",
+        "egift card number", "e gift card number", "card num",
         "card id", "number", "cardno number", "voucher number", "kahao", "ka hao", "ka no", "gift card number",
         "卡片编号", "礼品卡号", "充值账号", "kartennummer", "numéro de carte", "número de tarjeta",
         "número do cartão", "номер карты", "номер", "カード番号", "카드번호", "số thẻ", "no kartu",
@@ -46,15 +49,18 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "pin": (
         "卡密", "卡密码", "充值密码", "充值卡密", "充值卡密码", "卡片密码", "pin", "pin code", "pin number",
         "card pin", "card password", "card pwd", "card pass", "card secret", "kami", "ka mi", "card key",
-        "gift card pin", "scratch code", "gift card password", "kapw", "пин", "пин код", "暗証番号",
+        "gift card pin", "scratch code", "cvv", "cvv2", "cvc", "security code", "安全码", "gift card password",
+        "kapw", "пин", "пин код", "暗証番号",
     ),
     "password": (
-        "密码", "登录密码", "密鑰", "登陆密码", "游戏密码", "passwort", "kennwort", "mot de passe", "contraseña",
+        "密码", "登录密码", "登入密码", "steam密码", "密鑰", "登陆密码", "游戏密码", "passwort", "kennwort",
+        "mot de passe", "contraseña",
         "senha", "пароль", "パスワード", "비밀번호", "mật khẩu", "kata sandi", "账号密码", "口令", "password",
         "passwd", "pwd", "pass",
     ),
     "code": (
-        "兑换码", "激活码", "兑换卷", "兑换券", "兑换券码", "优惠码", "优惠券码", "邀请码", "序号码", "激活序列号",
+        "兑换码", "激活码", "卡密信息", "卡券信息", "发货内容", "发货信息", "卡密内容", "兑换卷", "兑换券", "兑换券码",
+        "优惠码", "优惠券码", "邀请码", "序号码", "激活序列号",
         "游戏激活码", "steam激活码", "gutscheincode", "gutschein", "schlüssel", "aktivierungscode", "code cadeau",
         "clé", "clé d'activation", "código", "clave", "código de activación", "código de ativação", "chave", "codice",
         "ключ", "код", "код активации", "промокод", "コード", "ギフトコード", "シリアルコード", "コード番号", "코드",
@@ -70,7 +76,9 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "cd keys", "serials",
     ),
     "account": (
-        "账号", "帐号", "账户", "帐户", "用户名", "登陆账号", "登陆名", "会员账号", "游戏帐号", "benutzername",
+        "账号", "帐号", "账户", "登录邮箱", "登录账户", "steam账号", "steam帐号", "帐户", "用户名", "登陆账号",
+        "登陆名",
+        "会员账号", "游戏帐号", "benutzername",
         "konto", "identifiant", "usuario", "cuenta", "usuário", "логин", "аккаунт", "アカウント", "ユーザー名",
         "계정", "아이디", "login name", "login id", "user id", "登录名", "游戏账号", "登录账号", "account",
         "account name", "username", "user name", "user", "login",
@@ -147,15 +155,25 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         "updated at", "create time", "update time", "add time", "pay time", "buy time", "sent", "used",
     ),
     "email_password": (
-        "邮箱密码", "邮箱登录密码", "辅助邮箱密码", "绑定邮箱密码", "邮箱登陆密码", "mail pwd", "email pwd",
+        "邮箱密码", "信箱密码", "邮箱登录密码", "辅助邮箱密码", "绑定邮箱密码", "邮箱登陆密码", "mail pwd", "email pwd",
         "recovery email password", "recovery password", "mail pass", "辅邮密码", "email password", "mail password",
         "email pass",
+    ),
+    "secret": (
+        "2fa", "2fa secret", "2fa key", "2fa code", "2fa密钥", "2fa秘钥", "totp", "totp secret", "two factor secret",
+        "two factor key", "otp secret", "authenticator key", "authenticator secret", "两步验证", "两步验证密钥",
+        "二步验证", "二步验证密钥", "二次验证密钥", "谷歌验证密钥", "验证密钥", "双重验证密钥",
+    ),
+    "unzip": (
+        "解压密码", "解压码", "压缩包密码", "解压口令", "archive password", "unzip password", "zip password",
+        "rar password", "extraction password",
     ),
     "image": (
         "图片", "卡图", "卡片图片", "二维码", "image", "picture", "qr", "qr code", "card image",
     ),
     "email": (
-        "email", "e mail", "mail", "邮箱", "邮箱账号", "绑定邮箱", "电子邮箱", "邮箱地址", "辅助邮箱", "密保邮箱",
+        "email", "e mail", "mail", "邮箱",
+        "信箱", "恢复邮箱", "辅助信箱", "邮箱账号", "绑定邮箱", "电子邮箱", "邮箱地址", "辅助邮箱", "密保邮箱",
         "安全邮箱", "备用邮箱", "recovery email", "recovery mail", "backup email", "email address", "mail address",
         "辅邮",
     ),
@@ -239,6 +257,10 @@ _HAPPENED: Final = re.compile(
 _TO_COME: Final = re.compile("until|till|end|last|due|截止|最后", re.IGNORECASE)
 
 
+VAGUE: Final = frozenset({"date", "日期"})
+"""Names of dates that do not say whether it is the expiry."""
+
+
 def dates_the_past(name: str) -> bool:
     """Whether a name says that its date is not an expiry, but of something that has happened: ``purchased_on``."""
     return _HAPPENED.search(name) is not None and not (EXPIRY_WORDS.search(name) or _TO_COME.search(name))
@@ -250,8 +272,9 @@ _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None:
     """The normalised names of a header row, or None if it is none.
 
-    A header names at least one part of a key. Of two columns both are known; of more, those that are not are words, and
-    two are known or the others Chinese: the first card of an account named "user" is no header.
+    A header names at least one part of a key. Those that are not known are words; of two columns, such as no card has
+    (``purchased_on``, or Chinese); of more, two are known or the others Chinese: the first card of an account named
+    "user" is no header.
     """
     names = tuple(normal(_BRACKETED.sub("", cell)) for cell in cells)
     if not any(ROLES.get(name) in KEY_ROLES for name in names):
@@ -262,7 +285,8 @@ def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None
         return names
     chinese = all(not cell.isascii() for cell in strange)
     words = all(_WORD.fullmatch(strip(cell)) for cell in strange)
-    return names if len(names) > 2 and words and (known > 1 or chinese) else None  # noqa: PLR2004
+    sure = chinese or (known > 1 if len(names) > 2 else all(map(dates_the_past, strange)))  # noqa: PLR2004
+    return names if words and sure and len(names) > 1 else None
 
 
 class Item(NamedTuple):
