@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from syncd.inventory.formats.expiry import expiry_in, looks_like_date
+from syncd.inventory.formats.expiry import DATED, expiry_in, looks_like_date
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.reading import MARK, RECORD, Layout, Reading, pair_name, separator_of
 from syncd.inventory.formats.rules import MAX_KEY
@@ -51,6 +51,7 @@ from syncd.inventory.formats.words import (
     number_mark,
     numbering,
     without_bullet,
+    without_legend,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ STRONG: Final = (
     "——",
     "\t",
 )  # nothing else looks like these: what other separators agree are inside the parts
+_DASHES: Final = (" - ", "—", "——")
 RECORD_PARTS: Final = 4
 _OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])[A-Za-z0-9-]{6,}|\d{9,}")
 _TRAILING: Final = ",;，；、。"
@@ -194,6 +196,7 @@ class Evidence:
         self._waits = False  # a label without a value: the next line may be it
         self._held = ""  # the line that may be that value, or the first of a list below a heading
         self._headings = self._lists = self._links = 0
+        self._valued = 0  # labelled lines that give a part of a key
         self._sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in (*SEPARATORS, ANY)}
         self._pins: dict[str, dict[int, int]] = {}
         self._last: dict[str, int] = {}
@@ -228,7 +231,7 @@ class Evidence:
             self._gap = True
             return
         if self.header is None:
-            self.header = bare
+            self.header = bare = without_legend(bare)
         if len(bare) < _NAME and (role := ROLES.get(normal(bare))) in KEY_ROLES:
             self._named.add(role)
         self.spent = self.spent or heads_spent(bare)
@@ -315,6 +318,7 @@ class Evidence:
         self.total += 1
         if any(item.role in KEY_ROLES for item in items):
             self.keyed.add(items, gap=self._gap)
+            self._valued += bool(items[-1].text)
         else:
             self.notes += 1
             said = [item.text if item.role == EXPIRES else expiry_said(item.text) for item in items]
@@ -429,7 +433,10 @@ class Evidence:
         if is_template(split):
             return Reading(encoding, "template", split, media=media, tail=self._tail())
         if split.startswith("pair"):
-            return self._pair(encoding, media, separator_of(split) if ":" in split else "")
+            separator = separator_of(split) if ":" in split else ""
+            if separator == _DASHES[0]:  # whichever of them it is
+                separator = max(_DASHES, key=lambda name: self.parts[name].total())
+            return self._pair(encoding, media, separator)
         if split == "line":
             return replace(self._line_reading(encoding, media), whole=True)
         total, lines = self._counted()
@@ -484,10 +491,11 @@ class Evidence:
         """What may be no key of its own: a link among codes (a page to use them on), a code among links, either beside
         the other.
         """
-        few, links = _RARE * self.total, self._links
-        if reading.splitter != "line" or not 0 < links < self.total:
+        total, links = self.total - self.labels.lines + self._valued, self._links
+        few = _RARE * total
+        if reading.splitter != "line" or not 0 < links < total:
             return ()
-        return (*(("link",) if self.total - links > few else ()), *(("code",) if links > few else ()))
+        return (*(("link",) if total - links > few else ()), *(("code",) if links > few else ()))
 
     def _is_heading(self) -> bool:
         """Whether the labels are headings over lists of keys, or notes."""
@@ -567,7 +575,12 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
-_IS_TITLE: Final = re.compile(r"[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+|^[A-Za-z]{3,10} ?\d{1,2}$")
+_NO_TITLE: Final = re.compile(r"(?=[A-Za-z-]*\d)[A-Za-z0-9-]{4,}|[A-Z]{6,}|[A-Za-z0-9]{12,}|://")
+
+
+def _may_hold_key(cell: str) -> bool:
+    """Whether a cell above a table may be more than a word of its title: a date is not."""
+    return _NO_TITLE.search(DATED.sub(" ", cell)) is not None
 
 
 class Table:
@@ -591,7 +604,7 @@ class Table:
                 self.widths.clear()
                 self.filled.clear()
                 return
-            self.titles += used == [0] and _IS_TITLE.search(row[0]) is not None
+            self.titles += not any(map(_may_hold_key, row))
         self.rows += 1
         self.widths[used[-1] + 1] += 1
         self.dated += len(used) == _FEW and looks_like_date(fold(row[used[-1]]))

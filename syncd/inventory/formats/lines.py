@@ -37,6 +37,7 @@ from syncd.inventory.formats.words import (
     numbering,
     role_of,
     without_bullet,
+    without_legend,
 )
 from syncd.model import NEVER, CardKey
 
@@ -78,6 +79,7 @@ class Lines(Parts):
 
     def is_header(self, text: str) -> bool:
         """Whether this, the first line, is the header that the survey found."""
+        text = without_legend(text)
         if self.reading.splitter == "csv":
             row = cells(text, self.reading.separator)
         elif self.reading.splitter == "pair":

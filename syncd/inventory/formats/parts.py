@@ -282,6 +282,19 @@ class Parts:
             return Refusal("bad_expiry", "the expiry date cannot be read with certainty")
         return self.fmt.key(roles, expires_at, named=free, whole=whole)
 
+    def cards(self, items: Sequence[Item]) -> Result:
+        """The labelled values of a card, or of several that have the same labels in the same order."""
+        starts = [at for at, item in enumerate(items) if item.role == items[0].role]
+        size = starts[1] if len(starts) > 1 else 0
+        if size <= 1 or starts != list(range(0, len(items), size)) or len(items) % size:
+            return self.items(items)
+        each = [items[at : at + size] for at in starts]
+        if any([item.role for item in one] != [item.role for item in each[0]] for one in each):
+            return self.items(items)
+        keys = [self.items(one) for one in each]
+        sure = tuple(key for key in keys if isinstance(key, CardKey))
+        return sure if len(sure) == len({tuple(key.fields.items()) for key in sure}) == len(keys) else self.items(items)
+
     def items(self, items: Sequence[Item]) -> CardKey | Refusal:
         """The labelled values of one card."""
         roles: dict[str, str] = {}

@@ -35,7 +35,7 @@ from syncd.inventory.formats.split import (
     without_end,
 )
 from syncd.inventory.formats.survey import Survey
-from syncd.inventory.formats.text import is_prose_line, strip
+from syncd.inventory.formats.text import is_link, is_prose_line, strip
 from syncd.inventory.formats.wide import WIDE, Wide
 from syncd.inventory.formats.words import (
     EXPIRY_WORDS,
@@ -393,7 +393,7 @@ class _Labelled:
                     resume=0,
                 )
             )
-            result = refusal or self.slices.items(self.items)
+            result = refusal or self.slices.cards(self.items)
             line = Line(first.number, first.start, last.end, raw, long=False, resume=last.resume)
             if isinstance(result, Refusal) and first is last and isinstance(text := self.slices.text(raw), str):
                 yield from _cards(self.slices, line, raw, self.slices.dated(self.slices.rescued(strip(text), result)))
@@ -472,6 +472,8 @@ def _labelled(source: Iterable[Line], slices: Slices) -> Iterator[Card]:  # noqa
             yield from card.close()
             yield slices.card(line.number, line.end, line.resume, _bare(line), _WORDS)
         else:
+            if layout == "line" and anchor == "link" and is_link(bare):  # a card of its own, and not a whole one
+                yield from card.close()
             yield from card.spoil(line, Refusal("unreadable_shape", "a line without a known label beside the card"))
     yield from card.close()
 

@@ -430,12 +430,9 @@ class Format:
     def _auto_key(self, given: dict[str, str], expires_at: int, *, named: bool) -> CardKey | Refusal:
         if frozenset(given) == {"image"}:
             return self._image_key(given["image"], expires_at)
-        extra = {role: role for role in ("secret", "unzip") if role in given}
-        names = _AUTO_SHAPES.get(frozenset(given.keys() - extra))
-        if names and extra and ("link" if "unzip" in extra else "password") in names.values():
-            names = names | extra
-        elif extra:
-            names = {"link": "link"} | extra if given.keys() - extra == {"link"} else None
+        if given.keys() == {"link", "code"} and _PAGE.fullmatch(strip(given["link"])):
+            given = {"code": given["code"]}  # a page to use it on
+        names = _shape_of(given)
         if frozenset(given) == {"code", "pin"} and len(strip(given["code"])) < _COMPLETE:
             names = None  # may be the code of an answer, or of a product
         if names is None:
@@ -588,6 +585,16 @@ def template_fields(template: str) -> list[str]:
     return names
 
 
+def _shape_of(given: Mapping[str, str]) -> dict[str, str] | None:
+    """The names of the parts in the shape that has just these; what an account or an archive may have beside it too."""
+    extra = {role: role for role in ("secret", "unzip") if role in given}
+    rest = frozenset(given.keys() - extra)
+    names = {"link": "link"} if extra and rest == {"link"} else _AUTO_SHAPES.get(rest)
+    if names and extra and ("link" if "unzip" in extra else "password") not in names.values():
+        return None
+    return names and names | extra
+
+
 def _is_cipher(value: str) -> bool:
     """Whether a text is base64 of whole blocks of AES: a card as some suppliers send it, and not yet decrypted."""
     whole = len(value) % 4 == 0 and len(value) * 3 // 4 - value[-2:].count("=") if not value.isalnum() else 0
@@ -624,6 +631,7 @@ _ADDRESS: Final = re.compile(
     r"[^\s@/]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}|www\.\S+"
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
+_PAGE: Final = re.compile(r"https?://[A-Za-z0-9.-]{1,253}(?:/[a-z]{0,20}){0,3}", re.IGNORECASE)
 _BASE32: Final = re.compile("(?:[A-Za-z2-7]{4} ?){3,15}[A-Za-z2-7]{1,4}={0,6}")
 _HANDLE: Final = re.compile("@[A-Za-z][A-Za-z0-9_]{3,31}")
 _GUARDED: Final = re.compile("'[A-Za-z0-9-]+")

@@ -570,6 +570,15 @@ def without_bullet(text: str) -> str:
     return text[match.end() :] if match else text
 
 
+_LEGEND: Final = re.compile(r"(?:[\u4e00-\u9fff]{0,4}格式(?:为|是)?|format)\s{0,3}[:：]\s{0,3}(?=\S)", re.IGNORECASE)
+
+
+def without_legend(text: str) -> str:
+    """The names of the parts in a line that says how the others are laid out: ``格式：账号----密码``."""
+    match = _LEGEND.match(text)
+    return text[match.end() :] if match else text
+
+
 _TAIL: Final = " \t,;|/，；、。｜—\xa0\u3000"
 
 
