@@ -659,6 +659,7 @@ class Writer:
     """
 
     BATCH: Final = 128
+    BESIDE: Final = 4  # units of control in a batch: each is a dozen statements, and deliveries wait for all of them
     STARVE: Final = 8  # batches of deliveries that may pass before a waiting chunk of ingest gets its turn
     WAL_SOFT: Final = 16 << 20
     WAL_HARD: Final = 224 << 20
@@ -774,14 +775,15 @@ class Writer:
             self._asleep = False
 
     def _take(self) -> list[_Unit]:
-        """What is queued: everything urgent, or one chunk of ingest. Never waits to fill a batch."""
+        """What is queued: everything urgent and some control, or one chunk of ingest. Never waits to fill a batch."""
         batch: list[_Unit] = []
         ingest = self._lanes[Lane.INGEST]
         if not ingest or self._passed < self.STARVE:
-            for lane in (Lane.DELIVERY, Lane.CONTROL):
+            for lane, most in ((Lane.DELIVERY, self.BATCH), (Lane.CONTROL, self.BESIDE)):
                 queue = self._lanes[lane]
-                while queue and len(batch) < self.BATCH:
+                while queue and most:
                     batch.append(queue.popleft())
+                    most -= 1
         if batch:
             self._passed += bool(ingest)
             if batch[0].work.lane is Lane.DELIVERY:
