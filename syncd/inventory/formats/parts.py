@@ -27,6 +27,7 @@ from syncd.inventory.formats.text import denies, fold, is_link, is_prose_line, s
 from syncd.inventory.formats.words import (
     EXPIRES,
     NOTE,
+    UNSURE_DATES,
     Item,
     cut_expiry,
     dates_the_past,
@@ -90,7 +91,8 @@ class Parts:
         self.strict = shape.is_strict(fmt)
         self._common = NEVER if not reading.expires else self._expiry(reading.expires)
         self._dated = [
-            not role and not dates_the_past(name) for name, role in zip(reading.columns, self.roles, strict=True)
+            (not role or name in UNSURE_DATES) and not dates_the_past(name)
+            for name, role in zip(reading.columns, self.roles, strict=True)
         ]
         self._hidden = any(
             not role and hides_a_key(name) for name, role in zip(reading.columns, self.roles, strict=True)
@@ -202,12 +204,12 @@ class Parts:
         return None
 
     def _is_odd_size(self, parts: Sequence[str]) -> bool:
-        """Whether a part is not of the digits that nearly all other lines have there."""
+        """Whether a part is not of the digits that nearly all other lines have there, or shorter than on those."""
         sizes = self.reading.sizes
         if self.strict or len(parts) > len(sizes):
             return False
         return any(
-            size > 0 and (len(part) != size or not part.isdigit())
+            (len(part) != size or not part.isdigit()) if size > 0 else len(part) < -size
             for part, size in zip(map(fold, parts), sizes, strict=False)
         )
 

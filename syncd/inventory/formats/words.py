@@ -244,6 +244,9 @@ def dates_the_past(name: str) -> bool:
     return _HAPPENED.search(name) is not None and not (EXPIRY_WORDS.search(name) or _TO_COME.search(name))
 
 
+UNSURE_DATES: Final = frozenset({"date", "日期"})
+"""Names of columns that are known, and do not say what their date is of."""
+
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 
 
@@ -256,8 +259,12 @@ def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None
     names = tuple(normal(_BRACKETED.sub("", cell)) for cell in cells)
     if not any(ROLES.get(name) in KEY_ROLES for name in names):
         return None
-    strange = [cell for cell, name in zip(cells, names, strict=True) if name and name not in ROLES]
-    known = sum(name in ROLES for name in names)
+    strange = [
+        cell
+        for cell, name in zip(cells, names, strict=True)
+        if name and name not in ROLES and not (dates_the_past(name) and _WORD.fullmatch(name))
+    ]
+    known = len(names) - len(strange)
     if not strange:
         return names
     chinese = all(not cell.isascii() for cell in strange)
