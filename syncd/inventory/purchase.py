@@ -70,6 +70,8 @@ _COVER_S: Final = 5.0
 _LONGEST_COVER_S: Final = 60.0
 _KNOWN_S: Final = 1.0
 """For how long `can_buy` believes what it has found."""
+_DEFECTS_S: Final = 60.0
+"""For how long the suppliers' defects are believed as counted: each count looks at the last 10,000 deliveries."""
 _EMPTY_POLLS: Final = 3
 """How often an order that is said to be complete is asked for the keys that it does not have."""
 _NOBODY_S: Final = 300.0
@@ -156,6 +158,8 @@ class Purchases:
         self._metrics = metrics
         self._arrived = arrived
         self._defects = defects
+        self._counted: tuple[float, Mapping[str, tuple[int, int]]] | None = None
+        """(monotonic time, what ``defects`` gave then)."""
         self._ledger = Ledger(vault, settings)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._locks: dict[str, asyncio.Lock] = {}
@@ -794,7 +798,7 @@ class Purchases:
             ask = ledger.asking(self._database, connection)
             listed = self._catalogue.listed(connection, self._product(product))
             rooms = {name: self._room(ask, name, now) for name in {one.supplier for one in listed}}
-            defects = self._defects(connection)
+            defects = self._counted_defects(connection)
         found = []
         for one in listed:
             own = settings.suppliers.get(one.supplier)
@@ -814,6 +818,12 @@ class Purchases:
                 )
             )
         return found
+
+    def _counted_defects(self, connection: Connection) -> Mapping[str, tuple[int, int]]:
+        now = self._clock.monotonic()
+        if self._counted is None or now - self._counted[0] >= _DEFECTS_S:
+            self._counted = (now, self._defects(connection))
+        return self._counted[1]
 
     def _room(self, ask: ledger.Ask, supplier: str, now: int) -> Decimal | None:
         """What may still be ordered from a supplier by listed prices: an order counts with its slippage."""

@@ -659,11 +659,14 @@ class Writer:
     """
 
     BATCH: Final = 128
+    TURN: Final = 8  # units of control in a batch; one, while there are deliveries: each is a dozen statements
     STARVE: Final = 8  # batches of deliveries that may pass before a waiting chunk of ingest gets its turn
     WAL_SOFT: Final = 16 << 20
     WAL_HARD: Final = 224 << 20
     SETTLED_S: Final = 1.0
-    """For so long nothing must have been taken in before the log is moved in a quiet moment: an import has none."""
+    """Nothing must have been taken in for so long before the log is moved in a quiet moment: an import has none. For so
+    long after a delivery, others are expected.
+    """
 
     def __init__(
         self,
@@ -696,6 +699,8 @@ class Writer:
         self._stopping = False
         self._dead: BaseException | None = None
         self._passed = 0
+        self._turn = False
+        """Whether control comes before deliveries now: deliveries were last."""
         self._connection: Connection | None = None
         self._cursor: Any = None
         self._thread = threading.Thread(target=self._serve, name="writer", daemon=True)
@@ -774,23 +779,33 @@ class Writer:
             self._asleep = False
 
     def _take(self) -> list[_Unit]:
-        """What is queued: everything urgent, or one chunk of ingest. Never waits to fill a batch."""
+        """What is queued: deliveries, a little of control in turn with them, else a chunk of ingest.
+
+        Never waits to fill a batch.
+        """
+        deliveries, control, ingest = self._lanes
+        if ingest and self._passed >= self.STARVE:
+            lane, most = Lane.INGEST, 1
+        elif deliveries and not (control and self._turn):
+            lane, most = Lane.DELIVERY, self.BATCH
+        elif control:
+            busy = time.monotonic() - self.delivered_at < self.SETTLED_S
+            lane, most = Lane.CONTROL, 1 if busy else self.TURN
+        else:
+            lane, most = Lane.INGEST, 1
+        queue = self._lanes[lane]
         batch: list[_Unit] = []
-        ingest = self._lanes[Lane.INGEST]
-        if not ingest or self._passed < self.STARVE:
-            for lane in (Lane.DELIVERY, Lane.CONTROL):
-                queue = self._lanes[lane]
-                while queue and len(batch) < self.BATCH:
-                    batch.append(queue.popleft())
-        if batch:
+        while queue and len(batch) < most:
+            batch.append(queue.popleft())
+        self._turn = lane is Lane.DELIVERY
+        if lane is Lane.INGEST:
+            self._passed = 0
+            if batch:
+                self._ingested_at = time.monotonic()
+        else:
             self._passed += bool(ingest)
-            if batch[0].work.lane is Lane.DELIVERY:
+            if lane is Lane.DELIVERY:
                 self.delivered_at = time.monotonic()
-            return batch
-        self._passed = 0
-        if ingest:
-            self._ingested_at = time.monotonic()
-            batch.append(ingest.popleft())
         return batch
 
     def _carry(self, batch: list[_Unit]) -> None:

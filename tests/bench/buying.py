@@ -30,7 +30,8 @@ class Buyers:
         self.stopping = threading.Event()
         self.refused: list[Any] = []
 
-    def buy(self, product: str) -> None:
+    def buy(self, product: str, after: float) -> None:
+        self.stopping.wait(after)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         while not self.stopping.is_set():
@@ -43,7 +44,9 @@ class Buyers:
         connection.close()
 
     def __enter__(self) -> Self:
-        self.threads = [threading.Thread(target=self.buy, args=(f"p{number}",)) for number in range(BUYERS)]
+        # Spread over the time of an answer: shops' orders do not come in step.
+        begins = [(f"p{number}", number * ANSWER_S / BUYERS) for number in range(BUYERS)]
+        self.threads = [threading.Thread(target=self.buy, args=begin) for begin in begins]
         for thread in self.threads:
             thread.start()
         return self
@@ -83,11 +86,11 @@ def buying(make: Any, load: Any, folder: Path, engine: str, rounds: int, show: A
                 idle.append(load(daemon.port, daemon.token, connections=16, seconds=4, rate=300)["p99_ms"])
                 before = len(site.ledger.charges)
                 with Buyers(daemon.port, operator) as buyers:
-                    time.sleep(0.5)
+                    time.sleep(ANSWER_S)
                     busy.append(load(daemon.port, daemon.token, connections=16, seconds=6, rate=300)["p99_ms"])
                 if buyers.refused:
                     raise SystemExit(f"a purchase was refused: {buyers.refused[0]}")
-                bought.append((len(site.ledger.charges) - before) / (6.5 + ANSWER_S) * ANSWER_S)
+                bought.append((len(site.ledger.charges) - before) / (6 + 2 * ANSWER_S) * ANSWER_S)
             alone, beside = statistics.median(idle), statistics.median(busy)
             show(
                 f"buying  {engine:10} 300/s: p99 {beside:.2f} ms while {statistics.median(bought):.0f} purchases are in"

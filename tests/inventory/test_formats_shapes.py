@@ -25,6 +25,7 @@ from syncd.inventory.formats import (
     read_image,
     read_one,
 )
+from syncd.model import NEVER
 
 ROOT = Path(__file__).parents[2]
 FORMATS = load_formats([ROOT / "config" / "formats.toml"])
@@ -329,3 +330,22 @@ def test_what_a_spreadsheet_has_spoilt_is_no_key():
 def test_a_fifth_hyphen_on_one_line_is_not_sure():
     lines = ["222735404965----36562774", "811758286693----14245881", "829768032820----11759998"]
     assert found("\n".join([*lines, "750440972713-----61546346"]))[3] == "ambiguous"
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("key,purchased_on\nK7QWX3NP9VBD,2026-03-02\nT4HJM8ZC2RFG,2026-03-02", ["K7QWX3NP9VBD", "T4HJM8ZC2RFG"]),
+        ("code,date\nK7QWX3NP9VBD,2031-03-02\nT4HJM8ZC2RFG,2031-03-02", ["bad_expiry", "bad_expiry"]),
+        ('{"cards":[{"code":"K7QWX3NP9VBD","date":"2031-03-02"}]}', ["bad_expiry"]),
+        (
+            "".join(f"{number:012}----K7QWX3NP9VB{number % 10}\n" for number in range(4040, 4048)) + "4049----K7QW",
+            [f"{number:012}" for number in range(4040, 4048)] + ["unreadable_shape"],
+        ),
+    ],
+    ids=["of the past", "of what", "of what in JSON", "cut off"],
+)  # fmt: skip
+def test_a_date_of_unknown_meaning_and_a_part_that_is_cut_off_are_held(text, reads):
+    got = [next(iter(card.key.fields.values())) if card.key else card.reason for card in cards(text)]
+    assert got[-len(reads) :] == reads
+    assert all(card.key is None or card.key.expires_at == NEVER for card in cards(text))

@@ -20,6 +20,7 @@ from syncd.inventory.formats.words import (
     KEY_ROLES,
     NOTE,
     ROLES,
+    UNSURE_DATES,
     dates_the_past,
     expiry_said,
     hides_a_key,
@@ -304,7 +305,7 @@ def _note_problem(name: str, value: object) -> Refusal | None:
         return Refusal("spent", "the supplier marks it as used, void or expired")
     if plain in _ERRORS and isinstance(value, str) and value.lower() not in _NO_ERROR:
         return Refusal("prose", "an answer that reports an error, not a key")
-    if not isinstance(value, str) or role == NOTE or not value or is_flag(plain):
+    if not isinstance(value, str) or (role == NOTE and plain not in UNSURE_DATES) or not value or is_flag(plain):
         return None
     if (may_be_date(value) or EXPIRY_WORDS.search(name)) and not dates_the_past(name) and not expiry_said(value):
         return Refusal("bad_expiry", "a name that is not known, and may be the expiry")

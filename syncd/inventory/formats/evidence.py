@@ -575,12 +575,13 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
+_YEAR: Final = re.compile(r"(?<!\d)20\d\d(?![A-Za-z0-9])")
 _NO_TITLE: Final = re.compile(r"(?=[A-Za-z-]*\d)[A-Za-z0-9-]{4,}|[A-Z]{6,}|[A-Za-z0-9]{12,}|://")
 
 
 def _may_hold_key(cell: str) -> bool:
     """Whether a cell above a table may be more than a word of its title: a date is not."""
-    return _NO_TITLE.search(DATED.sub(" ", cell)) is not None
+    return _NO_TITLE.search(_YEAR.sub(" ", DATED.sub(" ", cell))) is not None
 
 
 class Table:

@@ -28,7 +28,7 @@ from syncd.inventory.formats.words import (
     EXPIRES,
     KEY_ROLES,
     NOTE,
-    VAGUE,
+    UNSURE_DATES,
     Item,
     cut_expiry,
     dates_the_past,
@@ -93,7 +93,7 @@ class Parts:
         self.strict = shape.is_strict(fmt)
         self._common = NEVER if not reading.expires else self._expiry(reading.expires)
         self._dated = [
-            (not role and not dates_the_past(name)) or name in VAGUE
+            (not role or name in UNSURE_DATES) and not dates_the_past(name)
             for name, role in zip(reading.columns, self.roles, strict=True)
         ]
         self._hidden = any(
@@ -206,7 +206,7 @@ class Parts:
         return None
 
     def _is_odd_size(self, parts: Sequence[str]) -> bool:
-        """Whether a part has not the digits that nearly all other lines have there, or fewer letters and digits."""
+        """Whether a part is not of the digits that nearly all other lines have there, or shorter than on those."""
         sizes = self.reading.sizes
         if self.strict or len(parts) > len(sizes):
             return False

@@ -257,14 +257,13 @@ _HAPPENED: Final = re.compile(
 _TO_COME: Final = re.compile("until|till|end|last|due|截止|最后", re.IGNORECASE)
 
 
-VAGUE: Final = frozenset({"date", "日期"})
-"""Names of dates that do not say whether it is the expiry."""
-
-
 def dates_the_past(name: str) -> bool:
     """Whether a name says that its date is not an expiry, but of something that has happened: ``purchased_on``."""
     return _HAPPENED.search(name) is not None and not (EXPIRY_WORDS.search(name) or _TO_COME.search(name))
 
+
+UNSURE_DATES: Final = frozenset({"date", "日期"})
+"""Names of columns that are known, and do not say what their date is of."""
 
 _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 
@@ -272,21 +271,23 @@ _WORD: Final = re.compile(r"[^\W\d]{1,40}(?:[ /-][^\W\d]{1,40}){0,5}[*:：]?")
 def header_columns(cells: list[str] | tuple[str, ...]) -> tuple[str, ...] | None:
     """The normalised names of a header row, or None if it is none.
 
-    A header names at least one part of a key. Those that are not known are words; of two columns, such as no card has
-    (``purchased_on``, or Chinese); of more, two are known or the others Chinese: the first card of an account named
-    "user" is no header.
+    A header names at least one part of a key. Those that are not known (a date of the past is) are Chinese words, or of
+    more than two columns words beside two that are known: the first card of an account named "user" is no header.
     """
     names = tuple(normal(_BRACKETED.sub("", cell)) for cell in cells)
     if not any(ROLES.get(name) in KEY_ROLES for name in names):
         return None
-    strange = [cell for cell, name in zip(cells, names, strict=True) if name and name not in ROLES]
-    known = sum(name in ROLES for name in names)
+    strange = [
+        cell
+        for cell, name in zip(cells, names, strict=True)
+        if name and name not in ROLES and not (dates_the_past(name) and _WORD.fullmatch(name))
+    ]
+    known = len(names) - len(strange)
     if not strange:
         return names
     chinese = all(not cell.isascii() for cell in strange)
     words = all(_WORD.fullmatch(strip(cell)) for cell in strange)
-    sure = chinese or (known > 1 if len(names) > 2 else all(map(dates_the_past, strange)))  # noqa: PLR2004
-    return names if words and sure and len(names) > 1 else None
+    return names if words and (chinese or (len(names) > 2 and known > 1)) else None  # noqa: PLR2004
 
 
 class Item(NamedTuple):
