@@ -44,6 +44,7 @@ from syncd.inventory.formats.words import (
     gives_all_a_part,
     has_code,
     header_columns,
+    is_absent,
     is_index,
     is_of_all,
     labels_in,
@@ -80,7 +81,7 @@ _OF_ONE: Final = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z-]*\d)(?=[\d-]*[A-Za-z])
 _TRAILING: Final = ",;，；、。"
 _FEW: Final = 3
 _NAME: Final = 32
-_IDLE: Final = re.compile(r"[A-Z]?[a-z']{2,}(?: [A-Z]?[a-z']+){0,5}[.!]?|[A-Z][a-z'A-Z]+(?: [A-Z]?[A-Za-z']+){1,5}")
+_IDLE: Final = re.compile(r"[A-Z][A-Za-z']+(?: [A-Z]?[A-Za-z']+){0,5}[.!]?")
 _PAIR: Final = 2
 _ENOUGH: Final = 4
 _REMEMBERED: Final = 4096  # numbers, to see one that comes again
@@ -112,6 +113,7 @@ class _Labels:
         self.lines = 0
         self.several = 0  # lines with more than one label
         self.roles: Counter[str] = Counter()
+        self.absent: Counter[str] = Counter()  # those that say there is no such part
         self.line_first: Counter[str] = Counter()
         self.gap_first: Counter[str] = Counter()
         self.follows: Counter[tuple[str, str]] = Counter()
@@ -132,6 +134,7 @@ class _Labels:
             self.sets[frozenset(item.role for item in items if item.role in KEY_ROLES)] += 1
         for item in items:
             self.roles[item.role] += 1
+            self.absent[item.role] += is_absent(item.text)
             if self.last:
                 self.follows[self.last, item.role] += 1
             self.last = item.role
@@ -167,7 +170,11 @@ class _Labels:
     def required(self, anchor: str, layout: Layout) -> tuple[str, ...]:
         """The roles that most cards have; on a line of its own, one of several names for a part will do."""
         cards = max(self.roles[anchor], 1) if anchor else self.lines
-        usual = [role for role, count in self.roles.items() if role in KEY_ROLES and count > _USUAL * cards]
+        usual = [
+            role
+            for role, count in self.roles.items()
+            if role in KEY_ROLES and count - self.absent[role] > _USUAL * cards
+        ]
         for group in (_SECRETS, _NUMBERS) if layout == "line" else ():
             if len(group.intersection(usual)) > 1 and all(len(group & roles) <= 1 for roles in self.sets):
                 usual = [role for role in usual if role not in group]

@@ -94,7 +94,9 @@ _MONTH_FIRST: Final = re.compile(r"(0?[1-9]|1[0-2])([-/])(1[3-9]|2\d|3[01])\2(\d
 _UNIX: Final = re.compile(r"[1-4]\d{9}(?:\d{3})?")
 _DIGITS: Final = re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d))?")
 _AROUND: Final = re.compile(r"^(?:截止|至|到|until|till)\s*|\s*(?:之前|以前|前|止|到期)$", re.IGNORECASE)
-_REMARK: Final = re.compile(r"(?<=[\d日])\s?[,;.。(][^\d]{2,40}$")  # behind a date, without one of its own
+_REMARK: Final = re.compile(
+    r"(?<=[\d日])\s?[,;.。(](?!.*(?:激活|起|准|延|改|或|从|after|from|or\b))[^\d]{2,40}$"
+)  # behind a date, without one of its own
 _LONGEST: Final = 64
 _YEARS: Final = range(1970, 10000)
 

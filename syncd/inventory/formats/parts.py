@@ -35,6 +35,7 @@ from syncd.inventory.formats.words import (
     expiry_said,
     find_labels,
     hides_a_key,
+    is_absent,
     role_of,
     says_spent,
 )
@@ -264,14 +265,10 @@ class Parts:
         parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
         return parts if len(parts) == (len(self.fmt.fields) or 2) else []
 
-    def named(
-        self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False, absent: frozenset[str] = frozenset()
-    ) -> CardKey | Refusal:
-        """Texts under their roles, the expiry among them; ``absent`` are the roles that the card says it does not
-        have.
-        """
+    def named(self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False) -> CardKey | Refusal:
+        """Texts under their roles, the expiry among them."""
         for role in self.reading.required:
-            if not roles.get(role) and role not in absent:
+            if not roles.get(role):
                 return Refusal("missing_field", f"{role} is missing")
         if any(len(text) > MAX_KEY and not looks_like_image(text) for text in roles.values()):
             return Refusal("too_long", f"a field of more than {MAX_KEY} characters")
@@ -326,7 +323,7 @@ class Parts:
         absent = _absent(roles)
         roles = {role: text for role, text in roles.items() if role not in absent}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
-        return self.named(roles, free=free, absent=absent)
+        return self.named(roles, free=free)
 
     def _unmarked(self, items: Sequence[Item], roles: dict[str, str]) -> Refusal | None:
         """Take the separators from the ends of values; a mark that may be a value's own is not certain."""
@@ -357,17 +354,16 @@ class Parts:
         return self.fmt.key({"image": text})
 
 
-_ABSENT: Final = frozenset(
-    {"无", "没有", "无需", "不需要", "未绑定", "未开启", "未设置", "-", "--", "none", "n/a", "not required"}
-)
+_COMPLETE: Final = 8  # characters of a code that needs no number
 _MAY_BE_ABSENT: Final = frozenset({"access", "email", "email_password", "secret", "unzip"})
 
 
 def _absent(roles: Mapping[str, str]) -> frozenset[str]:
     """The parts that a card says it does not have, if it is whole without them."""
-    gone = frozenset(role for role, text in roles.items() if fold(text).casefold() in _ABSENT) - {EXPIRES}
+    gone = frozenset(role for role, text in roles.items() if is_absent(text)) - {EXPIRES}
     left = roles.keys() - gone - {EXPIRES}
     code_alone = len(left) == 1 and left <= {"pin", "password", "code"} and gone <= {"number", "serial"}
+    code_alone = code_alone and all(len(roles[role]) >= _COMPLETE for role in left)
     code_or_link = gone == {"pin"} and left and left <= {"code", "link"}
     return gone if left and (gone <= _MAY_BE_ABSENT or code_alone or code_or_link) else frozenset()
 

@@ -631,7 +631,10 @@ _ADDRESS: Final = re.compile(
     r"[^\s@/]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}|www\.\S+"
     r"|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|io|me|cc|top|shop|store|vip|xyz|site|app|link|gg|co|de|uk|ru)(?:/\S*)?"
 )
-_PAGE: Final = re.compile(r"https?://[A-Za-z0-9.-]{1,253}(?:/[a-z]{0,20}){0,3}", re.IGNORECASE)
+_PAGE: Final = re.compile(
+    r"https?://[A-Za-z0-9.-]{1,253}(?:/(?:redeem|activate|code|codes|account|gift|claim|login|store|cn|en|us)){0,3}/?",
+    re.IGNORECASE,
+)
 _BASE32: Final = re.compile("(?:[A-Za-z2-7]{4} ?){3,15}[A-Za-z2-7]{1,4}={0,6}")
 _HANDLE: Final = re.compile("@[A-Za-z][A-Za-z0-9_]{3,31}")
 _GUARDED: Final = re.compile("'[A-Za-z0-9-]+")

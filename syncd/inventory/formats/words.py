@@ -571,6 +571,16 @@ def without_bullet(text: str) -> str:
     return text[match.end() :] if match else text
 
 
+_ABSENT: Final = frozenset(
+    {"无", "没有", "无需", "不需要", "未绑定", "未开启", "未设置", "-", "--", "none", "n/a", "not required"}
+)
+
+
+def is_absent(text: str) -> bool:
+    """Whether a value says that there is no such part."""
+    return strip(text).casefold() in _ABSENT
+
+
 _LEGEND: Final = re.compile(r"(?:[\u4e00-\u9fff]{0,4}格式(?:为|是)?|format)\s{0,3}[:：]\s{0,3}(?=\S)", re.IGNORECASE)
 
 
