@@ -163,8 +163,8 @@ class Told:
     """What became of a purchase, without any keys.
 
     ``state`` is the new one, or the old one where only the schedule changes. ``due_in`` is when to look again, in
-    seconds; None: never by itself, but for what is disputed now. ``denied``: its supplier said once more that there is no
-    such order.
+    seconds; None: never by itself, but for what is disputed now. ``denied``: its supplier said once more that
+    there is no such order.
     """
 
     held: Held
