@@ -708,8 +708,30 @@ async def test_P3_an_order_is_asked_after_ever_more_rarely_until_its_deadline(op
     assert waits == [1, 2, 3]
     await desk.later(86400)
     one = desk.row()
-    assert (one.state, one.open_spend, one.next_at) == ("disputed", one.spend, None)
+    assert (one.state, one.open_spend) == ("disputed", one.spend)
     assert "not delivered in time" in one.reason
+
+
+async def test_P3_what_comes_after_a_dispute_was_opened_is_taken_in_and_the_dispute_shrinks(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    keys = seller.keys(2)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 2, asked_by="operator")
+    await desk.later(120)
+    await desk.later(86400)
+    before = desk.row()
+    await desk.later(3600)
+    assert (desk.row().state, desk.row().reason) == ("disputed", before.reason), "nothing came, and nothing changes"
+    seller.becomes(before.reference, "partial", keys[:1], 2)
+    await desk.later(3600)
+    assert (desk.row().state, desk.row().received) == ("disputed", 1)
+    assert desk.row().open_spend * 2 == before.open_spend
+    seller.becomes(before.reference, "completed", keys, 2)
+    await desk.later(3600)
+    one = desk.row()
+    assert (one.state, one.received, one.open_spend, one.next_at) == ("fulfilled", 2, 0, None)
+    assert sorted(desk.house.keys("game")) == sorted(keys)
 
 
 @pytest.mark.parametrize(
