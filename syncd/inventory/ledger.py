@@ -527,7 +527,8 @@ class Ledger:
         if landed is not None and landed >= 0:
             spend = micro(landed)
         if state == PurchaseState.REFUNDED:
-            spend = _share(spend, received, before.quantity)
+            # What was charged may be told less the refund: its share of that would count the refund twice.
+            spend = _share(max(spend, before.spend), received, before.quantity)
         lost = _share(spend, before.quantity - received, before.quantity) if state == PurchaseState.DISPUTED else 0
         open_still = state in {PurchaseState.ACCEPTED, PurchaseState.DISPUTED}
         tx.execute(
