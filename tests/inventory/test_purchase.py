@@ -836,13 +836,15 @@ async def test_P3_no_offer_is_bought_from_while_too_many_of_its_purchases_are_di
     assert "disputed" in got.refused[0][2]
 
 
-async def test_an_order_that_is_refunded_gives_its_money_and_its_units_back(open_desk: Any) -> None:
+@pytest.mark.parametrize("told", [4, 1], ids=["charge in full", "charge less the refund"])
+async def test_M4_an_order_that_is_refunded_gives_its_money_and_its_units_back(open_desk: Any, told: int) -> None:
     seller = Seller()
     desk = open_desk(seller)
     keys = seller.keys(4)
     seller.plans.append(lambda order: seller.sell(order, "partial", keys[:1]))
     await desk.purchases.top_up("game", 4, asked_by="replenish")
-    seller.becomes(desk.row().reference, "refunded", keys[:2], 4)  # one more that is not ours any more
+    order = seller.becomes(desk.row().reference, "refunded", keys[:2], 4)  # one more that is not ours any more
+    seller.orders[order.reference] = replace(order, charged=Money(seller.price * told, "CNY"))
     await desk.later(5)
     one = desk.row()
     assert (one.state, one.received, one.spend) == ("refunded", 1, 2_000_000)
