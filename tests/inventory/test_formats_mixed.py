@@ -79,3 +79,68 @@ def test_an_edition_beside_a_key_is_no_part_of_it():
 def test_a_word_about_validity_below_the_cards_spoils_none():
     text = "卡号：A0011223344 密码：B0011223344\n卡号：A0011223355 密码：B0011223355\n麻烦确认收货，有效期3年\n"
     assert found(text) == [("A0011223344", "B0011223344"), ("A0011223355", "B0011223355"), "prose"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("卡号：无\n密码：K7QWX3NP9VBD", [("K7QWX3NP9VBD",)]),
+        ("卡号：无\n密码：1234", ["prose"]),
+        ("卡号：A1234567\n密码：无", ["prose"]),
+        (
+            "卡号：A1001 密码：K7QWX3NP9VBD\n卡号：无 密码：K7QWX3NP9VBE\n卡号：A1003 密码：K7QWX3NP9VBF",
+            [("A1001", "K7QWX3NP9VBD"), "missing_field", ("A1003", "K7QWX3NP9VBF")],
+        ),
+        ("链接：https://pan.example.com/s/1k5u7t\n提取码：无", [("https://pan.example.com/s/1k5u7t",)]),
+    ],
+    ids=["none has one", "too short alone", "the pin", "the others have it", "of a link"],
+)
+def test_a_part_that_a_card_says_it_lacks_is_left_out_only_where_it_is_whole_without(text, wanted):
+    assert found(text) == wanted
+
+
+def test_several_labelled_cards_on_a_line_have_the_same_labels_or_are_held():
+    assert found("卡号：A1234567 密码：K7QWX3NP；卡号：A1234568 密码：K7QWX3NQ") == [
+        ("A1234567", "K7QWX3NP"),
+        ("A1234568", "K7QWX3NQ"),
+    ]
+    assert found("卡号：A1234567 密码：K7QWX3NP 密码：K7QWX3NQ") == ["ambiguous"]
+    assert found("卡号：A1234567 密码：K7QWX3NP 卡号：A1234568") == ["ambiguous"]
+
+
+def test_a_first_line_says_which_part_is_which():
+    assert found("格式：密码----卡号\n98765431----1234567890\n98765441----1234567891") == [
+        ("1234567890", "98765431"),
+        ("1234567891", "98765441"),
+    ]
+
+
+def test_a_secret_of_an_account_and_the_password_of_an_archive_are_parts():
+    assert found("账号：bob_77\n密码：pass1234\n2FA：ABCD EFGH IJKL MNOP") == [
+        ("bob_77", "pass1234", "ABCD EFGH IJKL MNOP")
+    ]
+    assert found("账号：bob_77\n密码：pass1234\n2FA：123456") == ["unreadable_shape"]
+    link = "https://pan.example.com/s/1k5u7t"
+    assert found(f"链接：{link}\n提取码：k384\n解压密码：xh3sWRrL3") == [(link, "k384", "xh3sWRrL3")]
+
+
+def test_the_address_of_a_page_is_no_part_of_a_code_and_that_of_one_card_is():
+    assert found("兑换码：K7QWX3NP9VBD\n兑换网址：https://redeem.example.com/redeem") == [("K7QWX3NP9VBD",)]
+    own = "https://redeem.example.com/v/e75kHVqR"
+    assert found(f"兑换码：K7QWX3NP9VBD\n链接：{own}") == [(own, "K7QWX3NP9VBD")]
+
+
+def test_a_cell_may_hold_a_labelled_card_but_not_two():
+    cell = '"卡号：A1234567\n密码：K7QWX3NP"'
+    assert found(f"secret\n{cell}\n", media="csv") == [("A1234567", "K7QWX3NP")]
+    assert found(f"状态,secret\n已售,{cell}\n", media="csv") == ["spent"]
+    two = '"卡号：A1234567\n密码：K7QWX3NP\n卡号：A1234568\n密码：K7QWX3NQ"'
+    assert found(f"secret\n{two}\n", media="csv") == ["ambiguous"]
+
+
+def test_a_link_without_its_code_below_whole_cards_spoils_none_of_them():
+    text = "".join(f"https://pan.example.com/s/1k5u7{n} 提取码: m7m{n}\n" for n in range(5))
+    assert [card == "unreadable_shape" for card in found(text + "https://pan.example.com/s/1k5u79\n")] == [
+        *[False] * 5,
+        True,
+    ]

@@ -239,7 +239,7 @@ class Parts:
             return Refusal("bad_expiry", "a date under a name that is not known: perhaps the expiry")
         lone = [role for role in roles if role != EXPIRES]
         if len(lone) == 1 and lone[0] in _CODES and (items := self._labelled_cell(roles[lone[0]])):
-            result = self.items(items)
+            result = self.items(items, cell=True)
             return self.noted(result, [Item(EXPIRES, roles[EXPIRES])]) if EXPIRES in roles else result
         if len(lone) == 1 and lone[0] in _CODES and (parts := self._inside(roles[lone[0]])):
             result = self._parts(parts)
@@ -265,9 +265,11 @@ class Parts:
         parts = split_parts(cell, strong[0]) if len(strong) == 1 else []
         return parts if len(parts) == (len(self.fmt.fields) or 2) else []
 
-    def named(self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False) -> CardKey | Refusal:
+    def named(
+        self, roles: Mapping[str, str], *, free: bool = True, whole: bool = False, cell: bool = False
+    ) -> CardKey | Refusal:
         """Texts under their roles, the expiry among them."""
-        for role in self.reading.required:
+        for role in () if cell else self.reading.required:
             if not roles.get(role):
                 return Refusal("missing_field", f"{role} is missing")
         if any(len(text) > MAX_KEY and not looks_like_image(text) for text in roles.values()):
@@ -292,8 +294,8 @@ class Parts:
         sure = tuple(key for key in keys if isinstance(key, CardKey))
         return sure if len(sure) == len({tuple(key.fields.items()) for key in sure}) == len(keys) else self.items(items)
 
-    def items(self, items: Sequence[Item]) -> CardKey | Refusal:
-        """The labelled values of one card."""
+    def items(self, items: Sequence[Item], *, cell: bool = False) -> CardKey | Refusal:
+        """The labelled values of one card; in a ``cell``, they are what its column must have."""
         roles: dict[str, str] = {}
         items = _numbered(items)
         for item in items:
@@ -323,7 +325,7 @@ class Parts:
         absent = _absent(roles)
         roles = {role: text for role, text in roles.items() if role not in absent}
         free = not any(mark in text for mark in between | {",", ";"} for text in roles.values())
-        return self.named(roles, free=free)
+        return self.named(roles, free=free, cell=cell)
 
     def _unmarked(self, items: Sequence[Item], roles: dict[str, str]) -> Refusal | None:
         """Take the separators from the ends of values; a mark that may be a value's own is not certain."""
