@@ -327,7 +327,15 @@ class Purchases:
             self._active.discard(one.id)
 
     async def _order(self, one: Purchase, offer: Offer, link: Link, product: Product, *, again: bool) -> Purchase:
-        request = OrderRequest(one.reference, offer, one.quantity, max_unit_cost=one.money("unit_limit"), again=again)
+        hooks = self._settings().purchases.hooks_url if "parse_webhook" in link.capabilities else ""
+        request = OrderRequest(
+            one.reference,
+            offer,
+            one.quantity,
+            max_unit_cost=one.money("unit_limit"),
+            callback_url=f"{hooks}/v1/hooks/{one.supplier}" if hooks else "",
+            again=again,
+        )
         able = Able(link.capabilities, link.adapter.promises)
         try:
             order: Order = await link.acall("place_order", request)

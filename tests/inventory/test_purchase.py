@@ -1141,9 +1141,12 @@ async def test_W1_a_webhook_is_verified_and_no_more_than_a_hint(open_desk: Any) 
             return Hint("order", reference=webhook.body.decode(), answer=b"ok")
 
     seller = Tells()
-    desk = open_desk(seller)
+    desk = open_desk(
+        seller, configuration=CONFIGURATION.replace("min_free", 'hooks_url = "https://shop.example/in"\nmin_free')
+    )
     seller.plans.append(lambda order: seller.sell(order, "pending", []))
     await desk.purchases.buy("game", 1, asked_by="operator")
+    assert [order.callback_url for order in seller.seen] == ["https://shop.example/in/v1/hooks/alpha"]
     one = desk.row()
     seller.becomes(one.reference, "completed", seller.keys(1))
 
