@@ -16,7 +16,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 from tests.world.bugs import fails_over_after_unknown
 from tests.world.machine import WorldMachine
 
-EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "45"))
 STEPS = int(os.environ.get("SYNCD_WORLD_STEPS", "50"))
 SEED = os.environ.get("SYNCD_WORLD_SEED")
 
@@ -42,6 +42,7 @@ def run(machine: type[WorldMachine], fresh: Any, examples: int = EXAMPLES, **mor
     )
 
 
+@pytest.mark.timeout(400)
 def test_M1_M2_M3_M4_P3_a_world_of_sins_and_crashes_keeps_its_books(fresh: Any, request: pytest.FixtureRequest) -> None:
     slower = request.node.callspec.params["fresh"] == "postgresql"
     run(WorldMachine, fresh, EXAMPLES // 3 if slower else EXAMPLES, phases=(Phase.generate, Phase.shrink))
