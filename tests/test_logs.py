@@ -44,6 +44,10 @@ def configure(stream, *args, **kwargs):
 
 def plain(stream):
     """What one gets from the documentation of structlog and logging."""
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):  # a test before may have left it quiet
+            logger.setLevel(logging.NOTSET)
+            logger.disabled = False
     logging.getLogger().handlers[:] = [logging.StreamHandler(stream)]
     logging.getLogger().setLevel(logging.DEBUG)
     logging.captureWarnings(capture=True)
