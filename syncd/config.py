@@ -389,6 +389,11 @@ class Purchasing(_Table):
         None, description="Units of unknown outcome are bought again, for orders that wait, after this time."
     )
     cover_budget_day: Price | None = Field(None, description="What such second purchases may cost in any 24 hours.")
+    hooks_url: str = Field(
+        "",
+        pattern=r"^(https?://[^\s?#]+[^\s?#/])?$",
+        description="Where suppliers reach this API from outside: their webhooks go to /v1/hooks/NAME below it.",
+    )
 
 
 class Shop(_Table):

@@ -281,7 +281,7 @@ class Daemon:
             schedule.start()
             stack.callback(schedule.stop)
 
-            loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload(sync, links)))
+            loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload(sync, links, restock)))
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             watchdog = asyncio.create_task(self._watch(ping))
             stack.callback(watchdog.cancel)
@@ -391,15 +391,15 @@ class Daemon:
                 systemd.watchdog()
             await asyncio.sleep(interval / 2)
 
-    async def _reload(self, sync: Sync, links: Links) -> None:
+    async def _reload(self, sync: Sync, links: Links, restock: Restock) -> None:
         """Take over a changed configuration without dropping a request, or keep the old one.
 
         One at a time: of two that overlapped, the older configuration could be the last to be taken over.
         """
         async with self._reloading:
-            await self._reload_now(sync, links)
+            await self._reload_now(sync, links, restock)
 
-    async def _reload_now(self, sync: Sync, links: Links) -> None:
+    async def _reload_now(self, sync: Sync, links: Links, restock: Restock) -> None:
         systemd.reloading()
         self.metrics.config_reloads.inc()
         try:
@@ -409,13 +409,13 @@ class Daemon:
             log.error("reload_refused", problems=str(error).splitlines())  # noqa: TRY400 - its message says all
         else:
             try:
-                await self._take_over(new, sync, links)
+                await self._take_over(new, sync, links, restock)
             except Exception:
                 self.metrics.config_reload_failures.inc()
                 log.exception("reload_failed", fix="the database did not answer: reload again")
         systemd.ready()
 
-    async def _take_over(self, new: Loaded, sync: Sync, links: Links) -> None:
+    async def _take_over(self, new: Loaded, sync: Sync, links: Links, restock: Restock) -> None:
         old, self.loaded = self.loaded, new
         self._know()
         try:
@@ -427,6 +427,7 @@ class Daemon:
         for path in config.diff(old.settings, new.settings):
             log.warning("restart_needed", setting=path)
         logs.configure(new.settings.daemon.log_level)
+        await restock.plan()  # before its suppliers are listed: a new product is bought as soon as that is done
         await sync.reload(new.settings, links)
         log.info("reloaded", products=len(new.settings.products), suppliers=len(new.settings.suppliers))
 

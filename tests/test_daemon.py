@@ -22,15 +22,19 @@ title = "{title}"
 
 
 class Parts:
-    """Links and sync in one: what they were given last."""
+    """Links, sync and restock in one: what they were given last."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
         self.error: Exception | None = None
+        self.planned = 0
 
     def take_over(self, _built: Any) -> None:
         if self.error:
             raise self.error
+
+    async def plan(self) -> None:
+        self.planned += 1
 
     async def reload(self, settings: config.Settings, _links: Any) -> None:
         self.titles.append(settings.products["p-1"].title)
@@ -65,11 +69,11 @@ async def test_of_two_reloads_that_overlap_the_newer_configuration_stays(
 
     monkeypatch.setattr(daemon, "complete", once_slow)
     living.write("second")
-    one = asyncio.create_task(living.daemon._reload(parts, parts))
+    one = asyncio.create_task(living.daemon._reload(parts, parts, parts))
     await asyncio.to_thread(slow.wait, 5)
     living.write("third")
-    await asyncio.gather(one, living.daemon._reload(parts, parts))
-    assert parts.titles == ["second", "third"]
+    await asyncio.gather(one, living.daemon._reload(parts, parts, parts))
+    assert (parts.titles, parts.planned) == (["second", "third"], 2)
     assert living.daemon.loaded.settings.products["p-1"].title == "third"
 
 
@@ -77,9 +81,9 @@ async def test_a_reload_that_the_database_does_not_answer_changes_nothing_and_is
     parts = Parts()
     parts.error = OSError("the database is away")
     living.write("second")
-    await living.daemon._reload(parts, parts)
+    await living.daemon._reload(parts, parts, parts)
     assert living.told == ["reloading", "ready"]
     assert living.daemon.loaded.settings.products["p-1"].title == "first"
     parts.error = None
-    await living.daemon._reload(parts, parts)
+    await living.daemon._reload(parts, parts, parts)
     assert parts.titles == ["second"]

@@ -117,11 +117,13 @@ class Catalogue:
     ) -> dict[str, Any]:
         """Offers that are listed, by supplier and sku: {"offers": […], "next": where to go on, or None}.
 
+        Those of suppliers that the configuration no longer has are kept, in case it has them again, and not shown.
         ``text``: words of which each must stand in the title or the sku. Raises NotFoundError for a supplier or a
         product that the configuration does not have.
         """
         settings = self._settings()
-        where, params = ["o.removed_at IS NULL"], list[Any]()
+        marks = ", ".join("?" * len(settings.suppliers)) or "NULL"
+        where, params = ["o.removed_at IS NULL", f"o.supplier IN ({marks})"], list[Any](settings.suppliers)
         if supplier is not None:
             if supplier not in settings.suppliers:
                 raise NotFoundError("there is no such supplier", hint="list them: syncd status")

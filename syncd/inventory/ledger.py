@@ -41,6 +41,8 @@ COVER: Final = "cover"
 """Who asked for units that are bought again, since the outcome of others is not known."""
 LEASE_S: Final = 60.0
 """How long a purchase is one daemon's; it is renewed while that daemon works on it."""
+DISPUTED_AGAIN_S: Final = 3600.0
+"""How soon, at the earliest, a supplier is asked for what is missing of a dispute."""
 _AHEAD_S: Final = 86400.0
 """What is due, or leased, later than that was written by a clock that was wrong."""
 _INTENTS: Final = 0x73796E64
@@ -161,7 +163,8 @@ class Told:
     """What became of a purchase, without any keys.
 
     ``state`` is the new one, or the old one where only the schedule changes. ``due_in`` is when to look again, in
-    seconds; None: never by itself. ``denied``: its supplier said once more that there is no such order.
+    seconds; None: never by itself, but for what is disputed now. ``denied``: its supplier said once more that
+    there is no such order.
     """
 
     held: Held
@@ -460,8 +463,10 @@ class Ledger:
         before = self._held(tx, told.held)
         if isinstance(before, BaseException):
             return before
-        next_at = None if told.due_in is None else tx.now() + told.due_in
         state, same = told.state, told.state == before.state
+        disputed = state == PurchaseState.DISPUTED
+        due_in = DISPUTED_AGAIN_S if disputed and not same else told.due_in
+        next_at = None if due_in is None else tx.now() + due_in
         closed = state in {PurchaseState.REFUSED, PurchaseState.REFUNDED}
         unknown = state == PurchaseState.UNKNOWN
         missing = before.quantity - before.received
@@ -476,7 +481,7 @@ class Ledger:
                 next_at,
                 before.polls + int(told.denied or not unknown) if same else 0,
                 spend,
-                _share(before.spend, missing, before.quantity) if state == PurchaseState.DISPUTED else 0,
+                _share(before.spend, missing, before.quantity) if disputed else 0,
                 int(unknown),
                 tx.at,
                 tx.at if closed else None,
@@ -484,7 +489,8 @@ class Ledger:
                 before.id,
             ),
         )
-        kind = str(state) if not same else "not_found" if told.denied else "waits" if told.due_in is None else ""
+        kind = str(state) if not same else "not_found" if told.denied else "waits" if due_in is None else ""
+        kind = "" if same and disputed else kind
         if kind:
             tx.audit(f"purchase.{kind}", **_named(before), why=told.reason[:_WORDS])
         if closed:
@@ -500,11 +506,11 @@ class Ledger:
         if isinstance(before, BaseException):
             return before
         origin, mark = self._source(tx, before, came)
-        counts, received = Counts(), before.received
+        counts = Counts()
         keys, slices = self._fresh(tx, origin, came.keys), self._fresh(tx, origin, came.slices)
         if keys or slices:
             counts = self._take_in(tx, origin, mark, keys, slices)
-            ((received,),) = tx.query("SELECT sealed FROM source WHERE id = ?", (origin.source_id,))
+        received = self._received(tx, before)
         self._name_keys(tx, origin, came.keys)
         state, reason = came.state, came.reason
         if state == PurchaseState.FULFILLED and received < before.quantity:
@@ -513,12 +519,16 @@ class Ledger:
             said = [f"{again} were seen before"] if again else []
             said += [f"{unread} cannot be read"] if unread else []
             reason = f"{received} of {before.quantity} keys are good: {', '.join(said) or came.reason}"
+        if state == before.state == PurchaseState.DISPUTED and received == before.received:
+            reason = before.reason  # nothing has come since
+        due_in = max(came.due_in or 0.0, DISPUTED_AGAIN_S) if state == PurchaseState.DISPUTED else came.due_in
         spend, charged = before.spend, None if came.charged is None else str(came.charged)
         landed = self._settings().currency.landed(came.charged)
         if landed is not None and landed >= 0:
             spend = micro(landed)
         if state == PurchaseState.REFUNDED:
-            spend = _share(spend, received, before.quantity)
+            # What was charged may be told less the refund: its share of that would count the refund twice.
+            spend = _share(max(spend, before.spend), received, before.quantity)
         lost = _share(spend, before.quantity - received, before.quantity) if state == PurchaseState.DISPUTED else 0
         open_still = state in {PurchaseState.ACCEPTED, PurchaseState.DISPUTED}
         tx.execute(
@@ -534,7 +544,7 @@ class Ledger:
                 charged,
                 came.order_id,
                 before.polls + 1 if before.state == state else 0,
-                None if came.due_in is None or state != PurchaseState.ACCEPTED else tx.now() + came.due_in,
+                tx.now() + due_in if open_still and due_in is not None else None,
                 None if open_still else tx.at,
                 before.id,
             ),
@@ -723,7 +733,7 @@ class Ledger:
         if tx.query("SELECT 1 FROM meta WHERE name = ?", (RESTORE_FENCE,)):
             tx.execute(
                 "UPDATE purchase SET next_at = NULL, reason = 'restored from a backup: look at the supplier'"
-                " WHERE closed_at IS NULL AND state IN ('accepted', 'unknown')"
+                " WHERE closed_at IS NULL AND state IN ('accepted', 'unknown', 'disputed')"
             )
         return found
 
@@ -733,7 +743,7 @@ class Ledger:
         for supplier, order_id, reference in payloads:
             tx.execute(
                 "UPDATE purchase SET next_at = ? WHERE closed_at IS NULL AND supplier = ? AND next_at > ?"
-                " AND state IN ('accepted', 'unknown') AND (reference = ? OR supplier_order = ?)",
+                " AND state IN ('accepted', 'unknown', 'disputed') AND (reference = ? OR supplier_order = ?)",
                 (tx.now(), supplier, tx.now(), reference, order_id),
             )
         return [None] * len(payloads)
@@ -764,8 +774,17 @@ class Ledger:
             spend = _share(before.spend, received, before.quantity)
         tx.execute(
             "UPDATE purchase SET state = ?, reason = ?, received = ?, spend = ?, open_spend = ?, closed_at = ?,"
-            " next_at = NULL, holder = NULL, leased_until = NULL, epoch = epoch + 1 WHERE id = ?",
-            (str(state), f"{by} says {'' if charged else 'not '}charged", received, spend, lost, closed, before.id),
+            " next_at = ?, holder = NULL, leased_until = NULL, epoch = epoch + 1 WHERE id = ?",
+            (
+                str(state),
+                f"{by} says {'' if charged else 'not '}charged",
+                received,
+                spend,
+                lost,
+                closed,
+                None if closed is not None else tx.now() + DISPUTED_AGAIN_S,
+                before.id,
+            ),
         )
         tx.audit("purchase.resolved", **_named(before), state=str(state), charged=charged, open=lost, by=by)
         if closed is not None:

@@ -49,7 +49,7 @@ from syncd.inventory.guards import Forbidden, Wish
 from syncd.inventory.ledger import COVER, Came, Intent, Ledger, Needed, Purchase, Send, Told, Written, held_by
 from syncd.inventory.listing import offer_of, row_of
 from syncd.inventory.receipt import LATE, by_hand, judge, set_aside
-from syncd.inventory.reconcile import Able, Standing
+from syncd.inventory.reconcile import Able, Standing, Step
 from syncd.inventory.routing import Candidate, Health, Pick, defect_rate, route
 from syncd.metrics import Metrics
 from syncd.model import Money, PurchaseState
@@ -327,7 +327,15 @@ class Purchases:
             self._active.discard(one.id)
 
     async def _order(self, one: Purchase, offer: Offer, link: Link, product: Product, *, again: bool) -> Purchase:
-        request = OrderRequest(one.reference, offer, one.quantity, max_unit_cost=one.money("unit_limit"), again=again)
+        hooks = self._settings().purchases.hooks_url if "parse_webhook" in link.capabilities else ""
+        request = OrderRequest(
+            one.reference,
+            offer,
+            one.quantity,
+            max_unit_cost=one.money("unit_limit"),
+            callback_url=f"{hooks}/v1/hooks/{one.supplier}" if hooks else "",
+            again=again,
+        )
         able = Able(link.capabilities, link.adapter.promises)
         try:
             order: Order = await link.acall("place_order", request)
@@ -425,6 +433,8 @@ class Purchases:
         zone = adapter.context.timezone
         found = judge(order.keys, order.status, one.quantity, one.received, fmt, split, zone)
         first, longest = (supplier.poll, supplier.poll_max) if supplier else (5.0, 600.0)
+        if one.state == PurchaseState.DISPUTED:
+            first, longest = ledger.DISPUTED_AGAIN_S, reconcile.DISPUTED_LONGEST_S
         due_in = reconcile.wait(self._clock.now() - (one.sent_at or 0), first, longest)
         state, note = PurchaseState.ACCEPTED, order.note or found.note
         if found.verdict == "complete":
@@ -436,6 +446,8 @@ class Purchases:
         elif overdue or (found.verdict == "empty" and one.polls + 1 >= _EMPTY_POLLS):
             state = PurchaseState.DISPUTED
             note = f"it was not delivered in time: {note}" if overdue else "it is said to be complete, and no key came"
+        if state == PurchaseState.ACCEPTED and one.state == PurchaseState.DISPUTED:
+            state, note = PurchaseState.DISPUTED, one.reason
         origin = Origin(0, one.source, product.sku, product.issuer)
         cards = found.cards
         if found.aside:
@@ -524,7 +536,7 @@ class Purchases:
         found = [one for one in await asyncio.to_thread(self._due) if one.id not in self._active]
         if any(one.state in {PurchaseState.INTENDED, PurchaseState.SENT} for one in found):
             await self._recovered(everything=False)
-        open_ones = [one for one in found if one.state in {PurchaseState.ACCEPTED, PurchaseState.UNKNOWN}]
+        open_ones = [one for one in found if one.state not in {PurchaseState.INTENDED, PurchaseState.SENT}]
         return [self._spawn(self._quietly(self._follow(one.id))) for one in open_ones]
 
     @staticmethod
@@ -564,9 +576,12 @@ class Purchases:
         state = PurchaseState(one.state)
         if link is None or product is None:
             what = "supplier" if link is None else "product"
-            return await self._tell(one, state, f"its {what} is not configured", due_in=_NOBODY_S)
+            why = one.reason if state == PurchaseState.DISPUTED else f"its {what} is not configured"
+            return await self._tell(one, state, why, due_in=_NOBODY_S)
         standing = self._standing(one)
         step = reconcile.next_step(standing, Able(link.capabilities, link.adapter.promises), settings.purchases)
+        if state == PurchaseState.DISPUTED:
+            return await self._disputed(one, link, product, step)
         if step.do == "person":
             return await self._person(one, step.why)
         if step.do == "wait":
@@ -584,6 +599,21 @@ class Purchases:
         if step.overdue:
             return await self._tell(one, PurchaseState.DISPUTED, "it was not delivered in time")
         return await self._denied(one, link, standing)
+
+    async def _disputed(self, one: Purchase, link: Link, product: Product, step: Step) -> Purchase:
+        """Ask, rarely, for what is missing: it may still be delivered, or paid back. No answer changes nothing."""
+        if step.do == "rest":
+            return await self._tell(one, PurchaseState.DISPUTED, one.reason)
+        try:
+            order = await self._looked_up(one, link, poll=step.do == "poll")
+        except AdapterError as error:
+            log.info("dispute_not_asked_after", reference=one.reference, supplier=one.supplier, why=error.message)
+            order = None
+        if order is not None:
+            return await self._came(one, order, link, product)
+        age = self._clock.now() - (one.sent_at or one.created_at)
+        due_in = reconcile.wait(age, ledger.DISPUTED_AGAIN_S, reconcile.DISPUTED_LONGEST_S)
+        return await self._tell(one, PurchaseState.DISPUTED, one.reason, due_in=due_in)
 
     @staticmethod
     async def _looked_up(one: Purchase, link: Link, *, poll: bool) -> Order | None:

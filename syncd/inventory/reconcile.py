@@ -20,13 +20,16 @@ LOOK_S: Final = 7 * 86400.0
 PATIENCE_S: Final = 86400.0
 """For so long, an order of unknown outcome is sent again as soon as the guards let it."""
 FIRST_S: Final = 5.0
+DISPUTED_S: Final = 30 * 86400.0
+"""For so long, a supplier is asked for what is missing of a dispute: it may still deliver, or pay back."""
+DISPUTED_LONGEST_S: Final = 6 * 3600.0
 
-Do = Literal["poll", "find", "repeat", "wait", "person"]
+Do = Literal["poll", "find", "repeat", "wait", "person", "rest"]
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A purchase that is accepted or unknown, as far as the decision goes. Times are seconds."""
+    """A purchase that is accepted, unknown or disputed, as far as the decision goes. Times are seconds."""
 
     state: PurchaseState
     age: float
@@ -53,7 +56,9 @@ class Able:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do now. ``why`` is for the person who has to decide; ``seconds``, how long to wait."""
+    """What to do now; *rest*: never again by itself. ``why`` is for the person who has to decide; ``seconds``, how long
+    to wait.
+    """
 
     do: Do
     why: str = ""
@@ -66,8 +71,13 @@ def next_step(one: Standing, able: Able, limits: Purchasing) -> Step:
     """What to do with a purchase that is due.
 
     An accepted one is asked after until its deadline. Of an unknown one: looked for by its reference; sent again where
-    the supplier promises that this buys nothing twice, or tells what became of it; else a person decides.
+    the supplier promises that this buys nothing twice, or tells what became of it; else a person decides. Of a disputed
+    one, a person decides too; meanwhile its supplier is asked whether more has come.
     """
+    if one.state == PurchaseState.DISPUTED:
+        if one.age <= DISPUTED_S and one.order_id and "get_order" in able.verbs:
+            return Step("poll")
+        return Step("find" if one.age <= DISPUTED_S and "find_order" in able.verbs else "rest")
     if one.state == PurchaseState.ACCEPTED:
         overdue = one.age > limits.deadline and one.watched >= limits.settle  # a clock that jumped is no delay
         if one.order_id and "get_order" in able.verbs:

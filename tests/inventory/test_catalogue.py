@@ -416,6 +416,19 @@ async def test_offers_are_found_by_supplier_product_and_words_page_by_page(marke
             market.catalogue.find(**wrong)
 
 
+async def test_offers_of_a_supplier_that_is_not_configured_any_more_are_kept_and_not_shown(market: Any) -> None:
+    market.alpha.listed, market.beta.listed = [offer("s-1")], [offer("s-2")]
+    for name in ("alpha", "beta"):
+        await market.run(name)
+    assert market.listed() == ["s-1", "s-2"]
+    before = market.house.settings
+    left = {name: one for name, one in before.suppliers.items() if name != "beta"}
+    market.house.settings = before.model_copy(update={"suppliers": left})
+    assert market.listed() == ["s-1"]
+    market.house.settings = before
+    assert market.listed() == ["s-1", "s-2"]
+
+
 async def test_a_sku_that_a_product_names_and_the_supplier_does_not_list_is_said_once_in_the_log(market: Any) -> None:
     market.beta.listed = [offer("s-9")]
     with capture_logs() as logged:

@@ -708,8 +708,30 @@ async def test_P3_an_order_is_asked_after_ever_more_rarely_until_its_deadline(op
     assert waits == [1, 2, 3]
     await desk.later(86400)
     one = desk.row()
-    assert (one.state, one.open_spend, one.next_at) == ("disputed", one.spend, None)
+    assert (one.state, one.open_spend) == ("disputed", one.spend)
     assert "not delivered in time" in one.reason
+
+
+async def test_P3_what_comes_after_a_dispute_was_opened_is_taken_in_and_the_dispute_shrinks(open_desk: Any) -> None:
+    seller = Seller()
+    desk = open_desk(seller)
+    keys = seller.keys(2)
+    seller.plans.append(lambda order: seller.sell(order, "pending", []))
+    await desk.purchases.buy("game", 2, asked_by="operator")
+    await desk.later(120)
+    await desk.later(86400)
+    before = desk.row()
+    await desk.later(3600)
+    assert (desk.row().state, desk.row().reason) == ("disputed", before.reason), "nothing came, and nothing changes"
+    seller.becomes(before.reference, "partial", keys[:1], 2)
+    await desk.later(3600)
+    assert (desk.row().state, desk.row().received) == ("disputed", 1)
+    assert desk.row().open_spend * 2 == before.open_spend
+    seller.becomes(before.reference, "completed", keys, 2)
+    await desk.later(3600)
+    one = desk.row()
+    assert (one.state, one.received, one.open_spend, one.next_at) == ("fulfilled", 2, 0, None)
+    assert sorted(desk.house.keys("game")) == sorted(keys)
 
 
 @pytest.mark.parametrize(
@@ -814,13 +836,15 @@ async def test_P3_no_offer_is_bought_from_while_too_many_of_its_purchases_are_di
     assert "disputed" in got.refused[0][2]
 
 
-async def test_an_order_that_is_refunded_gives_its_money_and_its_units_back(open_desk: Any) -> None:
+@pytest.mark.parametrize("told", [4, 1], ids=["charge in full", "charge less the refund"])
+async def test_M4_an_order_that_is_refunded_gives_its_money_and_its_units_back(open_desk: Any, told: int) -> None:
     seller = Seller()
     desk = open_desk(seller)
     keys = seller.keys(4)
     seller.plans.append(lambda order: seller.sell(order, "partial", keys[:1]))
     await desk.purchases.top_up("game", 4, asked_by="replenish")
-    seller.becomes(desk.row().reference, "refunded", keys[:2], 4)  # one more that is not ours any more
+    order = seller.becomes(desk.row().reference, "refunded", keys[:2], 4)  # one more that is not ours any more
+    seller.orders[order.reference] = replace(order, charged=Money(seller.price * told, "CNY"))
     await desk.later(5)
     one = desk.row()
     assert (one.state, one.received, one.spend) == ("refunded", 1, 2_000_000)
@@ -1117,9 +1141,12 @@ async def test_W1_a_webhook_is_verified_and_no_more_than_a_hint(open_desk: Any) 
             return Hint("order", reference=webhook.body.decode(), answer=b"ok")
 
     seller = Tells()
-    desk = open_desk(seller)
+    desk = open_desk(
+        seller, configuration=CONFIGURATION.replace("min_free", 'hooks_url = "https://shop.example/in"\nmin_free')
+    )
     seller.plans.append(lambda order: seller.sell(order, "pending", []))
     await desk.purchases.buy("game", 1, asked_by="operator")
+    assert [order.callback_url for order in seller.seen] == ["https://shop.example/in/v1/hooks/alpha"]
     one = desk.row()
     seller.becomes(one.reference, "completed", seller.keys(1))
 

@@ -143,7 +143,7 @@ def _one_purchase(
     if state in OPEN or state == "intended":
         return
     if state == "refused":
-        if kept > SLACK and row.get("resolved_by") is None:
+        if kept > SLACK:
             yield f"{what} was charged {kept}, and counts as refused"
         return
     missing = handed.keys() - found.keys()

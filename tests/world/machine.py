@@ -181,6 +181,22 @@ class WorldMachine(RuleBasedStateMachine):
     def cover(self) -> None:
         self.step(self.world.house.purchases.cover())
 
+    @rule(which=any_of, hands_over=st.booleans())
+    def a_person_decides(self, which: int, hands_over: bool) -> None:
+        """Somebody asks a supplier what became of an order that is unknown, and believes the answer."""
+        world = self.world
+        unknown = sorted(ref for ref, row in world.books().purchases.items() if row["state"] == "unknown")
+        if not unknown:
+            return
+        reference = unknown[which % len(unknown)]
+        charge = next((one for one in world.ledger.charges if one.reference == reference), None)
+        charged = charge is not None and charge.cost > world.ledger.back[charge.order]
+        keys = None
+        if charged and charge is not None and hands_over:
+            market = world.markets[charge.supplier]
+            keys = "\n".join(market.handed(market.sales[charge.order])).encode() or None
+        self.step(world.house.purchases.resolve(reference, charged=charged, keys=keys, by="ann"))
+
     @rule(product=products, quantity=few, which=any_of)
     def all_at_once(self, product: str, quantity: int, which: int) -> None:
         """Two top-ups, a sweep, an order and the same order again, side by side."""
