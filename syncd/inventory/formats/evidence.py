@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from syncd.inventory.formats.expiry import DATED, expiry_in, looks_like_date
+from syncd.inventory.formats.expiry import expiry_in, looks_like_date
 from syncd.inventory.formats.image import looks_like_image
 from syncd.inventory.formats.reading import MARK, RECORD, Layout, Reading, pair_name, separator_of
 from syncd.inventory.formats.rules import MAX_KEY
@@ -582,13 +582,7 @@ def header_like(parts: Sequence[str | None]) -> bool:
     return header_columns([part or "" for part in parts]) is not None
 
 
-_YEAR: Final = re.compile(r"(?<!\d)20\d\d(?![A-Za-z0-9])")
-_NO_TITLE: Final = re.compile(r"(?=[A-Za-z-]*\d)[A-Za-z0-9-]{4,}|[A-Z]{6,}|[A-Za-z0-9]{12,}|://")
-
-
-def _may_hold_key(cell: str) -> bool:
-    """Whether a cell above a table may be more than a word of its title: a date is not."""
-    return _NO_TITLE.search(_YEAR.sub(" ", DATED.sub(" ", cell))) is not None
+_IS_TITLE: Final = re.compile(r"[\u3400-\u9fff]{2}|^[A-Za-z]+(?: [A-Za-z]+)+|^[A-Za-z]{3,10} ?\d{1,2}$")
 
 
 class Table:
@@ -612,7 +606,7 @@ class Table:
                 self.widths.clear()
                 self.filled.clear()
                 return
-            self.titles += not any(map(_may_hold_key, row))
+            self.titles += used == [0] and _IS_TITLE.search(row[0]) is not None
         self.rows += 1
         self.widths[used[-1] + 1] += 1
         self.dated += len(used) == _FEW and looks_like_date(fold(row[used[-1]]))
