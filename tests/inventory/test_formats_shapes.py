@@ -349,3 +349,16 @@ def test_a_date_of_unknown_meaning_and_a_part_that_is_cut_off_are_held(text, rea
     got = [next(iter(card.key.fields.values())) if card.key else card.reason for card in cards(text)]
     assert got[-len(reads) :] == reads
     assert all(card.key is None or card.key.expires_at == NEVER for card in cards(text))
+
+
+def test_an_expiry_below_cards_that_are_a_line_each_is_that_of_all():
+    lines = ["卡号：A0011223 密码：P0011", "卡号：B0011224 密码：P0012", "卡号：C0011225 密码：P0013"]
+    for text in ("\n".join([*lines, "有效期至2027-12-31，请尽快使用。"]), "\n".join(["有效期：2027-12-31", *lines])):
+        read = [card.key.expires_at for card in cards(text) if card.key]
+        assert len(read) >= 2
+        assert set(read) == {END_2027}
+
+
+def test_a_heading_that_says_sold_and_goes_on_holds_the_list():
+    text = "以下为已售卡密，仅供对账\n96592403616535----25685876\n23510252267660----46931949"
+    assert not [card for card in cards(text) if card.key]

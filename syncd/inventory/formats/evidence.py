@@ -212,6 +212,9 @@ class Evidence:
         self._lengths: Counter[int] = Counter()
         self._said: set[str] = set()  # expiry dates in prose
         self._labelled_dates: set[str] = set()
+        self._keyed_lines = 0
+        self._keyed_roles: set[tuple[str, ...]] = set()
+        self._dates_at: list[int] = []  # below how many of those lines an expiry stands on a line of its own
         self.header: str | None = None
         self._named: set[str] = set()  # names of parts on lines of their own
         self._sample: dict[str, list[str | None]] = {}
@@ -324,6 +327,9 @@ class Evidence:
         self.labels.add(items, gap=self._gap)
         self.total += 1
         if any(item.role in KEY_ROLES for item in items):
+            self._keyed_lines += 1
+            if len(self._keyed_roles) < _FEW:
+                self._keyed_roles.add(tuple(item.role for item in items))
             self.keyed.add(items, gap=self._gap)
             self._valued += bool(items[-1].text)
         else:
@@ -333,6 +339,7 @@ class Evidence:
             self._said.update(filter(None, (expiry_in(text) for text in said if is_of_all(text))))
             if said and len(self._labelled_dates) < _FEW:
                 self._labelled_dates.update(said)
+                self._dates_at.append(self._keyed_lines)
         self._gap, self._waits, self._held = False, not items[-1].text, ""
         self._headings += len(items) == 1 and self._waits
 
@@ -383,8 +390,19 @@ class Evidence:
 
     def expires(self, *, labelled: bool = False) -> str:
         """The expiry that stands once for all cards: in prose, or under a label beside cards without labels."""
-        said = self._said if labelled else self._said | self._labelled_dates
+        shared = not labelled or self._is_below_all()
+        said = self._said | {expiry_in(text) or text for text in self._labelled_dates} if shared else self._said
         return "" if not said else next(iter(said)) if len(said) == 1 else "?"
+
+    def _is_below_all(self) -> bool:
+        """Whether an expiry stands once, above or below cards that are a line each and have none of their own."""
+        return (
+            self._keyed_lines > 1
+            and len(self._keyed_roles) == 1
+            and EXPIRES not in next(iter(self._keyed_roles))
+            and len(self._dates_at) == 1
+            and self._dates_at[0] in {0, self._keyed_lines}
+        )
 
     def sizes(self, separator: str) -> tuple[int, ...]:
         """The lengths of the parts on all lines but a few, if there are enough to tell."""

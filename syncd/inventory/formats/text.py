@@ -185,7 +185,7 @@ _GOODS: Final = "(?:卡密|卡|券|码|激活码|兑换码|账号|密钥|的|都
 _GONE: Final = "(?:已(?:经)?(?:使用|用|售出?|失效|作废|兑换|充值|激活|过期)|失效|作废|过期|无效|废卡|坏卡)了?"
 _DEAD: Final = "(?:already )?(?:used|sold|redeemed|expired|invalid|void|dead|old)"
 _SPENT_HEADING: Final = re.compile(
-    rf"\W{{0,8}}(?:以[上下]|下[列面]|上面|这些|前面){_GOODS}{_GONE}{_GOODS}\W{{0,8}}"
+    rf"\W{{0,8}}(?:以[上下]|下[列面]|上面|这些|前面){_GOODS}{_GONE}{_GOODS}(?:[,，;；。].{{0,30}}|\W{{0,8}})"
     rf"|(?:=+|-+|#+|【|\[|「)\s?{_GONE}{_GOODS}\W{{1,8}}|{_GONE}{_GOODS}[:：]"
     rf"|\W{{0,8}}{_DEAD} (?:keys?|codes?|cards?|ones|vouchers?)\W{{0,8}}"
     rf"|(?:=+|-+|#+|\[|\()\s?{_DEAD}\W{{1,8}}|{_DEAD}:",
