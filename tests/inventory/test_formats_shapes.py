@@ -362,3 +362,13 @@ def test_an_expiry_below_cards_that_are_a_line_each_is_that_of_all():
 def test_a_heading_that_says_sold_and_goes_on_holds_the_list():
     text = "以下为已售卡密，仅供对账\n96592403616535----25685876\n23510252267660----46931949"
     assert not [card for card in cards(text) if card.key]
+
+
+def test_a_number_that_is_masked_is_held_in_a_pair_too():
+    assert found("RMEK****BA3C----Y3BriNUl\nVUST****CD8U----pdLlJi2w", fmt="pair") == ["prose", "prose"]
+    assert found("RMEK77Q1BA3C----Y3B**NUl\nVUST55W2CD8U----pdLlJi2w", fmt="pair")[0] == ("RMEK77Q1BA3C", "Y3B**NUl")
+
+
+def test_before_a_day_is_an_expiry_whatever_the_verb():
+    text = "Please claim before 2027-12-31:\nhttps://go.example.org/c/5BrcI9noP4CiyF\nhttps://go.example.org/c/4SiJ9vIfV7DxVO"
+    assert [card.key.expires_at for card in cards(text) if card.key] == [END_2027, END_2027]

@@ -379,7 +379,8 @@ class Format:
             if isinstance(read, str):
                 prose = is_prose(strip(assigned[rule.name]), self.placeholders)
                 return Refusal("prose" if prose else "not_this_format", "this is a text, not a key" if prose else read)
-            if is_placeholder(read[0], self.placeholders) or (rule.alphabet not in _SOLID and is_masked(read[1])):
+            hidden = is_masked(read[1]) if rule.alphabet not in _SOLID else rule.name == "number" and "***" in read[1]
+            if hidden or is_placeholder(read[0], self.placeholders):
                 return Refusal("prose", f"{rule.name} is a text that stands for a missing key")
             values[rule.name], canonical[rule.name] = read
         return CardKey(values, canonical, self.template.format_map(canonical), expires_at)

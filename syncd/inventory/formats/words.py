@@ -242,7 +242,8 @@ _BRACKETED: Final = re.compile(r"(?<=\S) ?[(（\[][^()（）\[\]]{0,20}[)）\]]$
 EXPIRY_WORDS: Final = re.compile(
     "有效期?(?:至|限|截止)?|过期|到期|截止(?:日期|时间)?|失效|前(?:使用|兑换|激活|充值)|期限"
     r"|expir\w*|valid(?:ity)?(?: until| till| to| thr(?:u|ough))?"
-    r"|\bexp\b\.?|(?:use|redeem|activate|best) (?:by|before)|gültig bis|caduc|действ",
+    r"|\bexp\b\.?|(?:use|redeem|activate|best) (?:by|before)"
+    r"|\b(?:before|until|till|no later than|by) (?=\d{1,4}[-/. ])|gültig bis|caduc|действ",
     re.IGNORECASE,
 )
 """Words that say that a date is an expiry."""
