@@ -166,4 +166,4 @@ def test_control_a_daemon_that_forgets_what_it_sent_does_not(
 ) -> None:
     monkeypatch.setenv("PLANTED", "forgets_what_was_sent")
     with pytest.raises(AssertionError, match="is refused, and got 0 of"):
-        run(install, engine_url, 2)
+        run(install, engine_url, 4)
