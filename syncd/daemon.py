@@ -427,9 +427,10 @@ class Daemon:
         for path in config.diff(old.settings, new.settings):
             log.warning("restart_needed", setting=path)
         logs.configure(new.settings.daemon.log_level)
-        await restock.plan()  # before its suppliers are listed: a new product is bought as soon as that is done
         await sync.reload(new.settings, links)
         log.info("reloaded", products=len(new.settings.products), suppliers=len(new.settings.suppliers))
+        # Last: a plan that fails leaves nothing half taken over. A new product is bought when its suppliers are listed.
+        await restock.plan()
 
     def _know(self) -> None:
         settings = self.loaded.settings

@@ -16,7 +16,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 from tests.world.bugs import fails_over_after_unknown
 from tests.world.machine import WorldMachine
 
-EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "24"))
+EXAMPLES = int(os.environ.get("SYNCD_WORLD_EXAMPLES", "16"))
 STEPS = int(os.environ.get("SYNCD_WORLD_STEPS", "50"))
 SEED = os.environ.get("SYNCD_WORLD_SEED")
 
