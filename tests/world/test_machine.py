@@ -1,4 +1,4 @@
-"""M1-M4, P1-P3: thousands of steps of a seeded world on each engine, a crash at any commit, and books that balance.
+"""M1-M4, P1-P3: many steps of a seeded world on each engine, a crash at any commit, and books that balance.
 
 SYNCD_WORLD_EXAMPLES and SYNCD_WORLD_STEPS say how many worlds, and how many steps each; SYNCD_WORLD_SEED makes others
 than the usual ones. `make soak` sets them all.
